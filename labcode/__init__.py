@@ -1,0 +1,8 @@
+"""The tested module behind the chapters of Interp Lab.
+
+Each module has one job and is named after it: `models`, `prompts`, `metrics`, `residual`, `plots`, `report`.
+A module of the science imports only modules that come before it in that order; `plots` and `report` import
+none of them; only `models` touches the network or the model cache. Importing `labcode` imports none of them.
+"""
+
+__version__ = "0.1.0"

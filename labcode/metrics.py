@@ -1,0 +1,164 @@
+"""What a run is worth: logit difference, restoration, P(IO), accuracy, and intervals over prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from labcode.errors import MetricError
+from labcode.progress import progress
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from labcode.prompts import Population
+
+
+def end_logits(model: TransformerBridge, pop: Population, batch_size: int = 16) -> Float[Tensor, "batch d_vocab"]:
+    """The model's logits at END of each prompt, run in batches of `batch_size`.
+
+    Raises:
+        MetricError: a logit is NaN or infinite.
+
+    Used in chapters 01 and 02.
+    """
+    rows = []
+    pieces = list(pop.chunks(batch_size))
+    with torch.no_grad():
+        for piece in progress(pieces, "forward passes"):
+            logits = model(piece.tokens.to(model.cfg.device), return_type="logits")  # [batch pos d_vocab]
+            rows.append(logits[torch.arange(len(piece)), piece.end.to(logits.device)].float().cpu())
+    logits = torch.cat(rows)
+    bad = ~torch.isfinite(logits).all(dim=-1)
+    if bad.any():
+        first = pop.prompts[int(bad.nonzero()[0])].text
+        raise MetricError(
+            f"NaN or infinite logits on {int(bad.sum())} of {len(pop)} prompts, first on {first!r}: check the model's "
+            "weights, and the device if it is an accelerator (device='cpu' is the reference)"
+        )
+    return logits
+
+
+def logit_difference(logits: Float[Tensor, "batch d_vocab"], pop: Population) -> Float[Tensor, " batch"]:
+    """logit(IO) - logit(S) at END of each prompt: positive where the right name is ahead (Wang et al. 2022, section 2).
+
+    Units: nats; a difference of 1 makes IO e times as likely as S.
+
+    Raises:
+        MetricError: rows and prompts differ in number, or a logit that is needed is NaN.
+
+    Used in chapters 01 to 16.
+    """
+    _check_rows(logits, pop)
+    rows = torch.arange(len(pop))
+    difference = logits[rows, pop.io_ids] - logits[rows, pop.s_ids]
+    if torch.isnan(difference).any():
+        row = int(torch.isnan(difference).nonzero()[0])
+        raise MetricError(f"the logit difference is NaN on {pop.prompts[row].text!r}: check the model's weights")
+    return difference
+
+
+def p_io(logits: Float[Tensor, "batch d_vocab"], pop: Population) -> Float[Tensor, " batch"]:
+    """The probability that the model gives to IO at END, over the whole vocabulary. Used in chapter 01."""
+    _check_rows(logits, pop)
+    return logits.softmax(dim=-1)[torch.arange(len(pop)), pop.io_ids]
+
+
+def prefers_io(logits: Float[Tensor, "batch d_vocab"], pop: Population) -> Float[Tensor, " batch"]:
+    """1 where IO is ranked above S at END, else 0; its mean is the accuracy. Used in chapter 01."""
+    return (logit_difference(logits, pop) > 0).float()
+
+
+def restoration(
+    patched: Float[Tensor, "*cells batch"], clean: Float[Tensor, " batch"], corrupted: Float[Tensor, " batch"]
+) -> Float[Tensor, "*cells batch"]:
+    """How far each patched run moved from the corrupted value (0) to the clean one (1).
+
+    The unit is the *mean* gap between clean and corrupted over the prompts, not each prompt's own: a prompt with a
+    small gap would otherwise rule the mean. So the mean over prompts is the usual normalised score, and it is linear
+    in each prompt's value.
+
+    Raises:
+        MetricError: the mean gap is below 1e-3: there is nothing to restore.
+
+    Used in chapters 04 to 06.
+    """
+    gap = (clean - corrupted).mean()
+    if not gap.abs() > 1e-3:
+        raise MetricError(
+            f"clean and corrupted runs differ by {float(gap):.1g} in logit difference on average: restoration divides "
+            "by this gap. Check that the corruption changes the answer."
+        )
+    return (patched - corrupted) / gap
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its bootstrap interval: `mean`, `low` and `high` in the unit of the values, over `n` prompts."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def bootstrap(
+    values: Float[Tensor, " batch"],
+    groups: Int[Tensor, " batch"] | None = None,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap of the mean over prompts (Efron and Tibshirani 1993, chapter 13).
+
+    With `groups` (for instance `Population.draws`) whole groups are resampled, since prompts that share their names are
+    not independent.
+
+    Raises:
+        MetricError: no values, a NaN, or groups of another length.
+
+    Used in chapters 01 to 16.
+    """
+    return bootstrap_cells(values[None], groups, level, n_resamples, seed)[0]
+
+
+def bootstrap_cells(
+    values: Float[Tensor, "cell batch"],
+    groups: Int[Tensor, " batch"] | None = None,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> list[Interval]:
+    """`bootstrap` for each row of a table. The values of one prompt stay together over all cells."""
+    table = values.detach().cpu().double().numpy()  # [cell batch]
+    n = table.shape[-1]
+    if n == 0:
+        raise MetricError("the mean of no prompts is undefined: the population is empty")
+    if np.isnan(table).any():
+        raise MetricError("NaN among the values to average: look for it in the run that made them")
+    labels = np.arange(n) if groups is None else groups.cpu().numpy()
+    if len(labels) != n:
+        raise MetricError(f"{len(labels)} groups for {n} values: give one group to each prompt")
+    _, member = np.unique(labels, return_inverse=True)
+    size = np.bincount(member)  # [group]
+    sums = np.stack([np.bincount(member, weights=row) for row in table])  # [cell group]
+    draws = np.random.default_rng(seed).multinomial(len(size), np.full(len(size), 1 / len(size)), size=n_resamples)
+    means = (sums @ draws.T) / (draws @ size)  # [cell resample]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=-1)
+    rows = zip(table.mean(axis=-1), low, high, strict=True)
+    return [Interval(float(mean), float(lo), float(hi), n) for mean, lo, hi in rows]
+
+
+def _check_rows(logits: Tensor, pop: Population) -> None:
+    if logits.ndim != 2 or len(logits) != len(pop):
+        raise MetricError(
+            f"logits of shape {tuple(logits.shape)} for {len(pop)} prompts: expected [batch, d_vocab], logits at END"
+        )

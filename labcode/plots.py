@@ -1,0 +1,201 @@
+"""Plotly figures with one palette, one sign convention and a required text alternative.
+
+Effects use one diverging scale centred on 0: blue towards the right answer, orange against it. Attention uses one
+sequential scale. Colours come from the Okabe-Ito palette, which the usual forms of colour blindness keep apart. Text,
+grid and background are left to the page, which draws them for its light and dark schemes.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from labcode.errors import ReportError
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+TOWARDS, AGAINST, NEUTRAL = "#0072B2", "#D55E00", "#7F7F7F"
+DIVERGING = [[0, "#D55E00"], [0.25, "#F0A868"], [0.5, "#F5F5F2"], [0.75, "#7CB8DC"], [1, "#0072B2"]]
+SEQUENTIAL = [[0, "#F5F5F2"], [0.5, "#7CB8DC"], [1, "#00436B"]]
+POSITION_COLOURS = {"IO": "#009E73", "S1": "#E69F00", "S2": "#CC79A7", "END": "#56B4E9"}
+SERIES = (TOWARDS, AGAINST, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def bars(
+    labels: Sequence[str],
+    values: Sequence[float],
+    *,
+    alt: str,
+    value_title: str,
+    label_title: str = "",
+    low: Sequence[float] | None = None,
+    high: Sequence[float] | None = None,
+    horizontal: bool = False,
+) -> go.Figure:
+    """Signed bars, coloured by sign, with intervals where `low` and `high` are given. Used in chapters 01 and 02."""
+    import plotly.graph_objects as go
+
+    error = None
+    if low is not None and high is not None:
+        error = {
+            "type": "data",
+            "symmetric": False,
+            "array": [h - v for h, v in zip(high, values, strict=True)],
+            "arrayminus": [v - lo for lo, v in zip(low, values, strict=True)],
+            "color": NEUTRAL,
+            "thickness": 1.5,
+        }
+    colours = [TOWARDS if v >= 0 else AGAINST for v in values]
+    spans = [f" [{lo:.2f}, {hi:.2f}]" for lo, hi in zip(low, high, strict=True)] if low and high else [""] * len(values)
+    hover = [f"{_text(label)}: {v:+.2f}{span}" for label, v, span in zip(labels, values, spans, strict=True)]
+    ticks = [_text(label) for label in labels]
+    common: dict[str, Any] = {"marker_color": colours, "hovertext": hover, "hoverinfo": "text"}
+    index = list(range(len(values)))
+    value_axis = {"title": {"text": value_title}, "zeroline": True}
+    label_axis = {"title": {"text": label_title}, "tickvals": index, "ticktext": ticks}
+    if horizontal:
+        fig = go.Figure(go.Bar(x=list(values), y=index, orientation="h", error_x=error, **common))
+        fig.update_layout(xaxis=value_axis, yaxis={**label_axis, "autorange": "reversed"})
+        return _finish(fig, alt, height=max(260, 70 + 24 * len(values)))
+    fig = go.Figure(go.Bar(x=index, y=list(values), error_y=error, **common))
+    fig.update_layout(yaxis=value_axis, xaxis=label_axis)
+    return _finish(fig, alt)
+
+
+def histogram(groups: Mapping[str, Sequence[float]], *, alt: str, value_title: str, bin_width: float) -> go.Figure:
+    """Counts of prompts by value, one colour a group, with a line at 0. Used in chapter 01."""
+    import plotly.graph_objects as go
+
+    fig = go.Figure()
+    for (name, values), colour in zip(groups.items(), SERIES, strict=False):
+        fig.add_trace(
+            go.Histogram(
+                x=list(values), name=name, marker_color=colour, opacity=0.85, xbins={"size": bin_width, "start": -40}
+            )
+        )
+    fig.add_vline(x=0, line_color=NEUTRAL, line_dash="dash")
+    fig.update_layout(barmode="stack", xaxis_title=value_title, yaxis_title="prompts", bargap=0.05)
+    return _finish(fig, alt)
+
+
+def lines(
+    labels: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    *,
+    alt: str,
+    value_title: str,
+    label_title: str,
+    low: Mapping[str, Sequence[float]] | None = None,
+    high: Mapping[str, Sequence[float]] | None = None,
+) -> go.Figure:
+    """One line a series over labelled stages, with bands where `low` and `high` have the series. Used in chapter 02."""
+    import plotly.graph_objects as go
+
+    fig = go.Figure()
+    index = list(range(len(labels)))
+    for (name, values), colour in zip(series.items(), SERIES, strict=False):
+        if low and high and name in low:
+            edge = [*high[name], *reversed(low[name])]
+            band = {"fill": "toself", "fillcolor": _faint(colour), "line_width": 0, "hoverinfo": "skip"}
+            fig.add_trace(go.Scatter(x=[*index, *reversed(index)], y=edge, showlegend=False, **band))
+        hover = [f"{_text(label)}: {v:+.2f}" for label, v in zip(labels, values, strict=True)]
+        fig.add_trace(
+            go.Scatter(
+                x=index,
+                y=list(values),
+                name=name,
+                mode="lines+markers",
+                line_color=colour,
+                marker_size=4,
+                hovertext=hover,
+                hoverinfo="text+name",
+            )
+        )
+    step = max(1, len(labels) // 16)
+    ticks = {"tickvals": index[::step], "ticktext": [_text(label) for label in labels[::step]], "tickangle": -45}
+    fig.add_hline(y=0, line_color=NEUTRAL, line_dash="dash")
+    fig.update_layout(xaxis={"title": {"text": label_title}, **ticks}, yaxis={"title": {"text": value_title}})
+    return _finish(fig, alt)
+
+
+def heatmap(
+    values: Sequence[Sequence[float]],
+    *,
+    x: Sequence[str],
+    y: Sequence[str],
+    alt: str,
+    x_title: str,
+    y_title: str,
+    unit: str,
+    hover: Sequence[Sequence[str]] | None = None,
+    diverging: bool = True,
+    height: int = 460,
+) -> go.Figure:
+    """A grid of effects (diverging, centred on 0) or of attention (sequential, 0 to 1).
+
+    `x` and `y` label columns and rows; tokens may repeat. The hover text names both, or is `hover`.
+
+    Used in chapter 02.
+    """
+    import plotly.graph_objects as go
+
+    rows = [list(map(float, row)) for row in values]
+    largest = max((abs(v) for row in rows for v in row), default=1.0) or 1.0
+    text = hover or [
+        [f"{y_title} {_text(label)}, {x_title} {_text(column)}: {v:+.2f}" for column, v in zip(x, row, strict=True)]
+        for label, row in zip(y, rows, strict=True)
+    ]
+    scale: dict[str, Any] = {"colorscale": DIVERGING, "zmin": -largest, "zmax": largest}
+    if not diverging:
+        scale = {"colorscale": SEQUENTIAL, "zmin": 0, "zmax": max(1.0, largest)}
+    bar = {"title": {"text": unit, "side": "right"}, "thickness": 12}
+    fig = go.Figure(go.Heatmap(z=rows, hovertext=text, hoverinfo="text", colorbar=bar, **scale))
+    fig.update_layout(
+        xaxis={"title": {"text": x_title}, **_ticks(x)},
+        yaxis={"title": {"text": y_title}, "autorange": "reversed", **_ticks(y)},
+    )
+    return _finish(fig, alt, height)
+
+
+def prompt_html(tokens: Sequence[str], positions: Mapping[str, int]) -> str:
+    """A prompt's tokens as HTML, its named positions in their colours and with their names. Used in chapter 01."""
+    names = {at: name for name, at in positions.items() if name in POSITION_COLOURS}
+    spans = []
+    for index, token in enumerate(tokens):
+        shown = html.escape(token).replace("\n", "\\n")
+        name = names.get(index)
+        if name is None:
+            spans.append(f'<span class="tok">{shown}</span>')
+        else:
+            spans.append(f'<span class="tok tok-{name.lower()}">{shown}<sub>{name}</sub></span>')
+    return f'<p class="lab-prompt">{"".join(spans)}</p>'
+
+
+def _finish(fig: go.Figure, alt: str, height: int = 420) -> go.Figure:
+    if not alt.strip():
+        raise ReportError("a figure needs alt=..., one or two sentences that say what it shows")
+    fig.update_layout(
+        meta={"alt": alt},
+        height=height,
+        margin={"l": 60, "r": 20, "t": 30, "b": 60},
+        legend={"orientation": "h", "y": 1.08, "x": 0},
+    )
+    return fig
+
+
+def _ticks(labels: Sequence[str]) -> dict[str, Any]:
+    step = max(1, len(labels) // 32)
+    chosen = range(0, len(labels), step)
+    return {"tickvals": list(chosen), "ticktext": [_text(labels[i]) for i in chosen]}
+
+
+def _text(label: str) -> str:
+    # Plotly reads a few HTML tags in texts, and tokens are the model's own: they must stay text.
+    return html.escape(label).replace("\n", "\\n")
+
+
+def _faint(colour: str) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.18)"

@@ -1,0 +1,22 @@
+"""A progress bar that a terminal sees and a page does not.
+
+tqdm writes to standard error, which the book's build treats as a warning, and each refresh would be one block of
+output. So the bar shows only on a terminal, or where LAB_PROGRESS is set.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+    """`items`, with a bar labelled `what` where someone can watch it."""
+    shown = sys.stderr.isatty() or bool(os.environ.get("LAB_PROGRESS"))
+    return tqdm(items, desc=what, total=total, disable=not shown, leave=False)

@@ -1,0 +1,312 @@
+"""Prompts of the indirect-object task, as populations whose named positions are found, never typed.
+
+A prompt introduces two names, A and B, and repeats one of them, the subject S. The other is the indirect object IO,
+the right next token (Wang et al. 2022, section 2). Five positions have names in every prompt:
+
+    When John and Mary went to the store, John gave a drink to
+         S1       IO                      S2                END        and S1+1, the token after S1
+
+A `Population` holds many prompts as one right-padded batch. Attention is causal, so padding after END changes
+nothing before it: no mask is needed, and every measurement reads END, not the last column.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from labcode.errors import PromptError
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+    from torch import Tensor
+    from transformer_lens.model_bridge import TransformerBridge
+
+POSITIONS = ("IO", "S1", "S1+1", "S2", "END")
+
+CANONICAL = "When {A} and {B} went to the {place}, {S} gave a {object} to"
+
+TEMPLATES = (
+    CANONICAL,
+    "After {A} and {B} met at the {place}, {S} handed the {object} to",
+    "While {A} and {B} were waiting at the {place}, {S} offered the {object} to",
+    "Yesterday {A} and {B} walked to the {place}, and {S} passed the {object} to",
+    "Because {A} and {B} were alone in the {place}, {S} showed the {object} to",
+    "As soon as {A} and {B} had left the {place}, {S} gave the {object} to",
+    "The moment {A} and {B} reached the {place}, {S} threw the {object} to",
+    "Last week {A} and {B} visited the {place}, where {S} sold a {object} to",
+    "Before {A} and {B} went home from the {place}, {S} brought the {object} to",
+    "When {A} and {B} were talking outside the {place}, {S} decided to give the {object} to",
+)
+
+PLACES = ("store", "park", "school", "office", "station", "garden", "restaurant", "library", "hospital", "market")
+OBJECTS = ("drink", "book", "ring", "letter", "ball", "key", "camera", "coat", "picture", "basket")
+
+NAMES = (
+    "Aaron Adam Alan Albert Alex Alice Amanda Amy Andrea Andrew Angela Anna Anne Anthony Arthur Barbara Ben Bill Bob "
+    "Brian Carl Carlos Carol Caroline Charles Charlie Chris Christine Claire Clara Daniel Dan David Diana Diane Donald "
+    "Dylan Edward Elizabeth Ellen Emily Emma Eric Eva Frank Fred George Grace Graham Hannah Harry Helen Henry Howard "
+    "Ian Jack Jacob James Jane Janet Jason Jean Jennifer Jerry Jessica Jim Joan Joe John Jonathan Joseph Joshua Judy "
+    "Julia Julie Karen Kate Keith Kelly Kevin Kim Larry Laura Lawrence Lee Linda Lisa Louis Lucy Luke Margaret Maria "
+    "Mark Martin Mary Matthew Michael Mike Nancy Nick Oliver Patricia Patrick Paul Peter Philip Rachel Richard Robert "
+    "Roger Rose Ryan Sam Samuel Sarah Scott Sean Simon Stephen Steve Susan Thomas Tim Tom Tony Victoria Walter William"
+).split()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One sentence without its last word.
+
+    Attributes:
+        text: the sentence up to and including the word before the answer.
+        io: the indirect object, the right answer, as a bare name ("Mary").
+        s: the subject, the name that occurs twice.
+        order: "ABBA" if IO is named before S, "BABA" if S is named first.
+        template: index into `TEMPLATES`, or -1 for a sentence of the caller's own.
+        draw: prompts that share names, place and object share a draw; the bootstrap resamples draws.
+    """
+
+    text: str
+    io: str
+    s: str
+    order: str
+    template: int = -1
+    draw: int = 0
+
+
+@dataclass(frozen=True)
+class Population:
+    """Prompts as one batch, with their named positions.
+
+    Attributes:
+        prompts: the clean prompts, in batch order. A corrupted population keeps them: they hold the right answers.
+        tokens: token ids, BOS first, padded on the right with BOS.
+        lengths: number of tokens of each prompt, BOS included.
+        positions: for each name in `POSITIONS`, its index in each prompt, BOS counted as 0.
+        io_ids: token id of each prompt's indirect object. s_ids: of its subject.
+        str_tokens: the tokens as strings, without padding.
+        dropped_names: names of `NAMES` that this tokenizer does not hold as one token.
+        corruption: "" for the clean prompts, else the `how` of `corrupt`.
+    """
+
+    prompts: tuple[Prompt, ...]
+    tokens: Int[Tensor, "batch pos"]
+    lengths: Int[Tensor, " batch"]
+    positions: dict[str, Int[Tensor, " batch"]]
+    io_ids: Int[Tensor, " batch"]
+    s_ids: Int[Tensor, " batch"]
+    str_tokens: tuple[tuple[str, ...], ...]
+    dropped_names: tuple[str, ...] = ()
+    corruption: str = ""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def draws(self) -> Int[Tensor, " batch"]:
+        """The draw of each prompt: the groups that `metrics.bootstrap` resamples."""
+        return torch.tensor([p.draw for p in self.prompts])
+
+    @property
+    def end(self) -> Int[Tensor, " batch"]:
+        """Position of END in each prompt."""
+        return self.positions["END"]
+
+    def subset(self, index: Sequence[int]) -> Population:
+        """The prompts at `index`, in that order, without columns that hold padding only."""
+        chosen = list(index)
+        if not chosen:
+            raise PromptError("this selection leaves an empty population: choose at least one prompt")
+        rows = torch.tensor(chosen)
+        lengths = self.lengths[rows]
+        return replace(
+            self,
+            prompts=tuple(self.prompts[i] for i in chosen),
+            tokens=self.tokens[rows, : int(lengths.max())],
+            lengths=lengths,
+            positions={name: at[rows] for name, at in self.positions.items()},
+            io_ids=self.io_ids[rows],
+            s_ids=self.s_ids[rows],
+            str_tokens=tuple(self.str_tokens[i] for i in chosen),
+        )
+
+    def chunks(self, size: int) -> Iterator[Population]:
+        """The population in pieces of at most `size` prompts, in order."""
+        for start in range(0, len(self), size):
+            yield self.subset(range(start, min(start + size, len(self))))
+
+
+def token_id(model: TransformerBridge, word: str) -> int:
+    """The id of `word`, which has to be one token of this model's tokenizer (a leading space counts).
+
+    Raises:
+        PromptError: if it is several tokens; the message lists them.
+
+    Used in chapter 01.
+    """
+    ids = model.tokenizer.encode(word, add_special_tokens=False)
+    unknown = model.tokenizer.unk_token_id
+    if len(ids) != 1 or (ids[0] == unknown and word != model.tokenizer.unk_token):
+        pieces = [model.tokenizer.decode([i]) for i in ids]
+        raise PromptError(
+            f"{word!r} is {len(ids)} tokens of this tokenizer, {pieces}: the logit difference needs one known token. "
+            "Choose another name; labcode.prompts.single_token_names(model) lists those that work."
+        )
+    return int(ids[0])
+
+
+def single_token_names(model: TransformerBridge) -> tuple[list[str], list[str]]:
+    """`NAMES` split into those that are one token after a space, and those that are not (dropped).
+
+    Used in chapter 01.
+    """
+    kept: list[str] = []
+    dropped: list[str] = []
+    for name in NAMES:
+        try:
+            token_id(model, " " + name)
+        except PromptError:
+            dropped.append(name)
+        else:
+            kept.append(name)
+    return kept, dropped
+
+
+def build(model: TransformerBridge, prompts: Sequence[Prompt], dropped: Sequence[str] = ()) -> Population:
+    """Tokenise prompts and find their named positions.
+
+    The start token comes first, as the model's tokenizer defines it; positions count it.
+
+    Raises:
+        PromptError: no prompts; a name of several tokens; IO not found once or S not found twice.
+
+    Used in chapters 01 and 11.
+    """
+    if not prompts:
+        raise PromptError("an empty population: give at least one prompt")
+    bos = model.tokenizer.bos_token_id
+    rows: list[list[int]] = []
+    found: dict[str, list[int]] = {name: [] for name in POSITIONS}
+    io_ids, s_ids = [], []
+    for prompt in prompts:
+        io, s = token_id(model, " " + prompt.io), token_id(model, " " + prompt.s)
+        row = [bos, *model.tokenizer.encode(prompt.text, add_special_tokens=False)]
+        at_io = [i for i, token in enumerate(row) if token == io]
+        at_s = [i for i, token in enumerate(row) if token == s]
+        if len(at_io) != 1 or len(at_s) != 2:
+            raise PromptError(
+                f"the prompt {prompt.text!r} names {prompt.io} {len(at_io)} times and {prompt.s} {len(at_s)} times: "
+                "IO has to occur once and S twice, each with a space before it"
+            )
+        rows.append(row)
+        io_ids.append(io)
+        s_ids.append(s)
+        for name, at in zip(POSITIONS, (at_io[0], at_s[0], at_s[0] + 1, at_s[1], len(row) - 1), strict=True):
+            found[name].append(at)
+    width = max(map(len, rows))
+    return Population(
+        prompts=tuple(prompts),
+        tokens=torch.tensor([row + [bos] * (width - len(row)) for row in rows]),
+        lengths=torch.tensor([len(row) for row in rows]),
+        positions={name: torch.tensor(at) for name, at in found.items()},
+        io_ids=torch.tensor(io_ids),
+        s_ids=torch.tensor(s_ids),
+        str_tokens=tuple(tuple(model.tokenizer.decode([i]) for i in row) for row in rows),
+        dropped_names=tuple(dropped),
+    )
+
+
+def canonical(model: TransformerBridge, io: str = "Mary", s: str = "John", subject_first: bool = True) -> Population:
+    """The one prompt that the book starts from, or the same sentence with other names.
+
+    "When John and Mary went to the store, John gave a drink to": subject first, so IO is Mary.
+
+    Used in chapters 01 and 02.
+    """
+    first, second = (s, io) if subject_first else (io, s)
+    text = CANONICAL.format(A=first, B=second, S=s, place="store", object="drink")
+    return build(model, [Prompt(text, io, s, "BABA" if subject_first else "ABBA", template=0)])
+
+
+def population(model: TransformerBridge, n: int, seed: int = 0, templates: Sequence[str] = TEMPLATES) -> Population:
+    """Draw `n` distinct prompts with balanced roles.
+
+    Prompts come in neighbouring pairs that share template, names, place and object, once with either name as the
+    subject. So names, orders (ABBA and BABA) and answers are balanced, templates differ in count by at most one pair,
+    and the mean logit difference cannot come from a preference for some name. The same seed gives the same prompts on
+    every machine, for one tokenizer.
+
+    Args:
+        n: number of prompts, even and at least 2.
+
+    Raises:
+        PromptError: n odd, below 2, or more than there are distinct prompts; fewer than two usable names.
+
+    Used in chapters 01 and 02.
+    """
+    if n < 2 or n % 2:
+        raise PromptError(f"n = {n}: prompts come in pairs with swapped roles, so n has to be even and at least 2")
+    names, dropped = single_token_names(model)
+    if len(names) < 2:
+        raise PromptError(f"this tokenizer holds {len(names)} of our {len(NAMES)} names as one token: two are needed")
+    limit = len(templates) * len(PLACES) * len(OBJECTS) * len(names) * (len(names) - 1) // 2
+    if n > limit:
+        raise PromptError(f"n = {n}: these templates and names give at most {limit} distinct prompts")
+    rng = random.Random(seed)
+    order = rng.sample(range(len(templates)), len(templates))
+    prompts: list[Prompt] = []
+    seen: set[tuple[object, ...]] = set()
+    while len(prompts) < n:
+        draw = len(prompts) // 2
+        template = order[draw % len(order)]
+        first, second = rng.sample(names, 2)
+        place, thing = rng.choice(PLACES), rng.choice(OBJECTS)
+        key = (template, frozenset((first, second)), place, thing)
+        if key in seen:
+            continue
+        seen.add(key)
+        for s, io in ((first, second), (second, first)):
+            text = templates[template].format(A=first, B=second, S=s, place=place, object=thing)
+            prompts.append(Prompt(text, io, s, "BABA" if s == first else "ABBA", template, draw))
+    return build(model, prompts, dropped)
+
+
+def corrupt(model: TransformerBridge, pop: Population, how: Literal["swap", "abc"], seed: int = 0) -> Population:
+    """The same prompts with names exchanged, aligned with the clean ones token by token.
+
+    "swap" writes IO at S2, so the other name becomes the right answer. "abc" writes three different names that the
+    prompt does not contain at IO, S1 and S2, so no name is repeated: the reference distribution p_ABC of Wang et al.
+    2022, section 2.1. Right answers (`io_ids`, `s_ids`) stay those of the clean prompts: a metric means the same in
+    both.
+
+    Raises:
+        PromptError: unknown `how`; a population that is corrupted already; fewer than five usable names ("abc").
+
+    Used in chapters 01 and 03 to 12.
+    """
+    if how not in ("swap", "abc"):
+        raise PromptError(f"unknown corruption {how!r}: the known ones are 'swap' and 'abc'")
+    if pop.corruption:
+        raise PromptError(f"these prompts are corrupted already ({pop.corruption!r}): corrupt the clean population")
+    tokens, rows = pop.tokens.clone(), torch.arange(len(pop))
+    if how == "swap":
+        tokens[rows, pop.positions["S2"]] = pop.io_ids
+    else:
+        names, _ = single_token_names(model)
+        ids = [token_id(model, " " + name) for name in names]
+        if len(ids) < 5:
+            raise PromptError(f"'abc' needs five usable names, this tokenizer has {len(ids)}")
+        rng = random.Random(seed)
+        for row in range(len(pop)):
+            taken = {int(pop.io_ids[row]), int(pop.s_ids[row])}
+            for name, new in zip(("IO", "S1", "S2"), rng.sample([i for i in ids if i not in taken], 3), strict=True):
+                tokens[row, pop.positions[name][row]] = new
+    strings = tuple(
+        tuple(model.tokenizer.decode([i]) for i in tokens[row, :length].tolist())
+        for row, length in enumerate(pop.lengths.tolist())
+    )
+    return replace(pop, tokens=tokens, str_tokens=strings, corruption=how)

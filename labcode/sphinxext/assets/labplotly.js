@@ -1,0 +1,104 @@
+// Draws the book's figures when the reader comes near them, in the colours of the page's scheme.
+"use strict";
+(() => {
+  const NARROW = 520; // pixels: below this a figure is on a phone
+
+  const token = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+  // A template holds only defaults, so whatever a figure sets itself wins over this.
+  function skin(colors, printing) {
+    const at = (name) => token(printing ? `--lab-print-${name}` : `--lab-figure-${name}`);
+    const axis = {
+      gridcolor: at("grid"), linecolor: at("line"), zerolinecolor: at("line"), tickcolor: at("line"),
+      automargin: true, title: { standoff: 10 },
+    };
+    return {
+      layout: {
+        ...colors,
+        font: { color: at("ink"), family: getComputedStyle(document.body).fontFamily, size: 13 },
+        paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+        xaxis: axis, yaxis: axis,
+        coloraxis: { colorbar: { outlinewidth: 0, thickness: 14 } },
+        hoverlabel: {
+          bgcolor: at("surface"), bordercolor: at("line"), align: "left",
+          font: { color: at("ink"), family: getComputedStyle(document.body).fontFamily },
+        },
+        modebar: { bgcolor: "rgba(0,0,0,0)", color: at("muted"), activecolor: at("ink") },
+        legend: { bgcolor: "rgba(0,0,0,0)" },
+        annotationdefaults: { arrowcolor: at("ink") },
+        shapedefaults: { line: { color: at("line") } },
+        margin: { l: 60, r: 16, t: 28, b: 48 },
+      },
+    };
+  }
+
+  // On a phone the colour bar lies above the plot and the legend below it, so that the plot keeps its width.
+  function fit(data, layout) {
+    const lay = (bar) => (bar && (bar.x !== undefined || bar.y !== undefined) ? bar : {
+      ...bar, orientation: "h", x: 0.5, xanchor: "center", y: 1.02, yanchor: "bottom", thickness: 10, len: 0.9,
+    });
+    for (const trace of data) {
+      if (trace.colorbar || trace.type === "heatmap") trace.colorbar = lay(trace.colorbar);
+    }
+    for (const key of Object.keys(layout)) {
+      if (key.startsWith("coloraxis")) layout[key].colorbar = lay(layout[key].colorbar);
+    }
+    layout.font = { size: 11, ...layout.font };
+    layout.legend = { orientation: "h", y: -0.25, yanchor: "top", x: 0, ...layout.legend };
+    layout.margin = { ...layout.margin, l: Math.min(layout.margin?.l ?? 40, 40), r: 8 };
+  }
+
+  function draw(host) {
+    if (host.dataset.drawn) return;
+    host.dataset.drawn = "yes";
+    const { data, layout, colors } = JSON.parse(host.querySelector("script").textContent);
+    const touch = matchMedia("(pointer: coarse)").matches;
+    if (host.clientWidth && host.clientWidth < NARROW) fit(data, layout);
+    if (touch) layout.dragmode = false; // a finger scrolls the page
+    host.labColors = colors;
+    const canvas = document.createElement("div");
+    host.append(canvas);
+    Plotly.newPlot(canvas, data, { ...layout, autosize: true, template: skin(colors, false) }, {
+      displaylogo: false,
+      displayModeBar: touch ? false : "hover",
+      modeBarButtonsToRemove: ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
+    });
+    host.labCanvas = canvas;
+    let width = host.clientWidth;
+    new ResizeObserver(() => {
+      if (!host.clientWidth || host.clientWidth === width) return;
+      width = host.clientWidth;
+      Plotly.Plots.resize(canvas);
+    }).observe(host);
+  }
+
+  function start() {
+    const hosts = [...document.querySelectorAll("div.lab-figure")];
+    const near = new IntersectionObserver((entries) => {
+      for (const entry of entries) {
+        if (!entry.isIntersecting) continue;
+        near.unobserve(entry.target);
+        draw(entry.target);
+      }
+    }, { rootMargin: "600px 0px" });
+    hosts.forEach((host) => near.observe(host));
+
+    const drawn = () => hosts.filter((host) => host.labCanvas);
+    const reskin = () => drawn().forEach((host) => {
+      Plotly.relayout(host.labCanvas, { template: skin(host.labColors, false) });
+    });
+    new MutationObserver(reskin).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+
+    addEventListener("beforeprint", () => {
+      hosts.forEach(draw);
+      drawn().forEach((host) => {
+        Plotly.relayout(host.labCanvas, { template: skin(host.labColors, true), width: 640 });
+      });
+    });
+    addEventListener("afterprint", () => drawn().forEach((host) => {
+      Plotly.relayout(host.labCanvas, { template: skin(host.labColors, false), width: null, autosize: true });
+    }));
+  }
+
+  start();
+})();

@@ -1,0 +1,92 @@
+"""The Sphinx extension of the book: it wires the other modules of this package to Sphinx's events.
+
+Add `labcode.sphinxext.ext` to the extensions in `_config.yml`. Used by every chapter.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+
+from labcode import __version__
+from labcode.sphinxext import closing, execute, fingerprint, ledger, ledgerpage, mathml, subject
+from labcode.sphinxext.halt import halt
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+    from sphinx.config import Config
+    from sphinx.environment import BuildEnvironment
+
+ASSETS = Path(__file__).with_name("assets")
+
+
+def choose_and_key(app: Sphinx, config: Config) -> None:
+    """Choose the model once, hand it to the kernels, and name the execution cache after all that matters."""
+    chosen = subject.chosen(config.lab_model)
+    config.lab_subject = chosen
+    subject.prepare_environment(chosen)
+    if not config.nb_execution_cache_path:
+        mark = fingerprint.fingerprint(Path(app.srcdir), chosen.get("fingerprint", ""))
+        folder = fingerprint.cache_folder(Path(app.outdir).parent / ".jupyter_cache", mark)
+        # An "env" value: a new path also makes Sphinx read every page again.
+        config.nb_execution_cache_path = str(folder)
+
+
+def copy_assets(app: Sphinx) -> None:
+    """Put the style sheet, the script that draws figures and one plotly.min.js into `_static`."""
+    if app.builder.format != "html":
+        return
+    static = Path(app.outdir) / "_static"
+    static.mkdir(parents=True, exist_ok=True)
+    for source in [*sorted(ASSETS.iterdir()), plotly_script()]:
+        target = static / source.name
+        if not target.exists() or target.read_bytes() != source.read_bytes():
+            shutil.copyfile(source, target)
+
+
+def plotly_script() -> Path:
+    """The plotly.min.js of the installed plotly package, found without importing plotly.
+
+    Raises:
+        SystemExit: plotly isn't installed, or it no longer carries the file.
+    """
+    found = importlib.util.find_spec("plotly")
+    if found is None or found.origin is None:
+        halt("plotly isn't installed: pip install -r requirements.txt")
+    script = Path(found.origin).parent / "package_data" / "plotly.min.js"
+    if not script.is_file():
+        halt(f"{script} doesn't exist: this version of plotly doesn't carry its script")
+    return script
+
+
+def add_icon(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Name the site's icon on each page: without one every browser asks for /favicon.ico."""
+    address = context["pathto"]("_static/lab-icon.svg", resource=True)
+    link = f'<link rel="icon" href="{address}" type="image/svg+xml"/>'
+    context["metatags"] = context.get("metatags", "") + link
+
+
+def rewrite_every_page(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Write all pages in each build: a page may show another page's numbers, which Sphinx doesn't know."""
+    return sorted(env.found_docs)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the extension."""
+    app.add_config_value("lab_model", True, "env", [bool])
+    app.add_config_value("lab_subject", {}, "", [dict])
+    app.add_css_file("lab.css")
+    mathml.setup(app)
+    ledger.setup(app)
+    ledgerpage.setup(app)
+    # Before myst-nb reads its own settings.
+    app.connect("config-inited", choose_and_key, priority=100)
+    app.connect("builder-inited", copy_assets)
+    app.connect("html-page-context", add_icon)
+    app.connect("env-before-read-docs", execute.run_chapters)
+    app.connect("env-updated", rewrite_every_page)
+    app.connect("build-finished", closing.finish, priority=900)
+    return {"version": __version__, "env_version": 1, "parallel_read_safe": False, "parallel_write_safe": True}

@@ -1,0 +1,91 @@
+"""Models shared by the tests, each loaded once: the embedded one, the toy, and two tiny random ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+# Before any library reads it: no test but those of the probe may look for a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import folders
+
+from labcode import models
+
+
+class Pair(NamedTuple):
+    """The same weights twice."""
+
+    bridge: Any
+    """`TransformerBridge` as `labcode.models.load` gives it."""
+    hf: Any
+    """The plain Hugging Face model, eager attention, float32."""
+    folder: Path
+    """Where both come from."""
+
+
+def pair(folder: Path, bridge: Any = None) -> Pair:
+    """Load a folder both ways."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    hf = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+    hf.eval().requires_grad_(False)
+    return Pair(models.load(str(folder)) if bridge is None else bridge, hf, folder)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Any:
+    """The embedded model, whatever LAB_MODEL says."""
+    return models.load("smollm2")
+
+
+@pytest.fixture(scope="session")
+def toy() -> Any:
+    """The model wired by hand."""
+    return models.toy()
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Three layers in the shape of GPT-2 with random weights, norms and biases."""
+    return pair(folders.write_gpt2(tmp_path_factory.mktemp("tiny-gpt2")))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Three layers in the shape of Llama with grouped keys and values and random weights and norms."""
+    return pair(folders.write_llama(tmp_path_factory.mktemp("tiny-llama")))
+
+
+@pytest.fixture(scope="session")
+def random_gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with random weights in the shape of GPT-2 small."""
+    return folders.write_random_gpt2_small(tmp_path_factory.mktemp("random-gpt2"))
+
+
+@pytest.fixture(scope="session")
+def gpt2() -> Any:
+    """GPT-2 small where its pinned files are in the hub's cache; elsewhere the test is skipped."""
+    from labcode.models.hub import cached
+
+    if cached() is None:
+        pytest.skip("the pinned weights of GPT-2 small are not in the local hub cache")
+    return models.load("gpt2")
+
+
+@pytest.fixture
+def clean_env(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Take the lab's variables out of the environment; called with names, it sets those."""
+    for name in ("LAB_MODEL", "LAB_MODEL_WHY", "LAB_PROGRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def also(**values: str) -> None:
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    return also

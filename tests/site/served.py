@@ -1,0 +1,60 @@
+"""The built site over HTTP on this machine, and a Chromium to look at it with."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# SITE lets the same tests look at another build.
+SITE = Path(os.environ.get("SITE", Path(__file__).parents[2] / "_build" / "html"))
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+DESKTOP = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
+
+
+def pages() -> list[str]:
+    """The addresses of all chapters, relative to the site."""
+    return [path.relative_to(SITE).as_posix() for path in sorted((SITE / "book").glob("**/*.html"))]
+
+
+class _Silent(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    """The address of the site, served for as long as the context lasts."""
+    handler = functools.partial(_Silent, directory=str(SITE))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+SCROLL_THROUGH = """async () => {
+  const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+  const step = innerHeight / 2;
+  for (let y = 0; y < document.scrollingElement.scrollHeight; y += step) { scrollTo(0, y); await pause(40); }
+  const waiting = () => [...document.querySelectorAll(".lab-figure")]
+    .some((host) => host.clientWidth && !host.querySelector(".main-svg"));
+  for (let i = 0; i < 100 && waiting(); i++) await pause(50);
+  scrollTo(0, 0);
+}"""
