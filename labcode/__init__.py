@@ -5,4 +5,9 @@ A module of the science imports only modules that come before it in that order; 
 none of them; only `models` touches the network or the model cache. Importing `labcode` imports none of them.
 """
 
+import warnings
+
+# tqdm asks for ipywidgets wherever a notebook imports one of the model libraries; the lab shows its bars in text.
+warnings.filterwarnings("ignore", message="IProgress not found")
+
 __version__ = "0.1.0"

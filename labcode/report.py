@@ -23,29 +23,27 @@ EVIDENCE = ("observational", "sufficient", "necessary", "sufficient and necessar
 _numbers = count(1)
 
 
-def put(name: str, value: Any) -> None:
-    """Make `value` available to the chapter's sentences as {glue:text}`name`.
+def put(**values: Any) -> None:
+    """Make values available to the chapter's sentences: put(gap=0.5) is {glue:text}`gap` there.
 
-    Tensors and numpy scalars of one element become plain numbers.
+    Tensors and numpy scalars of one element become plain numbers. A `metrics.Interval` gives three names: put(ld=interval)
+    is `ld`, `ld_low` and `ld_high`.
 
     Raises:
-        ReportError: a NaN or infinite number, or anything but a number, a truth value or a string.
+        ReportError: a NaN or infinite number, or anything but a number, a truth value, a string or an interval.
 
     Used in all chapters.
     """
-    plain = value.item() if hasattr(value, "item") else value
-    if not isinstance(plain, bool | int | float | str):
-        raise ReportError(f"put({name!r}, ...): a sentence takes a number or a string, not {type(value).__name__}")
-    if isinstance(plain, float) and not math.isfinite(plain):
-        raise ReportError(f"put({name!r}, {plain}): no sentence can carry it; look for its cause in the run")
-    _glue(name, plain)
-
-
-def put_interval(name: str, interval: Any) -> None:
-    """Put a `metrics.Interval` as `name`, `name_low` and `name_high`. Used in all chapters."""
-    put(name, interval.mean)
-    put(f"{name}_low", interval.low)
-    put(f"{name}_high", interval.high)
+    for name, value in values.items():
+        if all(hasattr(value, part) for part in ("mean", "low", "high")):
+            put(**{name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high})
+            continue
+        plain = value.item() if hasattr(value, "item") else value
+        if not isinstance(plain, bool | int | float | str):
+            raise ReportError(f"put({name}=...): a sentence takes a number or a string, not {type(value).__name__}")
+        if isinstance(plain, float) and not math.isfinite(plain):
+            raise ReportError(f"put({name}={plain}): no sentence can carry it; look for its cause in the run")
+        _glue(name, plain)
 
 
 def claim(text: str, holds: bool, evidence: Evidence) -> bool:

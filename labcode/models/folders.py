@@ -18,8 +18,11 @@ def checked_folder(path: Path) -> Path:
     if not folder.is_dir():
         kind = "is a file, not a folder" if folder.exists() else "doesn't exist"
         raise ModelError(f"LAB_MODEL={path}: {folder} {kind}; give the folder that save_pretrained() wrote")
-    _check_config(folder)
-    _check_weights(folder)
+    try:
+        _check_config(folder)
+        _check_weights(folder)
+    except OSError as error:
+        raise ModelError(f"{folder} can't be read ({error}); mend its permissions, or copy it again") from error
     tokenizers = ("tokenizer.json", "tokenizer.model", "vocab.json")
     if not any((folder / name).is_file() for name in tokenizers):
         raise ModelError(

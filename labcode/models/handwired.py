@@ -75,11 +75,10 @@ D_MODEL = _at
 def build() -> TransformerBridge:
     """The toy as a bridge with the hook names of the real models, float32, gradients off."""
     import torch
+    from transformer_lens.config import TransformerBridgeConfig
+    from transformer_lens.model_bridge import TransformerBridge
 
     with quiet():
-        from transformer_lens.config import TransformerBridgeConfig
-        from transformer_lens.model_bridge import TransformerBridge
-
         config = TransformerBridgeConfig(
             d_model=D_MODEL,
             d_head=D_HEAD,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import threading
@@ -13,6 +12,7 @@ from pathlib import Path
 from labcode.errors import ModelError
 from labcode.models.cache import matches, say, wants_progress
 from labcode.models.known import KNOWN
+from labcode.models.quiet import quiet
 
 # A little under the five seconds that the lab promises: starting Python's part of it takes time too.
 PROBE_SECONDS = 4.5
@@ -82,11 +82,12 @@ def fetched_folder(probed: bool = False) -> Path:
             )
         folder = _download()
     for name, pin in GPT2.files.items():
-        if not matches(folder / name, pin):
-            raise ModelError(
-                f"{folder / name} isn't the pinned file (its SHA-256 isn't {pin.sha256[:12]}...); delete "
-                f"{folder.parent.parent} and run again"
-            )
+        try:
+            wrong = "" if matches(folder / name, pin) else f"isn't the pinned file (not SHA-256 {pin.sha256[:12]}...)"
+        except OSError as error:
+            wrong = f"can't be read ({error.strerror})"
+        if wrong:
+            raise ModelError(f"{folder / name} {wrong}; delete {folder.parent.parent} and run again")
     return folder
 
 
@@ -94,7 +95,7 @@ def _download() -> Path:
     from huggingface_hub import snapshot_download
 
     say(f"Fetching GPT-2 small from the hub, 550 MB: {GPT2.source} at {GPT2.revision[:8]}")
-    shown = contextlib.nullcontext() if wants_progress() else contextlib.redirect_stderr(io.StringIO())
+    shown = contextlib.nullcontext() if wants_progress() else quiet()
     try:
         with shown:
             return Path(snapshot_download(GPT2.source, revision=GPT2.revision, allow_patterns=list(WANTED)))

@@ -5,14 +5,12 @@ Used in chapters 04 to 06, through `labcode.patching.sweep`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from labcode.patching.plan import ALL, GROUPED_KINDS, HOOKS, STREAM_KINDS, Rows
 from labcode.patching.suffix import Run, Suffix, rotated
-from labcode.progress import progress
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -39,7 +37,7 @@ def base_hooks(model: TransformerBridge, kind: str) -> list[str]:
 
 
 def source_hook(model: TransformerBridge, kind: str) -> str:
-    """The activation of the source run that is patched in: after rotation for q and k, since partners share positions."""
+    """The activation that is patched in: for q and k after rotation, since partners share their positions."""
     return rotated(model, kind) if kind in ("q", "k") else HOOKS[kind]
 
 
@@ -54,25 +52,6 @@ class Cells:
     def __init__(self, model: TransformerBridge, suffix: Suffix, source: Run, kind: str) -> None:
         self.suffix, self.network, self.base, self.source, self.kind = suffix, suffix.network, suffix.base, source, kind
         self.source_hook, self.query_hook = source_hook(model, kind), rotated(model, "q")
-
-    def values(
-        self, rows: Rows, judge: Callable[[Tensor, Tensor], Float[Tensor, " run"]], max_bytes: int
-    ) -> Float[Tensor, " run"]:
-        """What each patched run is worth, computed in batches of one window width that need at most `max_bytes`.
-
-        Args:
-            judge: from final residual streams at END [run d_model] and their prompts [run] to the metric.
-        """
-        values = torch.empty(len(rows.cell))
-        widths = self.suffix.end[rows.prompt] - rows.start + 1
-        batches = []
-        for width in widths.unique().tolist():
-            size = max(1, max_bytes // self.suffix.bytes_of_a_run(width))
-            same = (widths == width).nonzero()[:, 0]
-            batches += [(chosen, width) for chosen in same.split(size)]
-        for chosen, width in progress(batches, f"patching {self.kind}"):
-            values[chosen] = judge(self.final(rows[chosen], width), rows.prompt[chosen])
-        return values
 
     def final(self, rows: Rows, width: int) -> Float[Tensor, "run d_model"]:
         """The residual stream at END after the last block, of patched runs that share a window width."""

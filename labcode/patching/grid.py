@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from labcode.metrics import Interval, bootstrap_cells, restoration
-from labcode.patching.plan import Axis, PatchError
+from labcode.patching.plan import Axis
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +40,7 @@ class Grid:
     def restoration(self) -> Float[Tensor, "*cells batch"]:
         """0 where a run is worth what the corrupted runs are worth, 1 where it is worth what the clean ones are.
 
-        The unit is the mean gap over the prompts (see `metrics.restoration`), so prompts with a small gap do not explode.
+        The unit is the mean gap over the prompts (see `metrics.restoration`): prompts with a small gap do not explode.
 
         Raises:
             MetricError: clean and corrupted runs are worth the same, so there is nothing to restore.
@@ -50,7 +50,7 @@ class Grid:
     def effect(self) -> Float[Tensor, "*cells batch"]:
         """The share of the gap that the patch crosses: 0 if it does nothing, 1 if it carries the run all the way.
 
-        In denoising this is the restoration, in noising 1 - restoration, both counted from each prompt's own unpatched run.
+        In denoising this is the restoration. In noising it counts each prompt's way down from its own clean run.
 
         Raises:
             MetricError: as `restoration`.
@@ -104,22 +104,7 @@ class Grid:
 
     def label(self, cell: int) -> str:
         """The label of a cell, given its row-major number."""
-        where = torch.unravel_index(torch.tensor(cell), self.values.shape[:-1])
-        parts = [axis.labels[int(i)] for axis, i in zip(self.axes, where, strict=True)]
-        heads = [i for i, axis in enumerate(self.axes) if "head" in axis.name]
-        if heads:
-            parts[: heads[0] + 1] = [".".join(parts[: heads[0] + 1])]
-        return " ".join(parts)
-
-
-def check_values(values: Tensor, n: int) -> Tensor:
-    """The values of a metric, one for each of `n` prompts.
-
-    Raises:
-        PatchError: another shape, or a NaN.
-    """
-    if values.shape != (n,):
-        raise PatchError(f"the metric gave shape {tuple(values.shape)} for {n} prompts: it has to give one value for each")
-    if values.isnan().any():
-        raise PatchError(f"the metric is NaN on prompt {int(values.isnan().nonzero()[0])}: check the model's weights")
-    return values
+        index = torch.unravel_index(torch.tensor(cell), self.values.shape[:-1])
+        labels = {axis.name: axis.labels[int(i)] for axis, i in zip(self.axes, index, strict=True)}
+        place = labels.pop("position", None)
+        return ".".join(labels.values()) + (f" at {place}" if place else "")

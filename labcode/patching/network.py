@@ -1,8 +1,8 @@
 """The forward arithmetic of a GPT-2-like or Llama-like decoder, on any batch of residual vectors.
 
-The bridge runs whole prompts from the first token. A patched run needs less: some positions, from some layer upwards. So
-the arithmetic stands here once more, on the bridge's own (processed) weights, without copying them and without hooks. That
-it agrees with the bridge is never assumed: `labcode.patching.suffix` compares the two on the prompts of each sweep.
+The bridge runs whole prompts from the first token. A patched run needs less: some positions, from some layer upwards.
+So the arithmetic stands here once more, on the bridge's own (processed) weights, without copies and without hooks. That
+it agrees with the bridge is never assumed: `labcode.patching.suffix` compares them on the prompts of each sweep.
 
 Dimensions: `run` counts patched runs, `window` the positions that are computed, `pos` all positions of the prompt.
 
@@ -107,7 +107,8 @@ class Network:
     ) -> tuple[Float[Tensor, "run window kv_head d_head"], Float[Tensor, "run window kv_head d_head"]]:
         """Keys (rotated) and values of normalised residual vectors `x`."""
         weights, heads = self.layers[layer], (self.n_kv_heads, self.d_head)
-        return _rotate(F.linear(x, *weights.k).unflatten(-1, heads), rotary), F.linear(x, *weights.v).unflatten(-1, heads)
+        k, v = (F.linear(x, *weight).unflatten(-1, heads) for weight in (weights.k, weights.v))
+        return _rotate(k, rotary), v
 
     def attend(
         self,
@@ -151,9 +152,7 @@ class Network:
         """All logits, from the last residual stream at one position."""
         return F.linear(self.norm(x, self.final_norm), *self.unembed)
 
-    def logit_difference(
-        self, x: Float[Tensor, "run d_model"], right: Tensor, wrong: Tensor
-    ) -> Float[Tensor, " run"]:
+    def logit_difference(self, x: Float[Tensor, "run d_model"], right: Tensor, wrong: Tensor) -> Float[Tensor, " run"]:
         """logit(right) - logit(wrong), token ids of each run, without the rest of the vocabulary."""
         weight, bias = self.unembed
         difference = (self.norm(x, self.final_norm) * (weight[right] - weight[wrong])).sum(-1)

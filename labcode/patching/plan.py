@@ -1,10 +1,10 @@
-"""What a sweep is going to patch: the checked cells, and for each cell and prompt the first position that can change."""
+"""What a sweep is going to patch: the checked cells, and for each of their runs the first position that can change."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -44,8 +44,13 @@ class Axis:
     labels: tuple[str, ...]
 
 
-class Rows(NamedTuple):
-    """Patched runs, one entry each, in the order of their layers. `head` and `position` are `ALL` where all are meant."""
+@dataclass(frozen=True)
+class Rows:
+    """Patched runs, one entry each, in the order of their layers; `head` and `position` are `ALL` where all are meant.
+
+    Attributes:
+        start: the first position of the run that can differ from the base run.
+    """
 
     cell: Int[Tensor, " run"]
     prompt: Int[Tensor, " run"]
@@ -54,8 +59,11 @@ class Rows(NamedTuple):
     position: Int[Tensor, " run"]
     start: Int[Tensor, " run"]
 
-    def __getitem__(self, index: Tensor | slice) -> Rows:  # type: ignore[override]
-        return Rows(*(field[index] for field in tuple(self)))
+    def __len__(self) -> int:
+        return len(self.cell)
+
+    def __getitem__(self, index: Tensor | slice) -> Rows:
+        return Rows(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -86,10 +94,10 @@ class Plan:
 
     def rows(self, first_difference: Int[Tensor, " batch"]) -> Rows:
         """The patched runs. A cell whose position precedes the first different token changes nothing and has no row."""
-        n_cells, batch = len(self.layer), len(first_difference)
-        cell = torch.arange(n_cells).repeat_interleave(batch)
-        prompt = torch.arange(batch).repeat(n_cells)
-        position = self.positions[self.place].flatten()
+        batch, by_layer = len(first_difference), self.layer.argsort(stable=True)
+        cell = by_layer.repeat_interleave(batch)
+        prompt = torch.arange(batch).repeat(len(by_layer))
+        position = self.positions[self.place[by_layer]].flatten()
         first = first_difference[prompt]
         start = torch.where(position == ALL, first, position)
         return Rows(cell, prompt, self.layer[cell], self.head[cell], position, start)[start >= first]
@@ -112,22 +120,20 @@ def plan(
     if kind not in HOOKS:
         raise PatchError(f"unknown kind {kind!r}: choose one of {', '.join(HOOKS)}")
     chosen_layers = _chosen("layer", layers, cfg.n_layers)
-    layer_axis = Axis("layer", tuple(map(str, chosen_layers)))
-    axes, chosen_heads = [layer_axis], [ALL]
+    axes, chosen_heads = [Axis("layer", tuple(map(str, chosen_layers)))], [ALL]
     if kind not in STREAM_KINDS:
         grouped = kind in GROUPED_KINDS and cfg.n_key_value_heads not in (None, cfg.n_heads)
         name = "key/value head" if grouped else "head"
-        chosen_heads = _chosen(name, heads, cfg.n_key_value_heads if grouped else cfg.n_heads)
+        chosen_heads = _chosen(name, heads, int(cfg.n_key_value_heads if grouped else cfg.n_heads))
         axes.append(Axis(name, tuple(map(str, chosen_heads))))
     elif heads is not None:
         raise PatchError(f"{kind} belongs to no head: leave `heads` out, or choose one of z, q, k, v, pattern")
     labels, positions = _places(clean, at)
     if labels:
         axes.append(Axis("position", labels))
-    cells = torch.cartesian_prod(
-        torch.tensor(chosen_layers), torch.tensor(chosen_heads), torch.arange(len(positions))
-    )  # [cell 3]
-    return Plan(kind, tuple(axes), *cells.unbind(-1), positions)
+    choices = torch.tensor(chosen_layers), torch.tensor(chosen_heads), torch.arange(len(positions))
+    layer, head, place = torch.cartesian_prod(*choices).unbind(-1)
+    return Plan(kind, tuple(axes), layer, head, place, positions)
 
 
 def first_difference(base: Population, source: Population) -> Int[Tensor, " batch"]:
@@ -172,14 +178,12 @@ def _places(pop: Population, at: str | Sequence[str]) -> tuple[tuple[str, ...], 
             )
         n = int(pop.lengths[0])
         columns = [{strings[i] for strings in pop.str_tokens} for i in range(n)]
-        labels = tuple(f"{i}:{min(column)}" if len(column) == 1 else str(i) for i, column in enumerate(columns))
+        labels = tuple(f"{i} {min(column).strip()}" if len(column) == 1 else str(i) for i, column in enumerate(columns))
         return labels, torch.arange(n)[:, None].expand(n, len(pop))
     names = [at] if isinstance(at, str) else list(at)
     for name in names:
         if name not in pop.positions:
-            raise PatchError(
-                f"unknown position {name!r}: choose 'all', 'each' or among {', '.join(pop.positions)}"
-            )
+            raise PatchError(f"unknown position {name!r}: choose 'all', 'each' or among {', '.join(pop.positions)}")
     positions = torch.stack([pop.positions[name] for name in names])
     return (() if isinstance(at, str) else tuple(names)), positions
 
@@ -187,7 +191,7 @@ def _places(pop: Population, at: str | Sequence[str]) -> tuple[tuple[str, ...], 
 def _misaligned(row: int, base: Sequence[str], source: Sequence[str]) -> str:
     first = next((i for i, (a, b) in enumerate(zip(base, source, strict=False)) if a != b), min(len(base), len(source)))
     return (
-        f"prompt {row} has {len(base)} tokens and its partner {len(source)}, so positions do not correspond. They part at "
-        f"position {first}:\n  {list(base[: first + 2])}\n  {list(source[: first + 2])}\n"
+        f"prompt {row} has {len(base)} tokens and its partner {len(source)}, so positions do not correspond. "
+        f"They part at position {first}:\n  {list(base[: first + 2])}\n  {list(source[: first + 2])}\n"
         "Use names and words that are single tokens in both."
     )

@@ -11,34 +11,29 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from labcode.patching.plan import ALL, HOOKS, STREAM_KINDS, PatchError, Plan
+from labcode.patching.plan import ALL, HOOKS, STREAM_KINDS, PatchError
+from labcode.patching.suffix import record
 from labcode.progress import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from jaxtyping import Bool, Float
+    from jaxtyping import Float
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
-    from labcode.patching.suffix import Run
+    from labcode.patching.drive import Piece
     from labcode.prompts import Population
 
 
-def values(
-    model: TransformerBridge,
-    base: Population,
-    source: Run,
-    plan: Plan,
-    judge: Callable[[Float[Tensor, "batch d_vocab"]], Float[Tensor, " batch"]],
-) -> Float[Tensor, "cell batch"]:
-    """What each patched run is worth.
+def values(model: TransformerBridge, piece: Piece) -> Float[Tensor, "cell batch"]:
+    """The value of every cell.
 
     Raises:
         PatchError: the model ignores what a hook returns for this kind of activation.
     """
+    base, plan, prompts = piece.base, piece.plan, range(len(piece.base))
     check_hook_is_live(model, base, plan.kind)
     hook, columns = HOOKS[plan.kind], torch.arange(base.tokens.shape[1])
+    source = record(model, piece.source, [hook])
     result = torch.empty(len(plan.layer), len(base))
     for cell in progress(range(len(plan.layer)), f"patching {plan.kind} by replay"):
         layer, head, positions = int(plan.layer[cell]), int(plan.head[cell]), plan.positions[plan.place[cell]]
@@ -46,14 +41,14 @@ def values(
         at_place = (positions[:, None] == ALL) | (positions[:, None] == columns)  # [batch pos]
         chosen = at_place
         if plan.kind not in STREAM_KINDS:
-            chosen = torch.zeros(value.shape[:3], dtype=torch.bool)  # [batch pos head], for a pattern [batch head query]
+            chosen = torch.zeros(value.shape[:3], dtype=torch.bool)  # [batch pos head], of a pattern [batch head query]
             chosen.select(1 if plan.kind == "pattern" else 2, head).copy_(at_place)
-        result[cell] = judge(run_patched(model, base, f"blocks.{layer}.{hook}", chosen, value))
+        result[cell] = piece.judge(run_patched(model, base, f"blocks.{layer}.{hook}", chosen, value), prompts)
     return result
 
 
 def run_patched(
-    model: TransformerBridge, base: Population, name: str, chosen: Bool[Tensor, "..."], value: Tensor
+    model: TransformerBridge, base: Population, name: str, chosen: Tensor, value: Tensor
 ) -> Float[Tensor, "batch d_vocab"]:
     """Logits at END of `base`, where the activation `name` takes `value` wherever its leading axes are `chosen`."""
 
@@ -66,7 +61,7 @@ def run_patched(
 
 
 def check_hook_is_live(model: TransformerBridge, base: Population, kind: str) -> None:
-    """Write nonsense into the activation: if the logits stay the same, this model does not use what a hook returns there.
+    """Write nonsense into the activation: if the logits stay the same, this model ignores what a hook returns there.
 
     Raises:
         PatchError: a sweep over this hook would report that nothing matters.

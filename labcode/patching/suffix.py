@@ -1,9 +1,9 @@
 """Run only what a patch can change: some positions, from some layer upwards.
 
-Three facts make this exact, not approximate. A patch at layer L changes nothing below L, so a run starts from the stored
-residual stream there. Attention is causal, so nothing changes before the first patched position: stored keys and values
-stand in for it. Patched runs are independent of each other, so they share a batch: runs join it at their own layer, and
-every layer is computed once for all of them. At the last layer only END is computed.
+Three facts make this exact, not approximate. A patch at layer L changes nothing below L, so a run starts from the
+stored residual stream there. Attention is causal, so nothing changes before the first patched position: stored keys and
+values stand in for it. Patched runs are independent of each other, so they share a batch: runs join it at their own
+layer, and every layer is computed once for all of them. At the last layer only END is computed.
 
 Used in chapters 04 to 06, through `labcode.patching` and `labcode.paths`.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -32,7 +32,7 @@ Edit = Callable[["Tensor", "Tensor", "Tensor"], tuple["Tensor", "Tensor", "Tenso
 
 @dataclass(frozen=True)
 class Run:
-    """Activations of one forward pass: `run["attn.hook_z", layer]` is [batch pos ...]; `logits` [batch d_vocab] at END."""
+    """Activations of one forward pass, `run["attn.hook_z", layer]` for instance, and its logits at END."""
 
     activations: dict[str, Tensor]
     logits: Float[Tensor, "batch d_vocab"]
@@ -51,13 +51,13 @@ def record(model: TransformerBridge, pop: Population, hooks: Iterable[str]) -> R
 
 
 def prompts_at_once(model: TransformerBridge, n_pos: int, max_bytes: int) -> int:
-    """How many prompts of `n_pos` tokens can be recorded within `max_bytes`, two runs and their logits; at least one."""
+    """How many prompts of `n_pos` tokens fit in `max_bytes`, with two recorded runs and their logits; at least one."""
     cfg = model.cfg
     block = 3 * cfg.d_model + 6 * cfg.n_heads * cfg.d_head + cfg.n_heads * n_pos
     return max(1, max_bytes // (4 * n_pos * (cfg.n_layers * block + 2 * cfg.d_vocab)))
 
 
-def rotated(model: TransformerBridge, which: Literal["q", "k"]) -> str:
+def rotated(model: TransformerBridge, which: str) -> str:
     """The hook of queries or keys as attention compares them: after rotation, where positions are rotary."""
     hook = f"attn.hook_rot_{which}"
     return hook if f"blocks.0.{hook}" in model.hook_dict else f"attn.hook_{which}"
@@ -98,7 +98,7 @@ class Suffix:
     def hooks(model: TransformerBridge) -> list[str]:
         """What `base` has to hold."""
         hooks = ["hook_resid_pre", rotated(model, "k"), "attn.hook_v"]
-        return hooks + ["attn.hook_cos", "attn.hook_sin"] if "blocks.0.attn.hook_cos" in model.hook_dict else hooks
+        return [*hooks, "attn.hook_cos", "attn.hook_sin"] if "blocks.0.attn.hook_cos" in model.hook_dict else hooks
 
     def window(self, prompt: Int[Tensor, " run"], width: int) -> Int[Tensor, "run window"]:
         """The last `width` positions up to END, of each run's prompt."""
@@ -145,7 +145,7 @@ class Suffix:
         return network.project(layer, network.attend(q, k, v, self.allowed(window[:, -q.shape[1] :])))
 
     def unpatched(self, start: Int[Tensor, " batch"]) -> Float[Tensor, "batch d_vocab"]:
-        """Logits at END of the base run, its positions from `start` on computed here: what the bridge is compared with."""
+        """Logits at END of the base run, with its positions from `start` on computed here instead of by the bridge."""
         logits = torch.empty_like(self.base.logits)
         widths = self.end - start + 1
         for width in widths.unique().tolist():

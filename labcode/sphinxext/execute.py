@@ -49,7 +49,7 @@ def run_chapters(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> Non
             logger.info("nothing to execute: %d pages come from the cache", len(chapters))
         return
     at_once = min(jobs(), len(missing))
-    logger.info("executing %d of %d chapters, %d at a time", len(missing), len(chapters), at_once)
+    logger.info("chapters to execute: %d, %d at a time", len(missing), at_once)
     finished = _run_all(missing, at_once, settings.execution_timeout, cache)
     failures = [result for result in finished if result.failure]
     if failures:

@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-
 from labcode import __version__
 from labcode.sphinxext import closing, execute, fingerprint, ledger, ledgerpage, mathml, subject
 from labcode.sphinxext.halt import halt
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from sphinx.environment import BuildEnvironment
 
 ASSETS = Path(__file__).with_name("assets")
+# From installed packages, so that the site asks no other host and this repository carries nobody's files.
+CARRIED = (("plotly", "package_data/plotly.min.js"), ("ziamath", "fonts/STIXTwoMath-Regular.ttf"))
 
 
 def choose_and_key(app: Sphinx, config: Config) -> None:
@@ -36,30 +37,31 @@ def choose_and_key(app: Sphinx, config: Config) -> None:
 
 
 def copy_assets(app: Sphinx) -> None:
-    """Put the style sheet, the script that draws figures and one plotly.min.js into `_static`."""
+    """Put the style sheet, the script that draws figures, one plotly.min.js and the maths font into `_static`."""
     if app.builder.format != "html":
         return
     static = Path(app.outdir) / "_static"
     static.mkdir(parents=True, exist_ok=True)
-    for source in [*sorted(ASSETS.iterdir()), plotly_script()]:
+    for source in [*sorted(ASSETS.iterdir()), *map(carried, CARRIED)]:
         target = static / source.name
         if not target.exists() or target.read_bytes() != source.read_bytes():
             shutil.copyfile(source, target)
 
 
-def plotly_script() -> Path:
-    """The plotly.min.js of the installed plotly package, found without importing plotly.
+def carried(file: tuple[str, str]) -> Path:
+    """A file that an installed package carries, found without importing the package.
 
     Raises:
-        SystemExit: plotly isn't installed, or it no longer carries the file.
+        SystemExit: The package isn't installed, or it no longer carries the file.
     """
-    found = importlib.util.find_spec("plotly")
+    package, inside = file
+    found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
-        halt("plotly isn't installed: pip install -r requirements.txt")
-    script = Path(found.origin).parent / "package_data" / "plotly.min.js"
-    if not script.is_file():
-        halt(f"{script} doesn't exist: this version of plotly doesn't carry its script")
-    return script
+        halt(f"{package} isn't installed: pip install -r requirements.txt")
+    path = Path(found.origin).parent / inside
+    if not path.is_file():
+        halt(f"{path} doesn't exist: install the version of {package} that requirements.txt names")
+    return path
 
 
 def add_icon(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:

@@ -78,8 +78,12 @@ def _numbers(app: Sphinx, here: str) -> list[nodes.Node]:
     for name, page in in_order(app.env):
         if page.numbers:
             content += [
-                nodes.raw("", f'<details class="lab-numbers"><summary>{_summary(app, name, page)}</summary>', format="html"),
-                *_table(["Name", "Value"], [[nodes.literal("", key), text] for key, text in page.numbers.items()], "numbers"),
+                nodes.raw(
+                    "", f'<details class="lab-numbers"><summary>{_summary(app, name, page)}</summary>', format="html"
+                ),
+                *_table(
+                    ["Name", "Value"], [[nodes.literal("", key), text] for key, text in page.numbers.items()], "numbers"
+                ),
                 nodes.raw("", "</details>", format="html"),
             ]
     return content or _table([], [], "numbers")

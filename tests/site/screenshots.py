@@ -1,4 +1,7 @@
-"""Full-page pictures of every page, light and dark, wide and narrow: python tests/site/screenshots.py OUTDIR [PAGE ...]."""
+"""Full-page pictures of every page, light and dark, wide and narrow.
+
+python tests/site/screenshots.py OUTDIR [PAGE ...]
+"""
 
 from __future__ import annotations
 

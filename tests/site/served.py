@@ -54,7 +54,7 @@ SCROLL_THROUGH = """async () => {
   const step = innerHeight / 2;
   for (let y = 0; y < document.scrollingElement.scrollHeight; y += step) { scrollTo(0, y); await pause(40); }
   const waiting = () => [...document.querySelectorAll(".lab-figure")]
-    .some((host) => host.clientWidth && !host.querySelector(".main-svg"));
+    .some((host) => host.checkVisibility({ visibilityProperty: true }) && !host.querySelector(".main-svg"));
   for (let i = 0; i < 100 && waiting(); i++) await pause(50);
   scrollTo(0, 0);
 }"""

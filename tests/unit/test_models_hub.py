@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
@@ -10,69 +9,16 @@ import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from hubserver import Hub
 
 from labcode.models import hub
 from labcode.models.known import KNOWN
 
 GPT2 = KNOWN["gpt2"]
 CONFIG = json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}).encode()
-
-
-class Hub(ThreadingHTTPServer):
-    """The few answers of the hub that a download of one revision needs.
-
-    `files` are handed out whole; one in `breaks` is cut after half its bytes. `asked` lists the paths.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, files: dict[str, bytes], breaks: tuple[str, ...] = (), status: int = 200) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.files, self.breaks, self.status, self.asked = files, breaks, status, []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Answer(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, *arguments):
-        pass
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        self.server.asked.append(self.path)
-        if self.server.status != 200:
-            self.send_error(self.server.status)
-            return
-        if "/api/models/" in self.path:
-            names = [{"rfilename": name} for name in (*self.server.files, "pytorch_model.bin", "model.onnx")]
-            self.reply(json.dumps({"id": GPT2.source, "sha": GPT2.revision, "siblings": names}).encode())
-            return
-        name = self.path.split("?")[0].rpartition("/")[2]
-        if name not in self.server.files:
-            self.send_error(404)
-            return
-        self.reply(self.server.files[name], cut=name in self.server.breaks)
-
-    def reply(self, content: bytes, cut: bool = False) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", GPT2.revision)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content[: len(content) // 2] if cut else content)
-        self.close_connection = True
 
 
 @pytest.fixture
@@ -223,11 +169,14 @@ def test_gpt2_by_name_says_that_its_files_are_not_the_pinned_ones(serve, tmp_pat
 
 def test_auto_falls_back_when_the_download_breaks_off(serve, tmp_path):
     files = {**WRONG, "model.safetensors": b"x" * 1_000_000}
-    done = lab(serve(files, breaks=("model.safetensors",)).url, tmp_path, "--json")
+    server = serve(files, breaks=("model.safetensors",))
+    done = lab(server.url, tmp_path, "--json")
+    assert any(path.endswith("/model.safetensors") for path in server.asked)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert record["name"] == "smollm2"
     assert "the download of GPT-2 small broke off" in record["why"]
+    assert done.stderr == ""
 
 
 # The self-check of downloaded weights, with the pins of a tiny random model in the place of the real ones.

@@ -1,0 +1,189 @@
+"""The built site in a real Chromium: nothing from elsewhere, nothing broken, readable in both schemes and on a phone.
+
+The tests look at `_build/html`, or at the site that the environment variable SITE names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from served import ARGUMENTS, BROWSER, DESKTOP, PHONE, SCROLL_THROUGH, SITE, pages, serving
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
+
+pytestmark = [
+    pytest.mark.skipif(not BROWSER, reason="no chromium or google-chrome on the PATH"),
+    pytest.mark.skipif(not (SITE / "book" / "index.html").is_file(), reason=f"no built site in {SITE}: run make book"),
+]
+SCHEMES = ("light", "dark")
+FIGURE = 'class="lab-figure"'
+PAGES = pages() or ["book/index.html"]
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[str]:
+    with serving() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[sync_api.Browser]:
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+@dataclass
+class Visit:
+    """An open page and what it asked for and complained about."""
+
+    page: sync_api.Page
+    requests: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def visit(browser, site):
+    contexts = []
+
+    def open_page(name: str, scheme: str = "light", viewport: dict[str, int] = DESKTOP) -> Visit:
+        contexts.append(browser.new_context(color_scheme=scheme, viewport=viewport))
+        seen = Visit(contexts[-1].new_page())
+        seen.page.on("request", lambda request: seen.requests.append(request.url))
+        seen.page.on("pageerror", lambda error: seen.errors.append(str(error)))
+        seen.page.on("console", lambda said: seen.errors.append(said.text) if said.type == "error" else None)
+        seen.page.goto(f"{site}/{name}", wait_until="load")
+        seen.page.evaluate(SCROLL_THROUGH)
+        return seen
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def page_with(selector: str) -> str:
+    """The first page whose source has the text `selector`, or skip."""
+    for name in PAGES:
+        if selector in (SITE / name).read_text(encoding="utf8"):
+            return name
+    pytest.skip(f"no page has {selector}")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_whole(visit, site, name, scheme):
+    seen = visit(name, scheme)
+    page = seen.page
+    assert [url for url in seen.requests if not url.startswith((site, "data:", "blob:"))] == []
+    assert seen.errors == []
+    assert page.locator("html").get_attribute("data-theme") == scheme
+
+    for figure in page.locator("div.lab-figure").all():
+        assert figure.get_attribute("aria-label").strip()
+        if figure.is_visible():  # one in a closed solution waits
+            assert figure.locator("svg.main-svg").first.bounding_box()["width"] > 100
+            assert figure.locator(".js-plotly-plot").count() == 1, "drawn once"
+    empty = "nodes => nodes.filter(n => n.checkVisibility() && !n.getBoundingClientRect().width).map(n => n.outerHTML)"
+    assert page.locator("article math").evaluate_all(empty) == []
+    assert page.locator("article math:not([alttext])").count() == 0
+    assert page.locator("img:not([alt]), img[alt='']").count() == 0
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_fits_a_phone(visit, name, scheme):
+    seen = visit(name, scheme, PHONE)
+    width, inner = seen.page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+    assert inner == PHONE["width"]
+    assert width <= inner
+    assert seen.errors == []
+    # Nothing may stick out of the article unless a box around it scrolls.
+    stray = seen.page.evaluate("""() => [...document.querySelectorAll("article *")].filter((node) => {
+      if (!node.checkVisibility() || node.getBoundingClientRect().right <= innerWidth + 1) return false;
+      for (let box = node; box && box.tagName !== "ARTICLE"; box = box.parentElement)
+        if (["auto", "scroll", "hidden", "clip"].includes(getComputedStyle(box).overflowX)) return false;
+      return !node.closest("svg, math");
+    }).map((node) => node.outerHTML.slice(0, 120))""")
+    assert stray == []
+
+
+INK = "node => getComputedStyle(node).fill"
+
+
+def test_figures_follow_the_theme_switch(visit):
+    page = visit(page_with(FIGURE)).page
+    tick = page.locator(".lab-figure .xtick text").first
+    light = tick.evaluate(INK)
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.wait_for_function(
+        "before => getComputedStyle(document.querySelector('.lab-figure .xtick text')).fill !== before", arg=light
+    )
+    assert luminance(light) < 0.3 < 0.6 < luminance(tick.evaluate(INK))
+
+
+def luminance(color: str) -> float:
+    red, green, blue = (int(part) / 255 for part in color.removeprefix("rgb(").removesuffix(")").split(","))
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_hovering_over_a_heat_map_says_what_the_cell_is(visit):
+    page = visit(page_with('"type":"heatmap"')).page
+    plot = page.locator(".lab-figure", has=page.locator(".heatmaplayer image")).first
+    plot.scroll_into_view_if_needed()
+    area = plot.locator(".nsewdrag").first.bounding_box()
+    page.mouse.move(area["x"] + area["width"] / 2, area["y"] + area["height"] / 2)
+    label = plot.locator(".hoverlayer .hovertext text").first
+    label.wait_for(timeout=5000)
+    assert label.text_content().strip()
+
+
+def test_printing_draws_every_figure_in_dark_ink(visit):
+    page = visit(page_with(FIGURE), "dark").page
+    page.reload(wait_until="load")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    count = page.locator("div.lab-figure").count()
+    assert page.locator("div.lab-figure:has(svg.main-svg)").count() == count
+    assert luminance(page.locator(".lab-figure .xtick text").first.evaluate(INK)) < 0.3
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert luminance(page.locator(".lab-figure .xtick text").first.evaluate(INK)) > 0.6
+
+
+def test_a_figure_in_a_closed_solution_is_drawn_when_it_opens(visit):
+    for name in PAGES:
+        text = (SITE / name).read_text(encoding="utf8")
+        if FIGURE in text and "dropdown" in text:
+            page = visit(name).page
+            closed = page.locator(".admonition.dropdown", has=page.locator("div.lab-figure"))
+            if closed.count():
+                closed.first.locator(".admonition-title").first.click()
+                closed.first.locator("svg.main-svg").first.wait_for(timeout=10_000)
+                return
+    pytest.skip("no closed solution with a figure")
+
+
+def test_without_scripts_a_figure_is_told_in_words(browser, site):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(f"{site}/{page_with(FIGURE)}")
+    figure = page.locator("div.lab-figure").first
+    assert figure.locator(".lab-alt").is_visible()
+    assert figure.locator(".lab-alt").inner_text().strip() == figure.get_attribute("aria-label").strip()
+    context.close()
+
+
+def test_the_search_finds_a_word_of_the_book(visit, site):
+    page = visit("search.html?q=residual").page
+    page.locator("#search-results ul.search li a").first.wait_for(timeout=10_000)
+    assert page.locator("#search-results ul.search li a").count() > 0
+
+
+def test_the_start_page_leads_into_the_book(browser, site):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{site}/index.html")
+    page.wait_for_url("**/book/index.html")
+    page.locator("article h1").first.wait_for(timeout=10_000)
+    context.close()

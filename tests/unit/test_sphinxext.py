@@ -1,0 +1,216 @@
+"""The parts of the Sphinx extension that need no build: payloads, keys, records, formulas, the model's answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from math_core import LatexError
+
+from labcode.sphinxext import closing, execute, fingerprint, ledger, mathml, plotlymime, subject
+
+HOSTILE = '</script><!-- "quoted" & \u2028 <b>'
+
+
+def figure(**layout: object) -> dict:
+    return {"data": [{"type": "bar", "name": HOSTILE, "y": [1, 2]}], "layout": layout}
+
+
+class Tags(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_a_payload_cannot_leave_its_script_element_and_reads_back():
+    text = plotlymime.payload(figure(title={"text": HOSTILE}))
+    assert not set("<>&") & set(text)
+    assert json.loads(text)["data"][0]["name"] == HOSTILE
+    assert json.loads(text)["layout"]["title"]["text"] == HOSTILE
+
+
+def test_the_figure_element_is_whole_whatever_the_text_alternative_says():
+    made = plotlymime.html(figure(meta={"alt": HOSTILE}, height=300))
+    (div, attributes), *rest = Tags(made).tags
+    assert div == "div"
+    assert attributes["aria-label"] == HOSTILE.strip()
+    assert attributes["style"] == "min-height:300px"
+    assert [tag for tag, _ in rest] == ["script", "noscript", "p"]
+    assert unescape(re.search(r'<p class="lab-alt">(.*?)</p>', made, re.DOTALL)[1]) == HOSTILE.strip()
+
+
+def test_a_figure_keeps_its_colours_and_leaves_the_rest_of_the_template_to_the_page():
+    template = {"layout": {"colorway": ["#123456"], "paper_bgcolor": "white"}, "data": {"bar": [{}]}}
+    before = figure(template=template, width=700, font={"color": "red"})
+    sent = json.loads(plotlymime.payload(before))
+    assert sent["colors"] == {"colorway": ["#123456"]}
+    assert sent["layout"] == {"font": {"color": "red"}}
+    assert before["layout"]["width"] == 700, "the cached output must not change"
+
+
+@pytest.mark.parametrize("layout", [{}, {"meta": {}}, {"meta": {"alt": "  "}}, {"meta": "words"}, {"meta": None}])
+def test_a_missing_alternative_is_seen(layout):
+    assert plotlymime.alternative(figure(**layout)) == ""
+
+
+@pytest.fixture
+def tree(tmp_path):
+    package = tmp_path / "labcode"
+    for name in ("plots.py", "models/known.py", "sphinxext/ext.py", "sphinxext/assets/lab.css"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(name)
+    (tmp_path / "requirements.txt").write_text("torch")
+    (tmp_path / "book" / "data").mkdir(parents=True)
+    return tmp_path
+
+
+def key(tree: Path, model: str = "m") -> str:
+    return fingerprint.fingerprint(tree, model, tree / "labcode")
+
+
+@pytest.mark.parametrize(
+    "changed", ["labcode/plots.py", "labcode/models/known.py", "requirements.txt", "book/data/a.json"]
+)
+def test_what_can_change_an_output_changes_the_key(tree, changed):
+    before = key(tree)
+    (tree / changed).write_text("other")
+    assert key(tree) != before
+
+
+def test_the_model_and_a_new_name_change_the_key(tree):
+    before = key(tree)
+    assert key(tree, "another") != before
+    (tree / "labcode" / "plots.py").rename(tree / "labcode" / "figures.py")
+    assert key(tree) != before
+
+
+@pytest.mark.parametrize("changed", ["labcode/sphinxext/ext.py", "labcode/__pycache__/plots.pyc", "README.md"])
+def test_what_cannot_change_an_output_keeps_the_key(tree, changed, monkeypatch):
+    before = key(tree)
+    (tree / changed).parent.mkdir(exist_ok=True)
+    (tree / changed).write_text("other")
+    monkeypatch.setenv("LAB_STRICT", "1")
+    assert key(tree) == before
+
+
+def test_only_the_newest_caches_stay(tmp_path):
+    for age, name in enumerate(["newest", "newer", "old", "oldest"]):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    assert fingerprint.cache_folder(tmp_path, "mine") == tmp_path / "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "newer", "newest"]
+    fingerprint.cache_folder(tmp_path, "newer")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "newer", "newest"]
+
+
+def glued(**values: object) -> dict:
+    return {name.replace("__", "."): {"data": {"text/plain": repr(value)}} for name, value in values.items()}
+
+
+def test_records_come_back_from_glue():
+    false = {"kind": "claim", "text": HOSTILE, "holds": False, "evidence": "necessary"}
+    compared = {"kind": "compare", "quantity": "q", "measured": 1.5, "published": 2.0, "verdict": "differs"}
+    texts = {"ledger__claim__1": json.dumps(false), "ledger__compare__2": json.dumps(compared)}
+    page = ledger.parse(glued(ld=3.5, **texts))
+    assert page.claims == [false]
+    assert page.comparisons == [compared]
+    assert page.numbers == {"ld": "3.5"}
+    assert page.crosses == [HOSTILE]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"kind": "song"}', '{"kind": "claim", "text": "no verdict"}'])
+def test_a_broken_record_is_named(text):
+    with pytest.raises(ValueError, match=r"ledger\.claim\.1"):
+        ledger.parse(glued(ledger__claim__1=text))
+
+
+def test_the_verdict_lists_every_cross():
+    assert closing.verdict(3, []) == "All 3 claims hold on this run."
+    assert closing.verdict(3, [("book/a", "text")]).splitlines() == [
+        "1 of 3 claims don't hold on this run:",
+        "  ✗ book/a: text",
+    ]
+
+
+@pytest.mark.parametrize(("value", "expected"), [("1", True), ("true", True), ("0", False), ("", False)])
+def test_strict_is_a_switch(monkeypatch, value, expected):
+    monkeypatch.setenv("LAB_STRICT", value)
+    assert closing.strict() is expected
+
+
+FORMULAS = {
+    r"x \text{ if } y": "<mtext>\u00a0if\u00a0</mtext>",
+    r"\begin{cases}1 & x>0\\0 & \text{otherwise}\end{cases}": "<mtable",
+    r"\begin{aligned}a &= b\\ &= c\end{aligned}": "<mtable",
+    r"\begin{align}a &= b\label{eq}\\ &= c\nonumber\end{align}": "<mtable",
+    r"a\\b": "<mtable",
+    r"\left\lVert x\right\rVert_2": "‖",
+    r"\operatorname{softmax}(x)": "<mi>softmax</mi>",
+    r"\begin{bmatrix}1 & 2\\3 & 4\end{bmatrix}": "<mtable",
+}
+
+
+@pytest.mark.parametrize("latex", FORMULAS)
+def test_the_usual_formulas_become_mathml_with_their_source(latex):
+    made = mathml.to_mathml(latex, display=True)
+    assert FORMULAS[latex] in made
+    assert Tags(made).tags[0][1] == {"alttext": latex, "display": "block"}
+    assert "(1)" not in made, "Sphinx numbers the equations"
+
+
+@pytest.mark.parametrize("latex", [r"\foo{x}", r"\frac{a", r"a & b"])
+def test_a_wrong_formula_is_an_error(latex):
+    with pytest.raises(LatexError):
+        mathml.to_mathml(latex, display=False)
+
+
+def test_the_model_is_asked_for_in_a_process_of_its_own():
+    answer = {"name": "smollm2", "title": "SmolLM2", "why": "asked", "folder": "/f", "fingerprint": "abc"}
+    code = f"import sys; print('noise'); print('a bar', file=sys.stderr); print({json.dumps(json.dumps(answer))})"
+    assert subject.chosen(True, ("-c", code)) == answer
+    assert subject.chosen(False, ("-c", "raise SystemExit(1)")) == {}
+
+
+def test_without_a_model_the_build_ends_with_the_one_line_that_says_why():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from labcode.sphinxext import subject; subject.chosen(True)",
+        ],
+        env={**os.environ, "LAB_MODEL": "gpt5"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "LAB_MODEL=gpt5 isn't a model" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_extension_imports_no_torch():
+    code = "import sys, labcode.sphinxext.ext, labcode.sphinxext.plotlymime; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("asked", ["0", "two", "-1", "1.5"])
+def test_a_wrong_number_of_jobs_ends_the_build(monkeypatch, asked):
+    monkeypatch.setenv("LAB_JOBS", asked)
+    with pytest.raises(SystemExit):
+        execute.jobs()
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.04, "0.0 s"), (9.96, "10 s"), (41, "41 s"), (63.2, "1 min 3 s")])
+def test_durations_are_words(seconds, said):
+    assert execute.duration(seconds) == said
