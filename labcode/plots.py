@@ -20,7 +20,8 @@ TOWARDS, AGAINST, NEUTRAL = "#0072B2", "#D55E00", "#7F7F7F"
 DIVERGING = [[0, "#D55E00"], [0.25, "#F0A868"], [0.5, "#F5F5F2"], [0.75, "#7CB8DC"], [1, "#0072B2"]]
 SEQUENTIAL = [[0, "#F5F5F2"], [0.5, "#7CB8DC"], [1, "#00436B"]]
 POSITION_COLOURS = {"IO": "#009E73", "S1": "#E69F00", "S2": "#CC79A7", "END": "#56B4E9"}
-SERIES = (TOWARDS, AGAINST, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Lines and groups that are no effects: the lighter half of Paul Tol's "muted" scheme, apart from all colours above.
+SERIES = ("#44AA99", "#CC6677", "#999933", "#AA4499", "#DDCC77", "#88CCEE")
 
 
 def bars(

@@ -159,6 +159,15 @@ def token_id(model: TransformerBridge, word: str) -> int:
     return int(ids[0])
 
 
+def quoted(model: TransformerBridge, token: Int[Tensor, ""] | int) -> str:
+    """A token as text that a sentence or a table can show: in quotes, so that its space can be seen.
+
+    Used in all chapters.
+    """
+    text = model.tokenizer.decode([int(token)])
+    return "“" + text.replace("\n", "\\n") + "”"
+
+
 def single_token_names(model: TransformerBridge) -> tuple[list[str], list[str]]:
     """`NAMES` split into those that are one token after a space, and those that are not (dropped).
 
@@ -253,7 +262,7 @@ def population(model: TransformerBridge, n: int, seed: int = 0, templates: Seque
     names, dropped = single_token_names(model)
     if len(names) < 2:
         raise PromptError(f"this tokenizer holds {len(names)} of our {len(NAMES)} names as one token: two are needed")
-    limit = len(templates) * len(PLACES) * len(OBJECTS) * len(names) * (len(names) - 1) // 2
+    limit = len(templates) * len(PLACES) * len(OBJECTS) * len(names) * (len(names) - 1)  # a pair of names, either role
     if n > limit:
         raise PromptError(f"n = {n}: these templates and names give at most {limit} distinct prompts")
     rng = random.Random(seed)

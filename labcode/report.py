@@ -26,11 +26,11 @@ _numbers = count(1)
 def put(**values: Any) -> None:
     """Make values available to the chapter's sentences: put(gap=0.5) is {glue:text}`gap` there.
 
-    Tensors and numpy scalars of one element become plain numbers. A `metrics.Interval` gives three names: put(ld=interval)
-    is `ld`, `ld_low` and `ld_high`.
+    Tensors and numpy scalars of one element become plain numbers. A `metrics.Interval` gives three names:
+    put(ld=interval) is `ld`, `ld_low` and `ld_high`.
 
     Raises:
-        ReportError: a NaN or infinite number, or anything but a number, a truth value, a string or an interval.
+        ReportError: a NaN or infinite number, or anything but a number, truth value, string or interval.
 
     Used in all chapters.
     """

@@ -64,19 +64,19 @@ class Cells:
             end_only = layer == self.network.n_layers - 1
             out = slice(-1, None) if end_only else slice(None)
             if self.kind in JOINS_BEFORE_ATTENTION:
-                x[joining] = self._entry(layer, rows[joining], window[joining])
+                x[joining] = self.entry(layer, rows[joining], window[joining])
                 live = entered
             x[:live, out] += self.suffix.attention(layer, x[:live], rows.prompt[:live], window[:live], end_only)
             if self.kind in JOINS_BEFORE_MLP:
-                x[joining] = self._entry(layer, rows[joining], window[joining])
+                x[joining] = self.entry(layer, rows[joining], window[joining])
                 live = entered
             x[:live, out] += self.network.mlp(layer, x[:live, out])
             if self.kind in JOINS_AFTER_MLP:
-                x[joining] = self._entry(layer, rows[joining], window[joining])
+                x[joining] = self.entry(layer, rows[joining], window[joining])
                 live = entered
         return x[:, -1]
 
-    def _entry(self, layer: int, rows: Rows, window: Int[Tensor, "run window"]) -> Float[Tensor, "run window d_model"]:
+    def entry(self, layer: int, rows: Rows, window: Int[Tensor, "run window"]) -> Float[Tensor, "run window d_model"]:
         """The residual stream right after the patched activation, of runs that are patched at this layer."""
         at = (rows.prompt[:, None], window)
         patched = _is_patched(rows, window)  # [run window]

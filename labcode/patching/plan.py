@@ -122,9 +122,9 @@ def plan(
     chosen_layers = _chosen("layer", layers, cfg.n_layers)
     axes, chosen_heads = [Axis("layer", tuple(map(str, chosen_layers)))], [ALL]
     if kind not in STREAM_KINDS:
-        grouped = kind in GROUPED_KINDS and cfg.n_key_value_heads not in (None, cfg.n_heads)
-        name = "key/value head" if grouped else "head"
-        chosen_heads = _chosen(name, heads, int(cfg.n_key_value_heads if grouped else cfg.n_heads))
+        n_heads = (cfg.n_key_value_heads or cfg.n_heads) if kind in GROUPED_KINDS else cfg.n_heads
+        name = "head" if n_heads == cfg.n_heads else "key/value head"
+        chosen_heads = _chosen(name, heads, n_heads)
         axes.append(Axis(name, tuple(map(str, chosen_heads))))
     elif heads is not None:
         raise PatchError(f"{kind} belongs to no head: leave `heads` out, or choose one of z, q, k, v, pattern")

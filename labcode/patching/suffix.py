@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4  # in logits, where they stay below 10, else 1e-5 of the largest: float32 noise is below half of that
 
-Edit = Callable[["Tensor", "Tensor", "Tensor"], tuple["Tensor", "Tensor", "Tensor"]]
+Edit = Callable[["Tensor", "Tensor", "Tensor"], None]
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Suffix:
 
         Args:
             end_only: compute the last position only.
-            edit: changes queries, keys and values of the window before they are used.
+            edit: changes queries, keys and values of the window in place, before they are used.
         """
         network = self.network
         x = network.norm(x, network.layers[layer].norm1)
@@ -137,7 +137,7 @@ class Suffix:
             x, rotary = x[:, -1:], None if rotary is None else (rotary[0][:, -1:], rotary[1][:, -1:])
         q = network.queries(layer, x, rotary)
         if edit is not None:
-            q, k_new, v_new = edit(q, k_new, v_new)
+            edit(q, k_new, v_new)
         k = self.base[self.keys, layer][prompt, : self.n_pos]  # [run pos kv_head d_head], a copy
         v = self.base["attn.hook_v", layer][prompt, : self.n_pos]
         run = torch.arange(len(prompt))[:, None]

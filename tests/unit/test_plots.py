@@ -1,0 +1,71 @@
+"""Figures: a text alternative is required, colours have one meaning, tokens stay text."""
+
+from __future__ import annotations
+
+import pytest
+
+from labcode import plots
+from labcode.errors import ReportError
+
+
+def grid(alt="a grid", **more):
+    return plots.heatmap(
+        [[1.0, -3.0], [0.0, 2.0]],
+        x=[" a", " a"],
+        y=["0", "1"],
+        x_title="token",
+        y_title="layer",
+        unit="u",
+        alt=alt,
+        **more,
+    )
+
+
+def test_no_figure_without_a_text_alternative():
+    for make in (
+        lambda: grid(alt=" "),
+        lambda: plots.bars(["a"], [1.0], alt="", value_title="v"),
+        lambda: plots.histogram({"a": [1.0]}, alt="", value_title="v", bin_width=1),
+        lambda: plots.lines(["a"], {"s": [1.0]}, alt="", value_title="v", label_title="l"),
+    ):
+        with pytest.raises(ReportError, match="alt="):
+            make()
+    assert grid().layout.meta["alt"] == "a grid"
+
+
+def test_effects_are_centred_on_zero_and_attention_is_not():
+    effects = grid().data[0]
+    assert (effects.zmin, effects.zmax) == (-3, 3)
+    attention = grid(diverging=False).data[0]
+    assert attention.zmin == 0
+
+
+def test_repeated_tokens_keep_their_columns():
+    fig = grid()
+    assert list(fig.layout.xaxis.tickvals) == [0, 1]
+    assert list(fig.layout.xaxis.ticktext) == [" a", " a"]
+
+
+def test_bars_are_coloured_by_sign_and_carry_their_interval():
+    bar = plots.bars(["a", "b"], [1.0, -2.0], alt="x", value_title="v", low=[0.5, -3.0], high=[2.0, -1.5]).data[0]
+    assert list(bar.marker.color) == [plots.TOWARDS, plots.AGAINST]
+    assert list(bar.error_y.array) == [1.0, 0.5]
+    assert list(bar.error_y.arrayminus) == [0.5, 1.0]
+    assert "[0.50, 2.00]" in bar.hovertext[0]
+
+
+def test_text_that_a_model_wrote_is_escaped():
+    evil = "<script>alert(1)</script>"
+    page = plots.prompt_html([evil, " John"], {"S1": 1, "S1+1": 0})
+    assert "<script>" not in page
+    assert 'class="tok tok-s1"' in page
+    for fig in (
+        plots.heatmap([[1.0]], x=[evil], y=[evil], x_title="t", y_title="l", unit="u", alt="x"),
+        plots.bars([evil], [1.0], alt="x", value_title="v"),
+        plots.lines([evil], {"s": [1.0]}, alt="x", value_title="v", label_title="l"),
+    ):
+        assert "<script>" not in str(fig.to_dict())
+
+
+def test_series_do_not_borrow_the_colours_of_effects():
+    assert not {plots.TOWARDS, plots.AGAINST, *plots.POSITION_COLOURS.values()} & set(plots.SERIES)

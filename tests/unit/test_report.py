@@ -1,0 +1,92 @@
+"""Numbers, claims and comparisons in a real kernel: what they show, what they record, what they refuse."""
+
+from __future__ import annotations
+
+import ast
+import json
+
+import nbformat
+import pytest
+import torch
+from nbclient import NotebookClient
+
+from labcode import metrics, report
+from labcode.errors import ReportError
+
+CELL = """
+import torch
+from labcode import metrics, report
+report.put(a=0.25, b=torch.tensor(1.5), n=3, name="x", ld=metrics.Interval(1.0, 0.5, 1.5, 8))
+report.claim("one < two & <script>alert(1)</script>", 1 < 2, "observational")
+report.claim("three is two", False, "necessary")
+report.compare({"wang.accuracy": 0.99}, same_model=True)
+report.compare({"wang.accuracy": 0.5}, same_model=True)
+report.compare({"wang.accuracy": 0.5}, same_model=False)
+report.expected([report.Row("a", "1", "2", False)])
+"""
+
+
+@pytest.fixture(scope="module")
+def outputs():
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
+    return NotebookClient(notebook, timeout=120).execute().cells[0].outputs
+
+
+@pytest.fixture(scope="module")
+def glued(outputs):
+    found = {}
+    for output in outputs:
+        name = output.get("metadata", {}).get("scrapbook", {}).get("name")
+        if name:
+            found[name] = ast.literal_eval(next(iter(output["data"].values())))
+    return found
+
+
+def test_numbers_arrive_plain(glued):
+    assert (glued["a"], glued["b"], glued["n"], glued["name"]) == (0.25, 1.5, 3, "x")
+    assert (glued["ld"], glued["ld_low"], glued["ld_high"]) == (1.0, 0.5, 1.5)
+
+
+def test_claims_are_recorded_with_their_evidence(glued):
+    claims = [json.loads(value) for name, value in glued.items() if name.startswith("ledger.claim.")]
+    assert [(claim["holds"], claim["evidence"]) for claim in claims] == [(True, "observational"), (False, "necessary")]
+
+
+def test_comparisons_give_a_verdict_only_on_the_same_model(glued):
+    found = [json.loads(value) for name, value in glued.items() if name.startswith("ledger.compare.")]
+    assert [row["verdict"] for row in found] == ["agrees", "differs", "other model"]
+    assert {row["published"] for row in found} == {0.993}
+
+
+def test_what_the_page_shows_is_escaped_and_marked(outputs):
+    pages = [output["data"]["text/html"] for output in outputs if "text/html" in output.get("data", {})]
+    assert not any("<script>" in page for page in pages)
+    assert "✓ holds" in pages[0]
+    assert "&lt;script&gt;" in pages[0]
+    assert "✗ does not hold on this run" in pages[1]
+    assert "✗ a surprise" in pages[-1]
+
+
+def test_a_claim_returns_its_verdict_and_prints_outside_a_notebook(capsys):
+    assert report.claim("water is wet", torch.tensor(True), "observational") is True
+    assert report.claim("water is dry", False, "observational") is False
+    assert "✗ does not hold on this run: water is dry" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, [1], torch.ones(2)])
+def test_what_no_sentence_can_carry(value):
+    with pytest.raises((ReportError, RuntimeError)):
+        report.put(x=value)
+
+
+def test_unknown_evidence_and_unknown_figure():
+    with pytest.raises(ReportError, match="unknown kind of evidence"):
+        report.claim("a", True, "obvious")
+    with pytest.raises(ReportError, match="needs a sentence"):
+        report.claim("  ", True, "observational")
+    with pytest.raises(ReportError, match="no published figure 'nobody'"):
+        report.compare({"nobody": 1.0}, same_model=True)
+
+
+def test_an_interval_is_what_put_takes_for_one():
+    assert {"mean", "low", "high"} <= set(metrics.Interval.__dataclass_fields__)
