@@ -9,6 +9,7 @@ Used in chapter 05.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -86,14 +87,20 @@ def _gradients(
 
     The parameters need no gradient: the graph begins at the first residual stream.
     """
+    names = [f"blocks.{layer}.{hook}" for layer in range(model.cfg.n_layers)]
     kept: dict[str, Tensor] = {}
 
     def begin(resid: Tensor, hook: Any) -> Tensor:
         return resid.detach().requires_grad_()
 
-    def keep(activation: Tensor, hook: Any) -> Tensor:
-        kept[name_of[id(hook)]] = activation
+    def keep(activation: Tensor, hook: Any, name: str) -> Tensor:
+        kept[name] = activation
         return activation
 
-    names = [f"blocks.{layer}.{hook}" for layer in range(model.cfg.n_layers)]
-    ...
+    hooks = [("blocks.0.hook_resid_pre", begin), *((name, partial(keep, name=name)) for name in names)]
+    with torch.enable_grad(), model.hooks(fwd_hooks=hooks):
+        logits = model(pop.tokens.to(model.cfg.device))
+        value = metric(logits[torch.arange(len(pop)), pop.end], judged)
+        activations = [kept[name] for name in names]
+        gradients = torch.autograd.grad(value.sum(), activations)
+    return value.detach(), [activation.detach() for activation in activations], list(gradients)

@@ -1,0 +1,124 @@
+"""The book as a reader builds it: strictly on the embedded model, and to its end on a model that knows nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+class Build(NamedTuple):
+    """What a build said, and where its pages are."""
+
+    code: int
+    said: str
+    pages: Path
+
+    def text(self, page: str) -> str:
+        return visible((self.pages / f"{page}.html").read_text())
+
+
+class _Text(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append(data)
+
+
+def visible(html: str) -> str:
+    """The text of a page, with single spaces."""
+    parser = _Text()
+    parser.feed(re.sub(r"<(script|style)\b.*?</\1>", "", html, flags=re.S))
+    return re.sub(r"\s+", " ", "".join(parser.parts))
+
+
+def build(output: Path, model: str, *flags: str, **variables: str) -> Build:
+    environment = {key: value for key, value in os.environ.items() if key not in ("LAB_STRICT", "LAB_MODEL_WHY")}
+    environment |= {"LAB_MODEL": model, "COLUMNS": "200"} | variables
+    command = [sys.executable, "-m", "jupyter_book", "build", ".", "--path-output", str(output), *flags]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3000)
+    return Build(done.returncode, done.stdout + done.stderr, output / "_build" / "html" / "book")
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory) -> Build:
+    return build(tmp_path_factory.mktemp("strict"), "smollm2", "-W", "-n", "--keep-going", LAB_STRICT="1")
+
+
+@pytest.fixture(scope="module")
+def ignorant(tmp_path_factory, random_gpt2_folder) -> Build:
+    return build(tmp_path_factory.mktemp("ignorant"), str(random_gpt2_folder))
+
+
+def code_pages() -> list[str]:
+    return sorted(page.stem for page in (ROOT / "book").glob("*.md") if "{code-cell}" in page.read_text())
+
+
+def test_the_strict_build_has_no_warning_and_no_cross(strict):
+    assert strict.code == 0, strict.said[-4000:]
+    assert not re.search(r"\b(WARNING|ERROR)\b", strict.said), strict.said[-4000:]
+    assert re.search(r"All \d+ claims hold", strict.said)
+    assert "✗ does not hold" not in "".join(strict.text(page) for page in code_pages())
+
+
+@pytest.mark.parametrize("page", code_pages())
+def test_every_page_names_its_model(strict, page):
+    assert "SmolLM2-135M-Instruct" in strict.text(page)
+
+
+@pytest.mark.parametrize("page", code_pages())
+def test_no_page_shows_an_unfilled_number_or_a_traceback(strict, page):
+    text = strict.text(page)
+    assert "Traceback" not in text
+    assert "{glue" not in text
+    assert not re.search(r"\bnan\b|\binf\b|tensor\(", text)
+
+
+def test_the_canonical_prompt_is_the_models_own(strict):
+    text = strict.text("01-behaviour")
+    assert "The first token is “ Mary”" in text
+    shown = re.search(r"logit\(IO\) − logit\(S\)\. Here it is ([+-]\d+\.\d+)", text)
+    assert shown
+    assert float(shown[1]) == pytest.approx(5.58, abs=0.02)
+
+
+def test_the_ledger_has_every_claim_of_the_chapters(strict):
+    ledger = strict.text("ledger")
+    claims = 0
+    for page in code_pages():
+        html = (strict.pages / f"{page}.html").read_text()
+        for claim in re.findall(r'<div class="lab-claim".*?<span class="lab-text">(.*?)</span>', html, flags=re.S):
+            claims += 1
+            assert visible(claim).strip() in ledger
+    assert claims >= 10
+
+
+def test_a_model_that_knows_nothing_gets_its_book_with_crosses(ignorant):
+    assert ignorant.code == 0, ignorant.said[-4000:]
+    assert re.search(r"\d+ of \d+ claims", ignorant.said), ignorant.said[-2000:]
+    assert "✗ does not hold on this run" in ignorant.text("01-behaviour")
+    for page in code_pages():
+        assert "Traceback" not in ignorant.text(page)
+
+
+def test_strict_refuses_that_book_by_name(ignorant, random_gpt2_folder, tmp_path):
+    again = build(tmp_path, str(random_gpt2_folder), LAB_STRICT="1")
+    assert again.code != 0
+    assert "Mary" in again.said
+
+
+def test_an_unknown_model_stops_the_build_before_any_chapter(tmp_path):
+    stopped = build(tmp_path, "gpt7")
+    assert stopped.code != 0
+    assert "use auto, gpt2, smollm2" in stopped.said
+    assert "ran in" not in stopped.said

@@ -1,0 +1,104 @@
+"""What can be checked of the chapters without running them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "book").glob("*.md"))
+CHAPTERS = [page for page in PAGES if page.name[:2].isdigit()]
+
+FENCE = re.compile(
+    r"^(`{3,}|:{3,}|~{3,})\{?(code-cell|literalinclude|raw|text|bibliography|ledger)\b.*?^\1\s*$", re.M | re.S
+)
+METRIC = re.compile(
+    r"logit|probabilit|accura|\bmean\b|\bshare|interval|correlat|restor|attribut|faithful|\bscale\b|differen|right name",
+    re.I,
+)
+# The level of an interval is a convention, not a measurement.
+NUMBER = re.compile(r"(?<![\w.])[-+−]?\d+\.\d+(?![\w.])|(?<![\w.])(?!95 ?%)\d+(?:\.\d+)? ?%")
+CELL = re.compile(r"^```\{code-cell\}.*?^```\s*$", re.M | re.S)
+
+
+def prose(text: str) -> str:
+    """The page without its code, its front matter, its links' targets and the numbers that the run puts in."""
+    text = re.sub(r"\A---.*?^---\s*$", "", text, flags=re.M | re.S)
+    text = FENCE.sub("", text)
+    text = re.sub(r"\{[\w:]+\}`[^`]*`", "", text)
+    return re.sub(r"`[^`]*`", "", text)
+
+
+def typed_numbers(text: str) -> list[str]:
+    """Sentences that name a metric and carry a number that somebody typed."""
+    sentences = re.split(r"(?<=[.!?:])\s+(?=[A-Z*\[])|\n\s*\n|\n\|", prose(text))
+    return [s.strip() for s in sentences if METRIC.search(s) and NUMBER.search(s)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_number_is_typed_next_to_a_metric(page):
+    assert typed_numbers(page.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The mean logit difference is 3.56 here.",
+        "It is right on 99 % of prompts, a high accuracy.",
+        "| accuracy | 0.98 |",
+    ],
+)
+def test_the_check_finds_typed_numbers(sentence):
+    assert typed_numbers(f"Some words.\n\n{sentence}\n") != []
+
+
+def test_the_check_lets_the_runs_numbers_pass():
+    assert typed_numbers("The mean is {glue:text}`ld:+.2f` (95 % interval {glue:text}`low:.2f`).") == []
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
+def test_a_chapter_has_its_parts(page):
+    text = page.read_text()
+    for part in (
+        "You will be able to",
+        ":class: predict",
+        "## Exercises",
+        "## Expected and observed",
+        "**What this shows.**",
+    ):
+        assert part in text, part
+    assert "**What it does not show.**" in text
+    assert "## Sources" in text
+    assert "## What would have fooled us" in text
+    assert len(re.findall(r"\{exercise-start\}", text)) >= 2
+    assert re.search(r"\{exercise-start\} Break it", text)
+    assert text.count("{exercise-start}") == text.count("{solution-start}")
+    first = text.split("\n# ", 1)[1].split("\n\n")[1]
+    assert first.startswith("**")
+    assert first.rstrip("*").endswith("?")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_cells_fit_the_page(page):
+    for cell in CELL.findall(page.read_text()):
+        code = re.sub(r"\A```.*?\n(---\n.*?---\n)?", "", cell, flags=re.S)
+        assert [line for line in code.splitlines() if len(line) > 90] == []
+        assert len(code.strip().splitlines()) <= 22
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
+def test_no_cell_names_a_head_or_a_token_id(page):
+    for cell in CELL.findall(page.read_text()):
+        if "lab.dla" not in cell:  # keys of published figures do
+            assert not re.search(
+                r"hook_\w+\"\]\[[^]]*,\s*\d{2,}|blocks\.[1-9]\d*\.|\bhead\s*=\s*\d|\blayer\s*=\s*\d", cell
+            )
+
+
+def test_contents_and_chapters_are_the_same():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    listed = {toc["root"]} | {c["file"] for part in toc["parts"] for c in part["chapters"]}
+    assert listed == {f"book/{page.stem}" for page in PAGES}

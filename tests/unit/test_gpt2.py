@@ -1,0 +1,76 @@
+"""Published figures of GPT-2 small, asserted wherever its weights are in the local cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from labcode import metrics, prompts, residual
+from labcode.published import PUBLISHED
+
+pytestmark = pytest.mark.gpt2
+
+DEMOS = (
+    ("When{A} and{B} went to the shops,{S} gave the bag to", "John", "Mary"),
+    ("When{A} and{B} went to the park,{S} gave the ball to", "Tom", "James"),
+    ("When{A} and{B} went to the shops,{S} gave an apple to", "Dan", "Sid"),
+    ("After{A} and{B} went to the park,{S} gave a drink to", "Martin", "Amy"),
+)
+
+
+def expect(key: str, value: float) -> None:
+    figure = PUBLISHED[key]
+    assert value == pytest.approx(figure.value, abs=figure.tolerance), figure.quantity
+
+
+def difference(model, pop) -> torch.Tensor:
+    return metrics.logit_difference(metrics.end_logits(model, pop), pop)
+
+
+def test_the_eight_prompts_of_the_demos(gpt2):
+    eight = [
+        prompts.Prompt(frame.format(A=" " + a, B=" " + b, S=" " + s), io, s, "")
+        for frame, a, b in DEMOS
+        for s, io in ((b, a), (a, b))
+    ]
+    pop = prompts.build(gpt2, eight)
+    clean = difference(gpt2, pop)
+    swapped = difference(gpt2, prompts.corrupt(gpt2, pop, "swap"))
+    expect("demos.logit_difference", float(clean.mean()))
+    assert float(swapped.mean()) == pytest.approx(-float(clean.mean()), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("key", "io", "s"),
+    [
+        ("lab.mary_john", "Mary", "John"),
+        ("lab.john_mary", "John", "Mary"),
+        ("lab.alice_bob", "Alice", "Bob"),
+        ("lab.bob_alice", "Bob", "Alice"),
+    ],
+)
+def test_role_swaps(gpt2, key, io, s):
+    expect(key, float(difference(gpt2, prompts.canonical(gpt2, io=io, s=s))))
+
+
+def test_corrupted_and_top_token(gpt2):
+    one = prompts.canonical(gpt2)
+    assert prompts.quoted(gpt2, metrics.end_logits(gpt2, one)[0].argmax()) == "“ Mary”"
+    expect("lab.corrupted", float(difference(gpt2, prompts.corrupt(gpt2, one, "swap"))))
+
+
+def test_population(gpt2):
+    pop = prompts.population(gpt2, 160)
+    logits = metrics.end_logits(gpt2, pop)
+    expect("wang.logit_difference", float(metrics.logit_difference(logits, pop).mean()))
+    expect("wang.accuracy", float(metrics.prefers_io(logits, pop).mean()))
+    expect("wang.p_io", float(metrics.p_io(logits, pop).mean()))
+
+
+def test_direct_attribution(gpt2):
+    one = prompts.canonical(gpt2)
+    parts = residual.decompose(gpt2, one)
+    share = dict(zip(parts.labels, residual.direct_attribution(gpt2, one, parts)[:, 0].tolist(), strict=True))
+    for key in PUBLISHED:
+        if key.startswith("lab.dla."):
+            expect(key, share[key.removeprefix("lab.dla.")])
