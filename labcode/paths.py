@@ -4,9 +4,9 @@ Activation patching lets a change travel everywhere. Path patching (Wang et al. 
 leave the sender and arrive at the receiver only through the residual stream and the MLPs between them. Every other head
 is frozen: it adds what it added in the base run.
 
-Three passes besides the base run A. B: the source run. C: the base run with the sender's z from B, all other heads as in
-A, MLPs recomputed; what arrives at the receivers is kept. D: the base run with the receivers' input from C, and everything
-after them free. For the wire to the logits, C is the answer already.
+Three passes besides the base run A. B: the source run. C: the base run with the sender's z from B, all other heads as
+in A, MLPs recomputed; what arrives at the receivers is kept. D: the base run with the receivers' input from C, and
+everything after them free. For the wire to the logits, C is the answer already.
 
 Used in chapters 06 to 09.
 """
@@ -14,6 +14,7 @@ Used in chapters 06 to 09.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -74,8 +75,8 @@ def path_patch(
         PatchError: as `labcode.patching.sweep`; receivers missing, unknown or without a use; a model that is neither
             GPT-2-like nor Llama-like.
 
-    Limits: norms on the way are recomputed, so the effect of a wire depends on what else is in the stream; and wires that
-    only matter together show in none.
+    Limits: norms on the way are recomputed, so the effect of a wire depends on what else is in the stream; and wires
+    that only matter together show in none.
 
     Used in chapters 06 to 09.
     """
@@ -87,10 +88,11 @@ def path_patch(
     def patched(piece: Piece, source: Run, suffix: Suffix | None) -> Float[Tensor, "cell batch"]:
         if suffix is None:
             raise PatchError("path patching needs a GPT-2-like or Llama-like model; sweep() works on this one, slowly")
-        place = torch.full_like(piece.start, ALL) if receiver_at == "all" else piece.clean.positions[receiver_at]
+        where = "END" if into == "logits" else receiver_at
+        place = torch.full_like(piece.start, ALL) if where == "all" else piece.clean.positions[where]
         paths = Paths(model, suffix, source, into, wanted, place, freeze_mlps)
-        rows = piece.plan.rows(piece.start)
-        return in_batches(piece, suffix, rows[rows.layer < paths.top], paths.final, f"paths into {into}")
+        rows = paths.that_arrive(piece.plan.rows(piece.start))
+        return in_batches(piece, suffix, rows, paths.final, f"paths into {into}")
 
     base_hooks = [*Suffix.hooks(model), "attn.hook_z", "hook_attn_out", *(["hook_mlp_out"] if freeze_mlps else [])]
     return drive(model, clean, corrupted, direction, work, metric, max_bytes, base_hooks, ["attn.hook_z"], patched)
@@ -103,7 +105,7 @@ class Paths:
         suffix: the base run, with z and attn_out, and mlp_out if MLPs are frozen.
         source: the run that the senders' z is taken from.
         receivers: heads by layer; key/value heads for "k" and "v".
-        receiver_place: the position of the receivers' input in each prompt, or `ALL`.
+        place: the position in each prompt where a path ends, or `ALL`.
     """
 
     def __init__(
@@ -113,13 +115,24 @@ class Paths:
         source: Run,
         into: Input,
         receivers: dict[int, list[int]],
-        receiver_place: Int[Tensor, " batch"],
+        place: Int[Tensor, " batch"],
         freeze_mlps: bool,
     ) -> None:
         self.suffix, self.network, self.base = suffix, suffix.network, suffix.base
         self.senders = Cells(model, suffix, source, "z")
-        self.into, self.receivers, self.place, self.freeze_mlps = into, receivers, receiver_place, freeze_mlps
+        self.into, self.receivers, self.place, self.freeze_mlps = into, receivers, place, freeze_mlps
         self.top = max(receivers, default=self.network.n_layers)  # no sender from here on reaches a receiver
+
+    def that_arrive(self, rows: Rows) -> Rows:
+        """The rows whose path leads to the receivers, each from where it ends.
+
+        With every other head frozen nothing moves between positions: a path ends at the position where it begins.
+        """
+        place = self.place[rows.prompt]
+        same = (rows.position == ALL) | (rows.position == place)
+        arrives = (place == ALL) | ((place >= rows.start) & same)
+        starts = replace(rows, start=torch.where(place == ALL, rows.start, place))
+        return starts[arrives & (rows.layer < self.top)]
 
     def final(self, rows: Rows, width: int) -> Float[Tensor, "run d_model"]:
         """The residual stream at END after the last block, of runs that share a window width."""

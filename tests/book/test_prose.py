@@ -16,7 +16,7 @@ FENCE = re.compile(
     r"^(`{3,}|:{3,}|~{3,})\{?(code-cell|literalinclude|raw|text|bibliography|ledger)\b.*?^\1\s*$", re.M | re.S
 )
 METRIC = re.compile(
-    r"logit|probabilit|accura|\bmean\b|\bshare|interval|correlat|restor|attribut|faithful|\bscale\b|differen|right name",
+    r"logit|probabil|accura|\bmean\b|\bshare|interval|correlat|restor|attribut|faithful|\bscale\b|differen|right name",
     re.I,
 )
 # The level of an interval is a convention, not a measurement.
