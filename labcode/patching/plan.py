@@ -119,6 +119,8 @@ def plan(
     cfg = model.cfg
     if kind not in HOOKS:
         raise PatchError(f"unknown kind {kind!r}: choose one of {', '.join(HOOKS)}")
+    if f"blocks.0.{HOOKS[kind]}" not in model.hook_dict:
+        raise PatchError(f"this model has no {kind}: its blocks are without it")
     chosen_layers = _chosen("layer", layers, cfg.n_layers)
     axes, chosen_heads = [Axis("layer", tuple(map(str, chosen_layers)))], [ALL]
     if kind not in STREAM_KINDS:

@@ -67,8 +67,7 @@ def check_hook_is_live(model: TransformerBridge, base: Population, kind: str) ->
         PatchError: a sweep over this hook would report that nothing matters.
     """
     name, one = f"blocks.0.{HOOKS[kind]}", base.subset([0])
-    if name in model.hook_dict:
-        untouched = run_patched(model, one, name, torch.tensor(False), torch.tensor(7.0))
-        if not torch.equal(untouched, run_patched(model, one, name, torch.tensor(True), torch.tensor(7.0))):
-            return
-    raise PatchError(f"this model does not let a hook change {HOOKS[kind]}, so {kind!r} cannot be patched in it")
+    nonsense = torch.tensor(7.0)
+    untouched, changed = (run_patched(model, one, name, torch.tensor(which), nonsense) for which in (False, True))
+    if torch.equal(untouched, changed):
+        raise PatchError(f"this model does not let a hook change {HOOKS[kind]}, so {kind!r} cannot be patched in it")

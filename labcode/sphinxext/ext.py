@@ -31,7 +31,7 @@ def choose_and_key(app: Sphinx, config: Config) -> None:
     subject.prepare_environment(chosen)
     if not config.nb_execution_cache_path:
         mark = fingerprint.fingerprint(Path(app.srcdir), chosen.get("fingerprint", ""))
-        folder = fingerprint.cache_folder(Path(app.outdir).parent / ".jupyter_cache", mark)
+        folder = fingerprint.cache_folder(Path(app.srcdir) / "_build" / ".jupyter_cache", mark)
         # An "env" value: a new path also makes Sphinx read every page again.
         config.nb_execution_cache_path = str(folder)
 
@@ -81,6 +81,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("lab_model", True, "env", [bool])
     app.add_config_value("lab_subject", {}, "", [dict])
     app.add_css_file("lab.css")
+    app.add_js_file("lab.js", loading_method="defer")
     mathml.setup(app)
     ledger.setup(app)
     ledgerpage.setup(app)

@@ -6,8 +6,8 @@
   const token = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
   // A template holds only defaults, so whatever a figure sets itself wins over this.
-  function skin(colors, printing) {
-    const at = (name) => token(printing ? `--lab-print-${name}` : `--lab-figure-${name}`);
+  function skin(colors) {
+    const at = (name) => token(`--lab-figure-${name}`);
     const axis = {
       gridcolor: at("grid"), linecolor: at("line"), zerolinecolor: at("line"), tickcolor: at("line"),
       automargin: true, title: { standoff: 10 },
@@ -58,7 +58,7 @@
     host.labColors = colors;
     const canvas = document.createElement("div");
     host.append(canvas);
-    Plotly.newPlot(canvas, data, { ...layout, autosize: true, template: skin(colors, false) }, {
+    Plotly.newPlot(canvas, data, { ...layout, autosize: true, template: skin(colors) }, {
       displaylogo: false,
       displayModeBar: touch ? false : "hover",
       modeBarButtonsToRemove: ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
@@ -85,18 +85,18 @@
 
     const drawn = () => hosts.filter((host) => host.labCanvas);
     const reskin = () => drawn().forEach((host) => {
-      Plotly.relayout(host.labCanvas, { template: skin(host.labColors, false) });
+      Plotly.relayout(host.labCanvas, { template: skin(host.labColors) });
     });
     new MutationObserver(reskin).observe(document.documentElement, { attributeFilter: ["data-theme"] });
 
     addEventListener("beforeprint", () => {
       hosts.forEach(draw);
       drawn().forEach((host) => {
-        Plotly.relayout(host.labCanvas, { template: skin(host.labColors, true), width: 640 });
+        Plotly.relayout(host.labCanvas, { template: skin(host.labColors), width: 640 });
       });
     });
     addEventListener("afterprint", () => drawn().forEach((host) => {
-      Plotly.relayout(host.labCanvas, { template: skin(host.labColors, false), width: null, autosize: true });
+      Plotly.relayout(host.labCanvas, { template: skin(host.labColors), width: null, autosize: true });
     }));
   }
 

@@ -1,0 +1,185 @@
+"""Sweeps equal the plain loop: one whole forward pass of the bridge for each cell, with an ordinary hook."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformer_lens import patching as tl
+
+from labcode import prompts
+from labcode.metrics import logit_difference
+from labcode.patching import sweep
+from labcode.patching.plan import HOOKS
+
+HEAD_KINDS = ("z", "q", "k", "v", "pattern")
+KINDS = ("resid_pre", "attn_out", "mlp_out", *HEAD_KINDS)
+PLACES = ("all", "END", ["IO", "S1", "S1+1", "S2", "END"], "each")
+
+
+def values(model, pop, tokens, hooks=()):
+    """Logit difference of each prompt, by one plain forward pass."""
+    logits = model.run_with_hooks(tokens, fwd_hooks=list(hooks))
+    return logit_difference(logits[torch.arange(len(pop)), pop.end], pop)
+
+
+def loop(model, pop, base, source, kind, at, layers=None, heads=None):
+    """The plain loop over layers, heads and places: {cell: values}."""
+    _, cache = model.run_with_cache(source.tokens)
+    some = cache[f"blocks.0.{HOOKS[kind]}"]
+    n_heads = some.shape[1 if kind == "pattern" else 2] if kind in HEAD_KINDS else None
+    every = range(int(pop.lengths[0]))
+    places = every if at == "each" else at if isinstance(at, list) else [at]
+    found = {}
+    for layer in layers or range(model.cfg.n_layers):
+        name = f"blocks.{layer}.{HOOKS[kind]}"
+        for head in heads or range(n_heads or 1):
+            for place in places:
+
+                def patch(x, hook, name=name, head=head, place=place):
+                    x = x.clone()
+                    for row in range(len(pop)):
+                        here = slice(None) if place == "all" else place if at == "each" else pop.positions[place][row]
+                        if kind == "pattern":
+                            x[row, head, here] = cache[name][row, head, here]
+                        elif n_heads:
+                            x[row, here, head] = cache[name][row, here, head]
+                        else:
+                            x[row, here] = cache[name][row, here]
+                    return x
+
+                found[layer, head, place] = values(model, pop, base.tokens, [(name, patch)])
+    return torch.stack(list(found.values()))
+
+
+@pytest.fixture(params=["tiny_gpt2", "tiny_llama"])
+def tiny(request):
+    return request.getfixturevalue(request.param).bridge
+
+
+@pytest.fixture
+def pair(tiny):
+    """Two prompts of different lengths, and the same with three unrelated names."""
+    pop = prompts.population(tiny, 4, seed=1).subset([1, 2])
+    assert pop.lengths.unique().numel() == 2
+    return pop, prompts.corrupt(tiny, pop, "abc")
+
+
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+@pytest.mark.parametrize("at", PLACES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_sweep_equals_the_plain_loop(tiny, pair, kind, at, direction):
+    clean, corrupted = (pop.subset([0]) for pop in pair) if at == "each" else pair
+    base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
+    layers, heads = ([0, 2], [1]) if at == "each" else (None, None)
+    if kind not in HEAD_KINDS:
+        heads = None
+    grid = sweep(tiny, clean, corrupted, kind, at=at, direction=direction, layers=layers, heads=heads)
+    expected = loop(tiny, clean, base, source, kind, at, layers, heads)
+    assert grid.engine == "suffix"
+    torch.testing.assert_close(grid.values.flatten(0, -2), expected, atol=1e-5, rtol=0)
+    unpatched = values(tiny, clean, base.tokens)
+    assert (expected - unpatched).abs().max() > 1e-3, "these patches do nothing: the comparison is empty"
+    torch.testing.assert_close(grid.clean, values(tiny, clean, clean.tokens), atol=1e-5, rtol=0)
+    torch.testing.assert_close(grid.corrupted, values(tiny, clean, corrupted.tokens), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_embedded_model_too_on_a_sample_of_cells(smollm2, kind):
+    clean = prompts.canonical(smollm2)
+    corrupted = prompts.corrupt(smollm2, clean, "swap")
+    layers, heads = [0, 17, 23, 29], ([0] if kind in ("k", "v") else [3]) if kind in HEAD_KINDS else None
+    grid = sweep(smollm2, clean, corrupted, kind, layers=layers, heads=heads)
+    assert grid.engine == "suffix"
+    expected = loop(smollm2, clean, corrupted, clean, kind, "all", layers, heads)
+    torch.testing.assert_close(grid.values.flatten(0, -2), expected, atol=1e-4, rtol=0)
+
+
+TRANSFORMER_LENS = {
+    ("resid_pre", "each"): tl.get_act_patch_resid_pre,
+    ("attn_out", "each"): tl.get_act_patch_attn_out,
+    ("mlp_out", "each"): tl.get_act_patch_mlp_out,
+    ("z", "all"): tl.get_act_patch_attn_head_out_all_pos,
+    ("q", "all"): tl.get_act_patch_attn_head_q_all_pos,
+    ("k", "all"): tl.get_act_patch_attn_head_k_all_pos,
+    ("v", "all"): tl.get_act_patch_attn_head_v_all_pos,
+    ("pattern", "all"): tl.get_act_patch_attn_head_pattern_all_pos,
+    ("z", "each"): tl.get_act_patch_attn_head_out_by_pos,
+}
+
+
+@pytest.mark.parametrize(("kind", "at"), TRANSFORMER_LENS)
+def test_sweeps_equal_those_of_transformer_lens(tiny, kind, at):
+    clean = prompts.canonical(tiny)
+    corrupted = prompts.corrupt(tiny, clean, "swap")
+    _, cache = tiny.run_with_cache(clean.tokens)
+    theirs = TRANSFORMER_LENS[kind, at](
+        tiny, corrupted.tokens, cache, lambda logits: logit_difference(logits[:, -1], clean).mean()
+    )
+    ours = sweep(tiny, clean, corrupted, kind, at=at).values[..., 0]
+    if (kind, at) == ("z", "each"):
+        theirs = theirs.transpose(1, 2)  # theirs is layer, position, head
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_patching_a_run_with_itself_changes_nothing(tiny, pair, kind):
+    grid = sweep(tiny, pair[0], pair[0], kind)
+    torch.testing.assert_close(grid.values, grid.clean.expand_as(grid.values), atol=1e-5, rtol=0)
+
+
+def test_patching_everything_gives_exactly_the_other_run(tiny, pair):
+    for direction, goal in (("denoising", "clean"), ("noising", "corrupted")):
+        grid = sweep(tiny, *pair, "resid_pre", direction=direction, layers=[0])
+        torch.testing.assert_close(grid.values[0], getattr(grid, goal), atol=1e-5, rtol=0)
+        assert grid.effect()[0].mean() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_prompt_is_worth_the_same_alone_and_in_a_population(tiny, pair):
+    together = sweep(tiny, *pair, "z", at="S2")
+    alone = [sweep(tiny, *(pop.subset([i]) for pop in pair), "z", at="S2").values for i in range(len(pair[0]))]
+    torch.testing.assert_close(together.values, torch.cat(alone, dim=-1), atol=1e-5, rtol=0)
+
+
+def test_little_memory_gives_the_same_numbers(tiny, pair):
+    for kind in ("resid_pre", "k"):
+        plenty, little = (sweep(tiny, *pair, kind, max_bytes=bound) for bound in (2**29, 1))
+        torch.testing.assert_close(little.values, plenty.values, atol=1e-5, rtol=0)
+
+
+def test_a_choice_of_layers_and_heads_is_a_part_of_the_whole(tiny, pair):
+    whole = sweep(tiny, *pair, "z", at=["S2", "END"])
+    part = sweep(tiny, *pair, "z", at=["S2", "END"], layers=[2, 0], heads=[3])
+    torch.testing.assert_close(part.values, whole.values[[2, 0]][:, [3]], atol=1e-5, rtol=0)
+    assert [axis.labels for axis in part.axes] == [("2", "0"), ("3",), ("S2", "END")]
+
+
+def test_grouped_keys_and_values_are_patched_as_such_and_say_so(tiny_llama):
+    pop = prompts.canonical(tiny_llama.bridge)
+    bad = prompts.corrupt(tiny_llama.bridge, pop, "swap")
+    for kind, name, n in (("k", "key/value head", 2), ("v", "key/value head", 2), ("q", "head", 4)):
+        axis = sweep(tiny_llama.bridge, pop, bad, kind).axes[1]
+        assert (axis.name, len(axis.labels)) == (name, n)
+
+
+def test_any_metric_can_be_swept(tiny, pair):
+    """The default reads two logits only; the same metric, unrecognised, reads all."""
+    usual, general = (sweep(tiny, *pair, "z", metric=m) for m in (logit_difference, lambda *a: logit_difference(*a)))
+    torch.testing.assert_close(general.values, usual.values, atol=1e-5, rtol=0)
+
+
+def test_the_hand_wired_circuit_comes_out(toy):
+    """Logit differences worked out on paper: clean +4, corrupted -4, name mover worth 6, negative name mover -2."""
+    clean = prompts.canonical(toy)
+    corrupted = prompts.corrupt(toy, clean, "swap")
+    expected = {
+        "z": [[1, 0], [1, 0], [1.5, -0.5]],
+        "q": [[1, 0], [0, 0], [1.5, -0.5]],  # 0.0 looks for the name at S2, 2.x for names that END has not ruled out
+        "k": [[0, 0], [0, 0], [0.75, -0.25]],  # 2.x now finds John's key at S2 as well, where Mary's value is
+        "v": [[0, 0], [1, 0], [0, 0]],  # 1.0 reads from S2 which name was repeated; 2.x reads John at S1 either way
+        "pattern": [[1, 0], [0, 0], [1.5, -0.5]],
+    }
+    for kind, mean in expected.items():
+        grid = sweep(toy, clean, corrupted, kind)
+        torch.testing.assert_close(grid.mean(), torch.tensor(mean).float(), atol=1e-4, rtol=0)
+    by_place = sweep(toy, clean, corrupted, "z", at=["S1", "S2", "END"]).mean()
+    torch.testing.assert_close(by_place[:, 0], torch.tensor([[0, 1, 0], [0, 0, 1], [0, 0, 1.5]]), atol=1e-4, rtol=0)
