@@ -60,7 +60,8 @@ def attribution(
     values, at_base, at_source = [], [], []
     for first in range(0, len(base), batch_size):
         index = list(range(first, min(first + batch_size, len(base))))
-        judged, run = clean.subset(index), record(model, source.subset(index), [HOOKS[kind]])
+        judged = clean.subset(index)
+        (run,) = record(model, [source.subset(index)], [HOOKS[kind]])
         base_value, activations, gradients = _gradients(model, base.subset(index), HOOKS[kind], metric, judged)
         slopes = []
         for layer, (activation, gradient) in enumerate(zip(activations, gradients, strict=True)):

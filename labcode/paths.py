@@ -94,8 +94,8 @@ def path_patch(
         rows = paths.that_arrive(piece.plan.rows(piece.start))
         return in_batches(piece, suffix, rows, paths.final, f"paths into {into}")
 
-    base_hooks = [*Suffix.hooks(model), "attn.hook_z", "hook_attn_out", *(["hook_mlp_out"] if freeze_mlps else [])]
-    return drive(model, clean, corrupted, direction, work, metric, max_bytes, base_hooks, ["attn.hook_z"], patched)
+    hooks = [*Suffix.hooks(model), "attn.hook_z", "hook_attn_out", *(["hook_mlp_out"] if freeze_mlps else [])]
+    return drive(model, clean, corrupted, direction, work, metric, max_bytes, hooks, patched)
 
 
 class Paths:

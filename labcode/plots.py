@@ -70,7 +70,7 @@ def histogram(groups: Mapping[str, Sequence[float]], *, alt: str, value_title: s
     import plotly.graph_objects as go
 
     fig = go.Figure()
-    for (name, values), colour in zip(groups.items(), SERIES, strict=False):
+    for (name, values), colour in zip(groups.items(), _colours(groups), strict=True):
         fig.add_trace(
             go.Histogram(
                 x=list(values), name=name, marker_color=colour, opacity=0.85, xbins={"size": bin_width, "start": -40}
@@ -96,7 +96,7 @@ def lines(
 
     fig = go.Figure()
     index = list(range(len(labels)))
-    for (name, values), colour in zip(series.items(), SERIES, strict=False):
+    for (name, values), colour in zip(series.items(), _colours(series), strict=True):
         if low and high and name in low:
             edge = [*high[name], *reversed(low[name])]
             band = {"fill": "toself", "fillcolor": _faint(colour), "line_width": 0, "hoverinfo": "skip"}
@@ -160,6 +160,86 @@ def heatmap(
     return _finish(fig, alt, height)
 
 
+def scatter(
+    x: Sequence[float],
+    y: Sequence[float],
+    labels: Sequence[str],
+    *,
+    alt: str,
+    x_title: str,
+    y_title: str,
+    named: int = 8,
+) -> go.Figure:
+    """One point for each labelled thing, with the line on which both measures agree; those furthest out are named.
+
+    Used in chapters 05 and 06.
+    """
+    import plotly.graph_objects as go
+
+    far = sorted(range(len(labels)), key=lambda i: -max(abs(x[i]), abs(y[i])))[:named]
+    text = [_text(label) if i in far else "" for i, label in enumerate(labels)]
+    hover = [f"{_text(label)}: {a:+.2f}, {b:+.2f}" for label, a, b in zip(labels, x, y, strict=True)]
+    edges = [min([*x, *y, 0.0]), max([*x, *y, 0.0])]
+    fig = go.Figure(
+        [
+            go.Scatter(x=edges, y=edges, mode="lines", line={"color": NEUTRAL, "dash": "dash"}, hoverinfo="skip"),
+            go.Scatter(
+                x=list(x),
+                y=list(y),
+                mode="markers+text",
+                text=text,
+                textposition="top center",
+                marker={"color": SERIES[0], "size": 7},
+                hovertext=hover,
+                hoverinfo="text",
+            ),
+        ]
+    )
+    fig.update_layout(showlegend=False, xaxis_title=x_title, yaxis_title=y_title)
+    return _finish(fig, alt, height=440)
+
+
+def points(
+    labels: Sequence[str],
+    series: Mapping[str, Sequence[Any]],
+    *,
+    alt: str,
+    value_title: str,
+    label_title: str = "",
+) -> go.Figure:
+    """Means with their intervals, several series side by side for each label. `series` holds `metrics.Interval`s.
+
+    Used in chapter 05.
+    """
+    import plotly.graph_objects as go
+
+    fig = go.Figure()
+    for number, ((name, values), colour) in enumerate(zip(series.items(), _colours(series), strict=True)):
+        shift = 0.7 * ((number + 0.5) / len(series) - 0.5)
+        fig.add_trace(
+            go.Scatter(
+                x=[v.mean for v in values],
+                y=[i + shift for i in range(len(values))],
+                name=name,
+                mode="markers",
+                marker={"color": colour, "size": 9, "symbol": number},
+                error_x={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [v.high - v.mean for v in values],
+                    "arrayminus": [v.mean - v.low for v in values],
+                    "color": colour,
+                },
+                hovertext=[f"{_text(label)}, {name}: {v}" for label, v in zip(labels, values, strict=True)],
+                hoverinfo="text",
+            )
+        )
+    fig.add_vline(x=0, line_color=NEUTRAL, line_dash="dash")
+    rows = {"tickvals": list(range(len(labels))), "ticktext": [_text(label) for label in labels]}
+    fig.update_layout(xaxis_title=value_title, yaxis={"title": label_title, "autorange": "reversed", **rows})
+    return _finish(fig, alt, height=max(320, 110 + 52 * len(labels)))
+
+
 def prompt_html(tokens: Sequence[str], positions: Mapping[str, int]) -> str:
     """A prompt's tokens as HTML, its named positions in their colours and with their names. Used in chapter 01."""
     names = {at: name for name, at in positions.items() if name in POSITION_COLOURS}
@@ -195,6 +275,12 @@ def _ticks(labels: Sequence[str]) -> dict[str, Any]:
 def _text(label: str) -> str:
     # Plotly reads a few HTML tags in texts, and tokens are the model's own: they must stay text.
     return html.escape(label).replace("\n", "\\n")
+
+
+def _colours(names: Mapping[str, Any]) -> list[str]:
+    # A named position keeps its colour through the whole book.
+    free = iter(SERIES)
+    return [POSITION_COLOURS[name] if name in POSITION_COLOURS else next(free) for name in names]
 
 
 def _faint(colour: str) -> str:

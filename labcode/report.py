@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any, Literal
 
 from labcode.errors import ReportError
-from labcode.published import PUBLISHED
+from labcode.published import PUBLISHED, Figure
 
 Evidence = Literal["observational", "sufficient", "necessary", "sufficient and necessary"]
 EVIDENCE = ("observational", "sufficient", "necessary", "sufficient and necessary")
@@ -46,15 +46,12 @@ def put(**values: Any) -> None:
         _glue(name, plain)
 
 
-def claim(text: str, holds: bool, evidence: Evidence) -> bool:
+def claim(text: str, holds: bool, evidence: Evidence) -> None:
     """Show whether a sentence holds on this run, and which kind of evidence it rests on.
 
     "observational": read off a run in which nothing was changed. "sufficient": putting the part's clean value into a
     corrupted run restores the behaviour (denoising). "necessary": taking the part away from a clean run harms it
     (noising, ablation).
-
-    Returns:
-        `holds`, as a plain truth value.
 
     Raises:
         ReportError: an unknown kind of evidence, or no text.
@@ -74,7 +71,6 @@ def claim(text: str, holds: bool, evidence: Evidence) -> bool:
     )
     _show(page, f"{mark}: {text} (evidence: {evidence})")
     _record({"kind": "claim", "text": text, "holds": verdict, "evidence": evidence})
-    return verdict
 
 
 def compare(values: Mapping[str, float], same_model: bool) -> None:
@@ -91,9 +87,7 @@ def compare(values: Mapping[str, float], same_model: bool) -> None:
     """
     rows, lines = [], []
     for key, value in values.items():
-        if key not in PUBLISHED:
-            raise ReportError(f"no published figure {key!r}: the known ones are {', '.join(sorted(PUBLISHED))}")
-        figure = PUBLISHED[key]
+        figure = _figure(key)
         near = abs(float(value) - figure.value) <= figure.tolerance
         verdict = ("agrees" if near else "differs") if same_model else "other model"
         said = {"agrees": "✓ agrees", "differs": "✗ differs", "other model": "another model: no verdict"}[verdict]
@@ -114,6 +108,19 @@ def compare(values: Mapping[str, float], same_model: bool) -> None:
         )
     head = ["quantity", "this run", "GPT-2 small, published", "source", "verdict"]
     _show(table(head, rows), "\n".join(lines))
+
+
+def published(keys: Sequence[str]) -> None:
+    """Show published figures of GPT-2 small by themselves, where this run's model has no counterpart to them.
+
+    Raises:
+        ReportError: an unknown key.
+
+    Used in chapters 04 and 05.
+    """
+    figures = [_figure(key) for key in keys]
+    rows = [[figure.quantity, f"{figure.value:+.2f}", figure.source] for figure in figures]
+    show_table(["quantity, GPT-2 small", "published", "source"], rows)
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Show a table of escaped text. Used in all chapters."""
     _show(table(head, rows), "\n".join(" | ".join(row) for row in [head, *rows]))
+
+
+def _figure(key: str) -> Figure:
+    if key not in PUBLISHED:
+        raise ReportError(f"no published figure {key!r}: the known ones are {', '.join(sorted(PUBLISHED))}")
+    return PUBLISHED[key]
 
 
 def _in_notebook() -> bool:

@@ -79,5 +79,4 @@ def sweep(
         return in_batches(piece, suffix, piece.plan.rows(piece.start), engine.final, f"patching {kind}")
 
     work = plan(model, clean, kind, at, layers, heads)
-    base_hooks, source_hooks = cells.base_hooks(model, kind), [cells.source_hook(model, kind)]
-    return drive(model, clean, corrupted, direction, work, metric, max_bytes, base_hooks, source_hooks, patched)
+    return drive(model, clean, corrupted, direction, work, metric, max_bytes, cells.hooks(model, kind), patched)

@@ -22,18 +22,16 @@ JOINS_BEFORE_MLP = ("attn_out", "z", "q", "k", "v", "pattern")
 JOINS_AFTER_MLP = ("mlp_out",)
 
 
-def base_hooks(model: TransformerBridge, kind: str) -> list[str]:
-    """The activations of the base run that sweeps of this kind start from."""
-    hooks = Suffix.hooks(model)
-    if kind in ("attn_out", "mlp_out"):
-        hooks.append("hook_attn_out")
+def hooks(model: TransformerBridge, kind: str) -> set[str]:
+    """The activations that sweeps of this kind need of the two runs."""
+    needed = {*Suffix.hooks(model), source_hook(model, kind)}
     if kind == "mlp_out":
-        hooks.append("hook_mlp_out")
+        needed.add("hook_attn_out")
     if kind not in STREAM_KINDS:
-        hooks.append("attn.hook_z")
+        needed.add("attn.hook_z")
     if kind in GROUPED_KINDS:
-        hooks.append(rotated(model, "q"))
-    return hooks
+        needed.add(rotated(model, "q"))
+    return needed
 
 
 def source_hook(model: TransformerBridge, kind: str) -> str:
@@ -45,8 +43,7 @@ class Cells:
     """Patched runs: those of `suffix`, each with one activation of `source`.
 
     Args:
-        suffix: the base run, with the activations named by `base_hooks`.
-        source: the run whose activations are patched in, with the one named by `source_hook`.
+        suffix: the base run. source: the run whose activations are patched in. Both hold those named by `hooks`.
     """
 
     def __init__(self, model: TransformerBridge, suffix: Suffix, source: Run, kind: str) -> None:

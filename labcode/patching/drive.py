@@ -80,8 +80,7 @@ def drive(
     plan: Plan,
     metric: Metric,
     max_bytes: int,
-    base_hooks: Iterable[str],
-    source_hooks: Iterable[str],
+    hooks: Iterable[str],
     patched: Patched,
 ) -> Grid:
     """Run base and source once for each prompt, let `patched` compute the cells, and put the pieces together.
@@ -103,7 +102,7 @@ def drive(
         here, rows = list(index), range(len(index))
         populations = base.subset(here), source.subset(here), clean.subset(here)
         piece = Piece(*populations, start[here], plan.subset(here), metric, max_bytes // 2)
-        base_run, source_run = record(model, piece.base, base_hooks), record(model, piece.source, source_hooks)
+        base_run, source_run = record(model, [piece.base, piece.source], hooks)
         at_base.append(piece.judge(base_run.logits, rows))
         at_source.append(piece.judge(source_run.logits, rows))
         try:

@@ -33,7 +33,7 @@ def values(model: TransformerBridge, piece: Piece) -> Float[Tensor, "cell batch"
     base, plan, prompts = piece.base, piece.plan, range(len(piece.base))
     check_hook_is_live(model, base, plan.kind)
     hook, columns = HOOKS[plan.kind], torch.arange(base.tokens.shape[1])
-    source = record(model, piece.source, [hook])
+    (source,) = record(model, [piece.source], [hook])
     result = torch.empty(len(plan.layer), len(base))
     for cell in progress(range(len(plan.layer)), f"patching {plan.kind} by replay"):
         layer, head, positions = int(plan.layer[cell]), int(plan.head[cell]), plan.positions[plan.place[cell]]

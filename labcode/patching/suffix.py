@@ -10,7 +10,7 @@ Used in chapters 04 to 06, through `labcode.patching` and `labcode.paths`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,16 +38,26 @@ class Run:
     logits: Float[Tensor, "batch d_vocab"]
 
     def __getitem__(self, key: tuple[str, int]) -> Tensor:
-        hook, layer = key
-        return self.activations[f"blocks.{layer}.{hook}"]
+        name = f"blocks.{key[1]}.{key[0]}"
+        if name not in self.activations:
+            raise UnsupportedModel(f"no activation {name}")
+        return self.activations[name]
 
 
-def record(model: TransformerBridge, pop: Population, hooks: Iterable[str]) -> Run:
-    """One forward pass of the bridge that keeps the named activations of every block."""
+def record(model: TransformerBridge, pops: Sequence[Population], hooks: Iterable[str]) -> list[Run]:
+    """One forward pass of the bridge over aligned populations, keeping the named activations of every block."""
     names = [f"blocks.{layer}.{hook}" for layer in range(model.cfg.n_layers) for hook in hooks]
+    tokens, end = torch.cat([pop.tokens for pop in pops]), torch.cat([pop.end for pop in pops])
     with torch.no_grad():
-        logits, cache = model.run_with_cache(pop.tokens.to(model.cfg.device), names_filter=names)
-    return Run({name: cache[name] for name in names}, logits[torch.arange(len(pop)), pop.end])
+        logits, cache = model.run_with_cache(tokens.to(model.cfg.device), names_filter=names)
+    logits = logits[torch.arange(len(tokens)), end]
+    runs = []
+    for rows in torch.arange(len(tokens)).split([len(pop) for pop in pops]):
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        # Cosines and sines are the same for all prompts and have a batch of one.
+        kept = {name: cache[name] if len(cache[name]) == 1 else cache[name][part] for name in names if name in cache}
+        runs.append(Run(kept, logits[part]))
+    return runs
 
 
 def prompts_at_once(model: TransformerBridge, n_pos: int, max_bytes: int) -> int:
@@ -88,8 +98,11 @@ class Suffix:
             UnsupportedModel: it does not have this architecture, or does not agree with the bridge.
         """
         suffix = cls(Network(model), base, end)
-        with torch.no_grad():
-            gap = float((suffix.unpatched(start) - base.logits).abs().max())
+        try:
+            with torch.no_grad():
+                gap = float((suffix.unpatched(start) - base.logits).abs().max())
+        except (RuntimeError, IndexError) as shapes:
+            raise UnsupportedModel(f"activations of other shapes ({shapes})") from shapes
         if not gap <= TOLERANCE * max(1.0, 0.1 * float(base.logits.abs().max())):
             raise UnsupportedModel(f"a forward pass that differs from ours by {gap:.1g} in some logit")
         return suffix

@@ -13,7 +13,7 @@ from labcode.patching.plan import HOOKS
 
 HEAD_KINDS = ("z", "q", "k", "v", "pattern")
 KINDS = ("resid_pre", "attn_out", "mlp_out", *HEAD_KINDS)
-PLACES = ("all", "END", ["IO", "S1", "S1+1", "S2", "END"], "each")
+PLACES = ("all", ["IO", "S1", "S1+1", "S2", "END"], "each")
 
 
 def values(model, pop, tokens, hooks=()):
@@ -70,9 +70,8 @@ def pair(tiny):
 def test_every_sweep_equals_the_plain_loop(tiny, pair, kind, at, direction):
     clean, corrupted = (pop.subset([0]) for pop in pair) if at == "each" else pair
     base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
-    layers, heads = ([0, 2], [1]) if at == "each" else (None, None)
-    if kind not in HEAD_KINDS:
-        heads = None
+    layers = {"all": None, "each": [1]}.get(str(at), [0, 2])
+    heads = [1] if kind in HEAD_KINDS and at != "all" else None
     grid = sweep(tiny, clean, corrupted, kind, at=at, direction=direction, layers=layers, heads=heads)
     expected = loop(tiny, clean, base, source, kind, at, layers, heads)
     assert grid.engine == "suffix"
@@ -87,7 +86,7 @@ def test_every_sweep_equals_the_plain_loop(tiny, pair, kind, at, direction):
 def test_the_embedded_model_too_on_a_sample_of_cells(smollm2, kind):
     clean = prompts.canonical(smollm2)
     corrupted = prompts.corrupt(smollm2, clean, "swap")
-    layers, heads = [0, 17, 23, 29], ([0] if kind in ("k", "v") else [3]) if kind in HEAD_KINDS else None
+    layers, heads = [17, 29], ([0] if kind in ("k", "v") else [3]) if kind in HEAD_KINDS else None
     grid = sweep(smollm2, clean, corrupted, kind, layers=layers, heads=heads)
     assert grid.engine == "suffix"
     expected = loop(smollm2, clean, corrupted, clean, kind, "all", layers, heads)
@@ -108,7 +107,8 @@ TRANSFORMER_LENS = {
 
 
 @pytest.mark.parametrize(("kind", "at"), TRANSFORMER_LENS)
-def test_sweeps_equal_those_of_transformer_lens(tiny, kind, at):
+def test_sweeps_equal_those_of_transformer_lens(tiny_gpt2, kind, at):
+    tiny = tiny_gpt2.bridge  # with grouped keys and values, theirs fails for some kinds
     clean = prompts.canonical(tiny)
     corrupted = prompts.corrupt(tiny, clean, "swap")
     _, cache = tiny.run_with_cache(clean.tokens)
