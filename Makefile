@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 STRICT := $(if $(LAB_STRICT),-W -n --keep-going)
 
-.PHONY: book test serve lab lint clean lock
+.PHONY: book test serve lab bench lint clean lock
 
 book: $(READY)
 	$(BIN)/jupyter-book build . $(STRICT)
@@ -18,6 +18,9 @@ serve:
 
 lab: $(READY)
 	$(BIN)/jupyter lab book
+
+bench: $(READY)
+	$(BIN)/python tests/benchmarks/bench_patching.py
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -71,7 +71,7 @@ def test_the_strict_build_has_no_warning_and_no_cross(strict):
     assert "✗ does not hold" not in "".join(strict.text(page) for page in code_pages())
 
 
-@pytest.mark.parametrize("page", code_pages())
+@pytest.mark.parametrize("page", [page for page in code_pages() if page != "cost"])  # it shows recorded data
 def test_every_page_names_its_model(strict, page):
     assert "SmolLM2-135M-Instruct" in strict.text(page)
 

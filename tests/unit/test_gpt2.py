@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from labcode import metrics, prompts, residual
+from labcode.circuit import ablate
+from labcode.patching import sweep
 from labcode.published import PUBLISHED
 
 pytestmark = pytest.mark.gpt2
@@ -27,13 +29,19 @@ def difference(model, pop) -> torch.Tensor:
     return metrics.logit_difference(metrics.end_logits(model, pop), pop)
 
 
+def eight(model) -> prompts.Population:
+    return prompts.build(
+        model,
+        [
+            prompts.Prompt(frame.format(A=" " + a, B=" " + b, S=" " + s), io, s, "")
+            for frame, a, b in DEMOS
+            for s, io in ((b, a), (a, b))
+        ],
+    )
+
+
 def test_the_eight_prompts_of_the_demos(gpt2):
-    eight = [
-        prompts.Prompt(frame.format(A=" " + a, B=" " + b, S=" " + s), io, s, "")
-        for frame, a, b in DEMOS
-        for s, io in ((b, a), (a, b))
-    ]
-    pop = prompts.build(gpt2, eight)
+    pop = eight(gpt2)
     clean = difference(gpt2, pop)
     swapped = difference(gpt2, prompts.corrupt(gpt2, pop, "swap"))
     expect("demos.logit_difference", float(clean.mean()))
@@ -74,3 +82,31 @@ def test_direct_attribution(gpt2):
     for key in PUBLISHED:
         if key.startswith("lab.dla."):
             expect(key, share[key.removeprefix("lab.dla.")])
+
+
+def test_patching_the_stream_and_the_sublayers(gpt2):
+    one = prompts.canonical(gpt2)
+    corrupted = prompts.corrupt(gpt2, one, "swap")
+    for kind, hook in (("resid", "resid_pre"), ("attn", "attn_out"), ("mlp", "mlp_out")):
+        mean = sweep(gpt2, one, corrupted, hook, at=["S2", "END"]).mean()  # [layer position]
+        for key in PUBLISHED:
+            if key.startswith(f"lab.{kind}."):
+                layer, place = key.split(".")[2:]
+                expect(key, float(mean[int(layer), ("S2", "END").index(place)]))
+
+
+def test_patching_heads(gpt2):
+    one = prompts.canonical(gpt2)
+    mean = sweep(gpt2, one, prompts.corrupt(gpt2, one, "swap"), "z").mean()  # [layer head]
+    for key in PUBLISHED:
+        if key.startswith("lab.z."):
+            layer, head = map(int, key.split(".")[2:])
+            expect(key, float(mean[layer, head]))
+
+
+def test_zero_ablation(gpt2):
+    one = prompts.canonical(gpt2)
+    expect("lab.zero.9.9", float(ablate(gpt2, one, [(9, 9)])[0]))
+    expect("lab.zero.10.7", float(ablate(gpt2, one, [(10, 7)])[0]))
+    expect("lab.zero.movers", float(ablate(gpt2, one, [(9, 9), (9, 6), (10, 0), (10, 10)])[0]))
+    expect("demos.zero.9.9", float(ablate(gpt2, eight(gpt2), [(9, 9)], at="END").mean()))
