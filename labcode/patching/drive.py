@@ -93,29 +93,39 @@ def drive(
     """
     if direction not in ("denoising", "noising"):
         raise PatchError(f"unknown direction {direction!r}: choose 'denoising' or 'noising'")
+    if torch.device(model.cfg.device).type != "cpu":
+        raise PatchError("sweeps run on the CPU, whose numbers are the reference: load the model with device='cpu'")
     base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
     start = first_difference(base, source)
     size = prompts_at_once(model, base.tokens.shape[1], max_bytes // 2)
-    values, at_base, at_source, engine = [], [], [], "suffix"
-    for first in range(0, len(base), size):
-        index = range(first, min(first + size, len(base)))
-        here, rows = list(index), range(len(index))
-        populations = base.subset(here), source.subset(here), clean.subset(here)
-        piece = Piece(*populations, start[here], plan.subset(here), metric, max_bytes // 2)
-        base_run, source_run = record(model, [piece.base, piece.source], hooks)
-        at_base.append(piece.judge(base_run.logits, rows))
-        at_source.append(piece.judge(source_run.logits, rows))
-        try:
-            suffix = Suffix.proven(model, base_run, piece.base.end, piece.start)
-        except UnsupportedModel as reason:
-            warnings.warn(f"slow: each cell takes a whole forward pass, because this model has {reason}", stacklevel=3)
-            engine, suffix = "replay", None
-        with torch.no_grad():
-            values.append(patched(piece, source_run, suffix))
+    results = []
+    for here in torch.arange(len(base)).split(size):
+        index = here.tolist()
+        populations = base.subset(index), source.subset(index), clean.subset(index)
+        piece = Piece(*populations, start[here], plan.subset(index), metric, max_bytes // 2)
+        results.append(_piece_by_engine(model, piece, hooks, patched))
+    values, at_base, at_source, engines = zip(*results, strict=True)
     clean_and_corrupted = (at_source, at_base) if direction == "denoising" else (at_base, at_source)
     at_clean, at_corrupted = (torch.cat(parts) for parts in clean_and_corrupted)
     cells = torch.cat(values, dim=-1).unflatten(0, plan.shape)
+    engine = "replay" if "replay" in engines else "suffix"
     return Grid(cells, at_clean, at_corrupted, plan.axes, direction, clean.draws, engine)
+
+
+def _piece_by_engine(
+    model: TransformerBridge, piece: Piece, hooks: Iterable[str], patched: Patched
+) -> tuple[Float[Tensor, "cell batch"], Float[Tensor, " batch"], Float[Tensor, " batch"], str]:
+    """Values of the cells, of the base runs and of the source runs, and the name of the engine."""
+    everyone = range(len(piece.base))
+    base, source = record(model, [piece.base, piece.source], hooks)
+    at_base, at_source = piece.judge(base.logits, everyone), piece.judge(source.logits, everyone)
+    suffix = None
+    try:
+        suffix = Suffix.proven(model, base, piece.base.end, piece.start)
+    except UnsupportedModel as reason:
+        warnings.warn(f"slow: each cell takes a whole forward pass, because this model has {reason}", stacklevel=4)
+    with torch.no_grad():
+        return patched(piece, source, suffix), at_base, at_source, "replay" if suffix is None else "suffix"
 
 
 def in_batches(
