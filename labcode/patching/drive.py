@@ -93,7 +93,7 @@ def drive(
     """
     if direction not in ("denoising", "noising"):
         raise PatchError(f"unknown direction {direction!r}: choose 'denoising' or 'noising'")
-    if torch.device(model.cfg.device).type != "cpu":
+    if str(model.cfg.device) != "cpu":
         raise PatchError("sweeps run on the CPU, whose numbers are the reference: load the model with device='cpu'")
     base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
     start = first_difference(base, source)

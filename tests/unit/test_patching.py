@@ -24,7 +24,7 @@ def values(model, pop, tokens, hooks=()):
 
 def loop(model, pop, base, source, kind, at, layers=None, heads=None):
     """The plain loop over layers, heads and places: {cell: values}."""
-    _, cache = model.run_with_cache(source.tokens)
+    _, cache = model.run_with_cache(source.tokens, names_filter=lambda name: name.endswith(HOOKS[kind]))
     some = cache[f"blocks.0.{HOOKS[kind]}"]
     n_heads = some.shape[1 if kind == "pattern" else 2] if kind in HEAD_KINDS else None
     every = range(int(pop.lengths[0]))
@@ -70,7 +70,7 @@ def pair(tiny):
 def test_every_sweep_equals_the_plain_loop(tiny, pair, kind, at, direction):
     clean, corrupted = (pop.subset([0]) for pop in pair) if at == "each" else pair
     base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
-    layers = {"all": None, "each": [1]}.get(str(at), [0, 2])
+    layers = None if at == "all" else [1]
     heads = [1] if kind in HEAD_KINDS and at != "all" else None
     grid = sweep(tiny, clean, corrupted, kind, at=at, direction=direction, layers=layers, heads=heads)
     expected = loop(tiny, clean, base, source, kind, at, layers, heads)

@@ -115,6 +115,17 @@ def test_a_population_comes_in_pairs(toy, n):
         prompts.population(toy, n)
 
 
+def test_a_cap_for_a_quick_look(toy, monkeypatch):
+    whole = prompts.population(toy, 20, seed=2)
+    monkeypatch.setenv("LAB_PROMPTS", "6")
+    assert prompts.population(toy, 20, seed=2).prompts == whole.prompts[:6]
+    assert len(prompts.population(toy, 4)) == 4
+    for wrong in ("5", "2", "many"):
+        monkeypatch.setenv("LAB_PROMPTS", wrong)
+        with pytest.raises(PromptError, match=f"LAB_PROMPTS={wrong}"):
+            prompts.population(toy, 20)
+
+
 def test_more_prompts_than_there_are(toy):
     with pytest.raises(PromptError, match="at most"):
         prompts.population(toy, 10**9)
