@@ -16,7 +16,10 @@ test: $(READY)
 serve:
 	$(PYTHON) -m http.server --bind 127.0.0.1 --directory _build/html 8000
 
+# A double click on a chapter opens it as a notebook; the setting stays in this folder's environment.
+lab: export JUPYTER_CONFIG_DIR := $(CURDIR)/.venv/etc/jupyter-lab
 lab: $(READY)
+	$(BIN)/jupytext-config set-default-viewer markdown
 	$(BIN)/jupyter lab book
 
 bench: $(READY)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import jupytext
+import nbformat
 import pytest
 import yaml
 
@@ -96,6 +98,13 @@ def test_no_cell_names_a_head_or_a_token_id(page):
             assert not re.search(
                 r"hook_\w+\"\]\[[^]]*,\s*\d{2,}|blocks\.[1-9]\d*\.|\bhead\s*=\s*\d|\blayer\s*=\s*\d", cell
             )
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if CELL.search(page.read_text())], ids=lambda page: page.stem)
+def test_a_chapter_opens_as_a_notebook(page):
+    notebook = jupytext.read(page)
+    nbformat.validate(notebook)
+    assert sum(cell.cell_type == "code" for cell in notebook.cells) == len(CELL.findall(page.read_text()))
 
 
 def test_contents_and_chapters_are_the_same():
