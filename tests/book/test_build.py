@@ -46,7 +46,7 @@ def build(output: Path, model: str, *flags: str, **variables: str) -> Build:
     own = ("LAB_STRICT", "LAB_MODEL_WHY", "LAB_PROMPTS")
     environment = {key: value for key, value in os.environ.items() if key not in own}
     environment |= {"LAB_MODEL": model, "COLUMNS": "200"} | variables
-    command = [sys.executable, "-m", "jupyter_book", "build", ".", "--path-output", str(output), *flags]
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", ".", "--path-output", str(output), *flags]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3000)
     return Build(done.returncode, done.stdout + done.stderr, output / "_build" / "html" / "book")
 

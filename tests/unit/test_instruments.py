@@ -86,8 +86,8 @@ def test_a_patch_by_hand_is_the_sweeps(bench):
         torch.testing.assert_close(grid.values[layer, :, 0], torch.tensor(by_hand), atol=1e-4, rtol=0)
 
 
-def test_a_dead_hook_passes_the_self_patch_and_nothing_else(bench):
-    """A misspelt name and a missing return: no error, and no effect."""
+def test_each_end_of_the_ruler_finds_what_the_other_lets_pass(bench):
+    """A misspelt name and a missing return raise no error and do nothing; a third instrument ignores its source."""
 
     def misspelt(base, source, layer, where):
         return bench.run(base, [(stream(layer) + "d", lambda activation, hook: source[stream(layer)])])
@@ -99,9 +99,15 @@ def test_a_dead_hook_passes_the_self_patch_and_nothing_else(bench):
 
         return bench.run(base, [(stream(layer), put)])
 
+    def always_clean(base, source, layer, where):
+        return bench.patched(base, bench.clean_run, layer, where)
+
+    gap = abs(bench.clean - bench.corrupted)
     for dead in (misspelt, no_return):
         assert bench.nothing(dead) == 0
-        assert bench.everything(dead) == pytest.approx(abs(bench.clean - bench.corrupted), abs=1e-5)
+        assert bench.everything(dead) == pytest.approx(gap, abs=1e-5)
+    assert bench.everything(always_clean) <= 1e-4
+    assert bench.nothing(always_clean) >= gap - 1e-4
 
 
 def silence(output, hook):
@@ -130,6 +136,15 @@ def test_an_added_hook_stays_and_a_with_block_cleans_up(bench):
     with pytest.raises(PromptError, match="Xanthippe"):
         careful()
     assert seen[0], "the hook was never on: nothing is tested"
+    assert not hooks_on(model)
+
+    def fails(output, hook):
+        seen.append(hooks_on(model))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(bench.one.tokens, [(place, fails)])
+    assert seen[1]
     assert not hooks_on(model)
 
 
