@@ -86,7 +86,7 @@ def test_a_patch_by_hand_is_the_sweeps(bench):
         torch.testing.assert_close(grid.values[layer, :, 0], torch.tensor(by_hand), atol=1e-4, rtol=0)
 
 
-def test_each_end_of_the_ruler_finds_what_the_other_lets_pass(bench):
+def test_each_check_finds_what_the_other_lets_pass(bench):
     """A misspelt name and a missing return raise no error and do nothing; a third instrument ignores its source."""
 
     def misspelt(base, source, layer, where):
@@ -114,7 +114,7 @@ def silence(output, hook):
     return torch.zeros_like(output)
 
 
-def test_an_added_hook_stays_and_a_with_block_cleans_up(bench):
+def test_an_added_hook_stays_a_with_block_cleans_up(bench):
     model, place = bench.model, "blocks.0.hook_mlp_out"
     try:
         model.add_hook(place, silence)
@@ -161,7 +161,7 @@ def test_hooks_at_one_place_add_up(bench):
     assert abs(once - bench.clean) > 1e-4
 
 
-def test_shifted_words_of_equal_length_patch_another_token(bench):
+def test_shifted_words_patch_another_token(bench):
     text = "When John and Mary went to the big store, Mary gave drinks to"
     shifted = prompts.build(bench.model, [replace(bench.one.prompts[0], text=text, io="John", s="Mary")])
     assert shifted.tokens.shape == bench.one.tokens.shape
@@ -268,7 +268,7 @@ def test_one_small_gap_rules_a_mean_of_ratios():
 
 
 def test_every_test_that_the_chapter_names_exists():
-    cited = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", CHAPTER.read_text())
+    cited = re.findall(r"^(tests/[\w/]+\.py)::(test_\w+)$", CHAPTER.read_text(), re.M)
     assert len(cited) >= 7
     for file, name in cited:
         assert f"def {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
