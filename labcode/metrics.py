@@ -86,7 +86,7 @@ def restoration(
     Raises:
         MetricError: the mean gap is below 1e-3: there is nothing to restore.
 
-    Used in chapters 04 to 06.
+    Used in chapters 03 to 06.
     """
     gap = (clean - corrupted).mean()
     if not gap.abs() > 1e-3:

@@ -138,7 +138,7 @@ def heatmap(
 
     `x` and `y` label columns and rows; tokens may repeat. The hover text names both, or is `hover`.
 
-    Used in chapter 02.
+    Used in chapters 02, 04, 05 and 06.
     """
     import plotly.graph_objects as go
 
@@ -235,8 +235,9 @@ def points(
             )
         )
     fig.add_vline(x=0, line_color=NEUTRAL, line_dash="dash")
-    rows = {"tickvals": list(range(len(labels))), "ticktext": [_text(label) for label in labels]}
-    fig.update_layout(xaxis_title=value_title, yaxis={"title": label_title, "autorange": "reversed", **rows})
+    rows: dict[str, Any] = {"tickvals": list(range(len(labels))), "ticktext": [_text(label) for label in labels]}
+    rows |= {"title": label_title, "autorange": "reversed", "zeroline": False}
+    fig.update_layout(xaxis_title=value_title, yaxis=rows)
     return _finish(fig, alt, height=max(320, 110 + 52 * len(labels)))
 
 

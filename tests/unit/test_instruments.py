@@ -171,6 +171,8 @@ def test_shifted_words_patch_another_token(bench):
     value = bench.patched(shifted.tokens, bench.clean_run, 0, bench.s2)
     assert abs(value - bench.clean) > 1e-3
     assert abs(value - bench.run(shifted.tokens)) > 1e-3, "the patch did nothing at all"
+    with pytest.raises(PatchError, match="do not correspond"):
+        sweep(bench.model, bench.one, shifted, "resid_pre")
 
 
 def test_prompts_that_cannot_line_up_are_refused(bench):
