@@ -12,13 +12,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from labcode.errors import ReportError
 from labcode.published import PUBLISHED, Figure
 
 Evidence = Literal["observational", "sufficient", "necessary", "sufficient and necessary"]
-EVIDENCE = ("observational", "sufficient", "necessary", "sufficient and necessary")
+EVIDENCE = get_args(Evidence)
 
 _numbers = count(1)
 

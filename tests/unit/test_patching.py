@@ -51,19 +51,6 @@ def loop(model, pop, base, source, kind, at, layers=None, heads=None):
     return torch.stack(list(found.values()))
 
 
-@pytest.fixture(params=["tiny_gpt2", "tiny_llama"])
-def tiny(request):
-    return request.getfixturevalue(request.param).bridge
-
-
-@pytest.fixture
-def pair(tiny):
-    """Two prompts of different lengths, and the same with three unrelated names."""
-    pop = prompts.population(tiny, 4, seed=1).subset([1, 2])
-    assert pop.lengths.unique().numel() == 2
-    return pop, prompts.corrupt(tiny, pop, "abc")
-
-
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 @pytest.mark.parametrize("at", PLACES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,19 +12,6 @@ from labcode.patching import PatchError, sweep
 from labcode.paths import path_patch
 
 
-@pytest.fixture(params=["tiny_gpt2", "tiny_llama"])
-def tiny(request):
-    return request.getfixturevalue(request.param).bridge
-
-
-@pytest.fixture
-def pair(tiny):
-    """Two prompts of different lengths, and the same with three unrelated names."""
-    pop = prompts.population(tiny, 4, seed=1).subset([1, 2])
-    assert pop.lengths.unique().numel() == 2
-    return pop, prompts.corrupt(tiny, pop, "abc")
-
-
 def value(model, pop, tokens, hooks):
     logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
     return logit_difference(logits[torch.arange(len(pop)), pop.end], pop)
