@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -14,29 +14,9 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import folders
+from both import Pair, load_both
 
 from labcode import models
-
-
-class Pair(NamedTuple):
-    """The same weights twice."""
-
-    bridge: Any
-    """`TransformerBridge` as `labcode.models.load` gives it."""
-    hf: Any
-    """The plain Hugging Face model, eager attention, float32."""
-    folder: Path
-    """Where both come from."""
-
-
-def pair(folder: Path, bridge: Any = None) -> Pair:
-    """Load a folder both ways."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    hf = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
-    hf.eval().requires_grad_(False)
-    return Pair(models.load(str(folder)) if bridge is None else bridge, hf, folder)
 
 
 @pytest.fixture(scope="session")
@@ -54,13 +34,13 @@ def toy() -> Any:
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """Three layers in the shape of GPT-2 with random weights, norms and biases."""
-    return pair(folders.write_gpt2(tmp_path_factory.mktemp("tiny-gpt2")))
+    return load_both(folders.write_gpt2(tmp_path_factory.mktemp("tiny-gpt2")))
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """Three layers in the shape of Llama with grouped keys and values and random weights and norms."""
-    return pair(folders.write_llama(tmp_path_factory.mktemp("tiny-llama")))
+    return load_both(folders.write_llama(tmp_path_factory.mktemp("tiny-llama")))
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from both import load_both
 
 from labcode import models
 
@@ -91,10 +92,8 @@ def test_summary_counts_parameters_as_published(both):
 
 
 def test_the_embedded_model_equals_hugging_face(smollm2):
-    from conftest import pair
-
     folder = models.prepare("smollm2").folder
-    hf = pair(folder, bridge=smollm2).hf
+    hf = load_both(folder, bridge=smollm2).hf
     ids = tokens(smollm2)[:1]
     ours, theirs = smollm2(ids).log_softmax(-1), hf(ids).logits.log_softmax(-1)
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)
