@@ -39,6 +39,7 @@ def sweep(
     direction: Direction = "denoising",
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
+    only: Sequence[tuple[int, int]] | None = None,
     metric: Metric = logit_difference,
     max_bytes: int = 2**29,
 ) -> Grid:
@@ -55,6 +56,7 @@ def sweep(
         direction: "denoising" puts clean activations into corrupted runs and asks what is sufficient to bring the
             answer back; "noising" puts corrupted ones into clean runs and asks what is necessary.
         layers, heads: which ones to patch; all by default.
+        only: instead of these, a list of (layer, head): one cell each, on a single axis.
         metric: from logits at END and the clean population to one value for each prompt.
         max_bytes: bound for the stored activations and the working memory together, beside the model's own.
 
@@ -78,5 +80,5 @@ def sweep(
         engine = cells.Cells(model, suffix, source, kind)
         return in_batches(piece, suffix, piece.plan.rows(piece.start), engine.final, f"patching {kind}")
 
-    work = plan(model, clean, kind, at, layers, heads)
+    work = plan(model, clean, kind, at, layers, heads, only)
     return drive(model, clean, corrupted, direction, work, metric, max_bytes, cells.hooks(model, kind), patched)

@@ -110,22 +110,26 @@ def plan(
     at: str | Sequence[str],
     layers: Sequence[int] | None,
     heads: Sequence[int] | None,
+    only: Sequence[tuple[int, int]] | None = None,
 ) -> Plan:
     """Check what is asked for and lay out the cells.
 
     Raises:
-        PatchError: unknown kind, layer, head or position; "each" with prompts of several lengths.
+        PatchError: unknown kind, layer, head or position; "each" with prompts of several lengths; `only` beside layers
+            and heads, or for an activation that belongs to no head.
     """
     cfg = model.cfg
     if kind not in HOOKS:
         raise PatchError(f"unknown kind {kind!r}: choose one of {', '.join(HOOKS)}")
     if f"blocks.0.{HOOKS[kind]}" not in model.hook_dict:
         raise PatchError(f"this model has no {kind}: its blocks are without it")
+    n_heads = (cfg.n_key_value_heads or cfg.n_heads) if kind in GROUPED_KINDS else cfg.n_heads
+    name = "head" if n_heads == cfg.n_heads else "key/value head"
+    if only is not None:
+        return _plan_only(clean, kind, at, only, (cfg.n_layers, n_heads), name, (layers, heads))
     chosen_layers = _chosen("layer", layers, cfg.n_layers)
     axes, chosen_heads = [Axis("layer", tuple(map(str, chosen_layers)))], [ALL]
     if kind not in STREAM_KINDS:
-        n_heads = (cfg.n_key_value_heads or cfg.n_heads) if kind in GROUPED_KINDS else cfg.n_heads
-        name = "head" if n_heads == cfg.n_heads else "key/value head"
         chosen_heads = _chosen(name, heads, n_heads)
         axes.append(Axis(name, tuple(map(str, chosen_heads))))
     elif heads is not None:
@@ -136,6 +140,33 @@ def plan(
     choices = torch.tensor(chosen_layers), torch.tensor(chosen_heads), torch.arange(len(positions))
     layer, head, place = torch.cartesian_prod(*choices).unbind(-1)
     return Plan(kind, tuple(axes), layer, head, place, positions)
+
+
+def _plan_only(
+    clean: Population,
+    kind: str,
+    at: str | Sequence[str],
+    only: Sequence[tuple[int, int]],
+    shape: tuple[int, int],
+    name: str,
+    product: tuple[Sequence[int] | None, Sequence[int] | None],
+) -> Plan:
+    if kind in STREAM_KINDS:
+        raise PatchError(f"{kind} belongs to no head: leave `only` out and give layers, or choose z, q, k, v, pattern")
+    if product != (None, None):
+        raise PatchError("give either `only`, a list of (layer, head), or layers and heads, not both")
+    if not only:
+        raise PatchError("no head chosen: give at least one in `only`, or leave it out for all")
+    for layer, head in only:
+        _chosen("layer", [layer], shape[0])
+        _chosen(name, [head], shape[1])
+    labels, positions = _places(clean, at)
+    axes = [Axis(name, tuple(f"{layer}.{head}" for layer, head in only))]
+    if labels:
+        axes.append(Axis("position", labels))
+    cell, place = torch.cartesian_prod(torch.arange(len(only)), torch.arange(len(positions))).unbind(-1)
+    layer, head = torch.tensor(list(only)).T
+    return Plan(kind, tuple(axes), layer[cell], head[cell], place, positions)
 
 
 def first_difference(base: Population, source: Population) -> Int[Tensor, " batch"]:

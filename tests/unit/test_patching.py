@@ -8,7 +8,7 @@ from transformer_lens import patching as tl
 
 from labcode import prompts
 from labcode.metrics import logit_difference
-from labcode.patching import sweep
+from labcode.patching import PatchError, sweep
 from labcode.patching.plan import HOOKS
 
 HEAD_KINDS = ("z", "q", "k", "v", "pattern")
@@ -170,3 +170,30 @@ def test_the_hand_wired_circuit_comes_out(toy):
         torch.testing.assert_close(grid.mean(), torch.tensor(mean).float(), atol=1e-4, rtol=0)
     by_place = sweep(toy, clean, corrupted, "z", at=["S1", "S2", "END"]).mean()
     torch.testing.assert_close(by_place[:, 0], torch.tensor([[0, 1, 0], [0, 0, 1], [0, 0, 1.5]]), atol=1e-4, rtol=0)
+
+
+def test_a_list_of_heads_gives_the_cells_of_the_whole_sweep(tiny, pair):
+    clean, corrupted = pair
+    only = [(2, 3), (0, 1)]
+    whole = sweep(tiny, clean, corrupted, "z", at=["S2", "END"], direction="noising")
+    some = sweep(tiny, clean, corrupted, "z", at=["S2", "END"], direction="noising", only=only)
+    assert [axis.labels for axis in some.axes] == [("2.3", "0.1"), ("S2", "END")]
+    assert some.label(3) == "0.1 at END"
+    torch.testing.assert_close(some.values, torch.stack([whole.values[head] for head in only]))
+    alone = sweep(tiny, clean, corrupted, "z", direction="noising", only=only[:1])
+    assert alone.label(0) == "2.3"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("z", {"only": []}, "no head chosen"),
+        ("z", {"only": [(0, 9)]}, "no head 9: this model has"),
+        ("z", {"only": [(7, 0)]}, "no layer 7: this model has 3"),
+        ("z", {"only": [(0, 0)], "layers": [1]}, "either `only`"),
+        ("mlp_out", {"only": [(0, 0)]}, "mlp_out belongs to no head"),
+    ],
+)
+def test_a_list_of_heads_that_makes_no_sense_is_refused(tiny, pair, kind, options, message):
+    with pytest.raises(PatchError, match=message):
+        sweep(tiny, *pair, kind, **options)
