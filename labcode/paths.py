@@ -136,8 +136,9 @@ class Paths:
 
     def final(self, rows: Rows, width: int) -> Float[Tensor, "run d_model"]:
         """The residual stream at END after the last block, of runs that share a window width."""
-        window = self.suffix.window(rows.prompt, width)
-        x, arrived = self._send(rows, window)
+        window, place = self.suffix.window(rows.prompt, width), self.place[rows.prompt]
+        # A message that ends at one place travels there alone: with heads frozen nothing moves between positions.
+        x, arrived = self._send(rows, window if (place == ALL).any() else place[:, None])
         return x[:, -1] if self.into == "logits" else self._receive(rows, window, arrived)
 
     def _send(
@@ -190,6 +191,7 @@ class Paths:
         def edit(q: Tensor, k: Tensor, v: Tensor) -> None:
             target = {"q": q, "k": k, "v": v}[self.into]
             width = target.shape[1]  # at the last layer there is one query only
+            # `arrived` holds the whole window, or the one place, which then stands for every column.
             target[:n, :, heads] = torch.where(here[:, -width:], arrived[:, -width:], target[:n, :, heads])
 
         return edit

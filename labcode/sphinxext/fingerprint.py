@@ -29,8 +29,8 @@ def fingerprint(book: Path, model: str, package: Path | None = None) -> str:
     data = book / "book" / "data"
     files = [path for path in package.rglob("*") if "sphinxext" not in path.relative_to(package).parts]
     files += [book / "requirements.txt", *data.rglob("*")]
-    cap = os.environ.get("LAB_PROMPTS", "")  # fewer prompts, other numbers
-    digest = hashlib.sha256(f"{platform.python_version()}\0{model}\0{cap}\0".encode())
+    caps = [os.environ.get(name, "") for name in ("LAB_PROMPTS", "LAB_TOKENS")]  # less to measure, other numbers
+    digest = hashlib.sha256("\0".join([platform.python_version(), model, *caps, ""]).encode())
     for path in sorted(files):
         if path.is_file() and "__pycache__" not in path.parts:
             name = path.relative_to(package) if path.is_relative_to(package) else path.relative_to(book)
