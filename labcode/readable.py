@@ -1,0 +1,189 @@
+"""How many latents can be read? A count by rule, in place of an opinion.
+
+Looking at the top contexts of a latent, people find a meaning nearly always. So here a latent counts as readable only
+if a *simple rule* says where it fires: the token is one of a few; the token before is one of a few; it is of a class
+such as numbers; it has been seen before; its position. The rule is chosen on some contexts and scored on others, at all
+tokens and not only at the top.
+
+Limits: a latent without such a rule can have a meaning that these rules cannot say; a latent with one can have a finer
+meaning. The count is one of simple rules, no more.
+
+Used in chapter 15.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from labcode.errors import MetricError
+from labcode.metrics import Interval
+from labcode.wordclasses import CLASSES
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int
+    from torch import Tensor
+
+FEW = 10  # tokens that a rule may list
+KINDS = ("token", "token before", "class", "repeated token", "position")
+EDGES = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best simple rule for one latent.
+
+    Attributes:
+        kind: one of `KINDS`. rule: in words.
+        fitted: F1 on the contexts that chose it. f1, precision, recall: on the other contexts.
+        holds: where the rule says that the latent fires.
+    """
+
+    kind: str
+    rule: str
+    fitted: float
+    f1: float
+    precision: float
+    recall: float
+    holds: Bool[Tensor, "context pos"]
+
+
+class Text:
+    """Contexts as the rules see them: which word stands where, its class, and whether it was there before.
+
+    Args:
+        tokens: the contexts, start token at position 0, which is never counted.
+        decode: a token id to its text.
+    """
+
+    def __init__(self, tokens: Int[Tensor, "context pos"], decode: Callable[[int], str]) -> None:
+        ids, self.word = tokens.unique(return_inverse=True)  # [context pos], numbers of `words`
+        self.words = [decode(i) for i in ids.tolist()]
+        table = torch.tensor([[holds(word) for word in self.words] for holds in CLASSES.values()])  # [class word]
+        classes = table[:, self.word]  # [class context pos]
+        before = torch.zeros_like(classes)
+        before[:, :, 1:] = classes[:, :, :-1]
+        seen = repeats(tokens)
+        position = torch.arange(tokens.shape[1]).expand_as(tokens)
+        rules = {("class", f"the token is a {name}"): c for name, c in zip(CLASSES, classes, strict=True)}
+        rules |= {("class", f"the token before is a {name}"): c for name, c in zip(CLASSES, before, strict=True)}
+        rules["repeated token", "the token has come before"] = seen
+        rules |= {
+            ("repeated token", f"the token has come before and is a {name}"): seen & c
+            for name, c in zip(CLASSES, classes, strict=True)
+        }
+        rules |= {("position", f"among the first {edge} tokens"): position <= edge for edge in EDGES}
+        rules |= {("position", f"after the first {edge} tokens"): position > edge for edge in EDGES}
+        self.rules = list(rules)
+        self.fixed = torch.stack(list(rules.values()))  # [rule context pos]
+        self.fixed[:, :, 0] = False
+
+
+def repeats(tokens: Int[Tensor, "context pos"]) -> Bool[Tensor, "context pos"]:
+    """Where a token stands that was in its context before. Used in chapter 15."""
+    seen = torch.zeros_like(tokens, dtype=torch.bool)
+    for row, context in zip(seen, tokens.tolist(), strict=True):
+        before: set[int] = set()
+        for position, token in enumerate(context):
+            row[position] = token in before
+            before.add(token)
+    return seen
+
+
+def f1(said: Bool[Tensor, "*any"], true: Bool[Tensor, "*any"]) -> float:
+    """Twice the hits, divided by all that was said plus all that is true; 0 where both are none. Used in chapter 15."""
+    return 2 * float((said & true).sum()) / max(1.0, float(said.sum() + true.sum()))
+
+
+def fit(text: Text, fires: Bool[Tensor, "context pos"], chosen_on: Bool[Tensor, " context"], few: int = FEW) -> Found:
+    """The simple rule with the highest F1 on the contexts `chosen_on`, and its score on the others.
+
+    Args:
+        fires: where the latent fires; position 0 is not looked at.
+        few: how many tokens a rule may list.
+
+    Raises:
+        MetricError: shapes that do not fit, or the latent fires in only one of the two parts.
+
+    Used in chapter 15.
+    """
+    if fires.shape != text.word.shape or chosen_on.shape != fires.shape[:1]:
+        raise MetricError(f"firing of shape {tuple(fires.shape)} for a text of shape {tuple(text.word.shape)}")
+    fires = fires.clone()
+    fires[:, 0] = False
+    if not (fires[chosen_on].any() and fires[~chosen_on].any()):
+        raise MetricError(
+            "a latent that fires in one half of the contexts only has no score: leave it out of the count"
+        )
+    part = fires[chosen_on]
+    fixed = text.fixed[:, chosen_on]
+    hits = (fixed & part).sum((1, 2)).float()
+    scores = 2 * hits / (fixed.sum((1, 2)) + part.sum())
+    best = int(scores.argmax())
+    candidates = [(*text.rules[best], text.fixed[best])]
+    before = torch.cat([text.word[:, :1], text.word[:, :-1]], dim=1)
+    for kind, lead, word in (("token", "the token is", text.word), ("token before", "the token before is", before)):
+        listed = best_words(word[chosen_on][:, 1:], part[:, 1:], len(text.words), few)
+        if listed:
+            names = " ".join(repr(text.words[i]) for i in listed)
+            candidates.append((kind, f"{lead} {'one of ' if len(listed) > 1 else ''}{names}", _is_one(word, listed)))
+    kind, rule, holds = max(candidates, key=lambda c: f1(c[2][chosen_on], part))
+    said, true = holds[~chosen_on], fires[~chosen_on]
+    hit = float((said & true).sum())
+    return Found(
+        kind=kind,
+        rule=rule,
+        fitted=f1(holds[chosen_on], part),
+        f1=f1(said, true),
+        precision=hit / max(1.0, float(said.sum())),
+        recall=hit / float(true.sum()),
+        holds=holds,
+    )
+
+
+def best_words(word: Int[Tensor, "*any"], fires: Bool[Tensor, "*any"], n_words: int, few: int) -> list[int]:
+    """The at most `few` words for which "the word is one of these" has the highest F1, the most frequent hit first.
+
+    Exact: F1 is a ratio, so the best list for a guess of the ratio is the few words with the largest gain above it, and
+    the guess rises until it no longer changes (Dinkelbach 1967).
+    """
+    count = torch.bincount(word.flatten(), minlength=n_words).double()
+    hit = torch.bincount(word[fires], minlength=n_words).double()
+    total, ratio, listed = float(hit.sum()), 0.0, list[int]()
+    for _ in range(50):
+        gain = 2 * hit - ratio * count
+        top = gain.topk(min(few, n_words))
+        chosen = top.indices[top.values > 0]
+        better = 2 * float(hit[chosen].sum()) / max(1.0, float(count[chosen].sum()) + total)
+        if better <= ratio + 1e-12:
+            break
+        ratio, listed = better, sorted(chosen.tolist(), key=lambda i: -float(hit[i]))
+    return listed
+
+
+def share(passed: int, n: int) -> Interval:
+    """A share of `n` latents with its 95 % interval (Wilson 1927), which has a width also where none or all pass.
+
+    Raises:
+        MetricError: no latents.
+
+    Used in chapter 15.
+    """
+    if n < 1 or not 0 <= passed <= n:
+        raise MetricError(f"{passed} of {n} latents is no share")
+    z = 1.959964
+    mean = passed / n
+    middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
+    # The formula's ends for none and for all are 0 and 1, but for rounding.
+    return Interval(mean, max(0.0, middle - half) if passed else 0.0, min(1.0, middle + half) if passed < n else 1.0, n)
+
+
+def _is_one(word: Int[Tensor, "context pos"], listed: list[int]) -> Bool[Tensor, "context pos"]:
+    holds = torch.isin(word, torch.tensor(listed))
+    holds[:, 0] = False
+    return holds

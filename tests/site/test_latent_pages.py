@@ -1,0 +1,175 @@
+"""The dashboards in a real browser: sorting and filtering by keyboard, links that open cards, nothing that runs."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from served import ARGUMENTS, BROWSER, DESKTOP, PHONE, SITE
+
+from labcode import dashboards, latentpage
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
+pytestmark = pytest.mark.skipif(not BROWSER, reason="no chromium or google-chrome on the PATH")
+
+ASSETS = Path(dashboards.__file__).parent / "sphinxext" / "assets"
+EVIL = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title='broken'\">"
+
+
+def made(latent: int, density: float, word: str) -> dashboards.Card:
+    piece = dashboards.Snippet((" a", word, " long context that goes on", EVIL), (0.1, 1.0, 0.0, 0.6), 1, 5.0)
+    return dashboards.Card(
+        latent=latent,
+        density=density,
+        peak=5.0,
+        counts=(4, 2, 1),
+        words=(word,),
+        top=(piece,),
+        lower=(("50% quantile", (piece,)),),
+        promoted=((EVIL, 1.0),),
+        suppressed=((word, -1.0),),
+        neighbours=((7, 0.5), (99, 0.3)),
+        rule=f"the token is {word!r}",
+        f1=0.5,
+    )
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dashboards")
+    cards = [made(20, 0.01, " zebra"), made(7, 0.3, " apple"), made(100, 0.02, EVIL)]
+    for name in ("lab.css", "labdashboards.css", "labdashboards.js"):
+        shutil.copy(ASSETS / name, folder)
+    (folder / "index.html").write_text(
+        '<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>sound</title>'
+        '<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
+        '<link rel="stylesheet" href="lab.css"><link rel="stylesheet" href="labdashboards.css">'
+        '<script src="labdashboards.js" defer></script></head><body class="cell_output">'
+        f"{latentpage.browser(cards).html}</body></html>",
+        encoding="utf8",
+    )
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    handler.log_message = lambda *_: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/index.html"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    context = browser.new_context(viewport=DESKTOP)
+    page = context.new_page()
+    page.said, page.asked = [], []
+    page.on("pageerror", lambda error: page.said.append(str(error)))
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.goto(address)
+    yield page
+    context.close()
+
+
+def order(page) -> list[str]:
+    return page.locator(".lab-index tbody tr[data-latent]:visible td:first-child").all_text_contents()
+
+
+def test_what_a_model_wrote_does_not_run(page, address):
+    page.wait_for_timeout(200)
+    assert page.title() == "sound"
+    assert page.said == []
+    assert page.locator("script:not([src]), img").count() == 0
+    assert {url.rsplit("/", 1)[0] for url in page.asked if not url.startswith("data:")} == {address.rsplit("/", 1)[0]}
+
+
+def test_the_index_sorts_by_keyboard_and_says_so(page):
+    head = page.get_by_role("columnheader", name="fires on")
+    button = head.get_by_role("button")
+    button.focus()
+    page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert order(page) == ["7", "100", "20"]
+    page.keyboard.press("Space")
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert order(page) == ["20", "100", "7"]
+    page.get_by_role("columnheader", name="latent").get_by_role("button").click()
+    assert order(page) == ["7", "20", "100"], "as numbers, not as text"
+    assert head.get_attribute("aria-sort") is None
+
+
+def test_the_filter_has_a_label_and_announces_the_count(page):
+    box = page.get_by_label("Show only rows with")
+    box.fill("ZEBRA")
+    assert order(page) == ["20"]
+    assert page.get_by_role("status").text_content() == "1 of 3 latents"
+    assert page.locator("details.lab-latent:visible").count() == 1
+    box.fill("")
+    assert len(order(page)) == 3
+
+
+def test_a_link_opens_its_card_even_if_the_filter_hides_it(page):
+    page.get_by_label("Show only rows with").fill("zebra")
+    card = page.locator("#latent-20")
+    page.locator("a[href='#latent-20']").first.press("Enter")
+    assert card.evaluate("node => node.open")
+    assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
+    card.locator("a[href='#latent-7']").click()
+    assert page.locator("#latent-7").is_visible()
+    assert page.locator("#latent-7").evaluate("node => node.open")
+
+
+def test_strength_shows_without_colour(page):
+    page.locator("a[href='#latent-20']").first.click()
+    marks = page.locator("#latent-20 mark")
+    thick = "node => [getComputedStyle(node).textDecorationStyle, getComputedStyle(node).textDecorationThickness]"
+    assert len({tuple(mark.evaluate(thick)) for mark in marks.all()[:3]}) == 3
+    assert all(mark.get_attribute("title") for mark in marks.all())
+
+
+def test_without_scripts_it_is_a_table(browser, address):
+    context = browser.new_context(java_script_enabled=False)
+    plain = context.new_page()
+    plain.goto(address)
+    assert order(plain) == ["20", "7", "100"]
+    assert not plain.locator(".lab-filter").is_visible()
+    assert plain.locator("details.lab-latent").count() == 3
+    plain.locator("#latent-7 summary").click()
+    assert plain.locator("#latent-7 .lab-contexts").is_visible()
+    context.close()
+
+
+def test_it_fits_a_phone(browser, address):
+    context = browser.new_context(viewport=PHONE)
+    small = context.new_page()
+    small.goto(f"{address}#latent-7")
+    assert small.locator("#latent-7").evaluate("node => node.open")
+    assert small.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+    context.close()
+
+
+def test_the_chapter_of_dashboards_is_light_and_whole(browser):
+    built = SITE / "book" / "15-reading-features.html"
+    if not built.is_file():
+        pytest.skip(f"no built page {built}: run make book")
+    assert built.stat().st_size < 1_500_000
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(built.as_uri())
+    assert page.locator("details.lab-latent").count() >= 60
+    assert page.locator(".lab-latents tbody tr[data-latent]").count() == page.locator("details.lab-latent").count()
+    links = page.locator("article a[href^='#latent-']").evaluate_all("all => all.map((a) => a.hash.slice(1))")
+    assert set(links) <= set(page.locator("details.lab-latent").evaluate_all("all => all.map((d) => d.id)"))
+    ids = page.locator("article [id]").evaluate_all("all => all.map((node) => node.id)")
+    assert len([i for i in ids if i.startswith("latent-")]) == len({i for i in ids if i.startswith("latent-")})
+    context.close()
