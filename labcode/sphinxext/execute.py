@@ -127,7 +127,7 @@ def _keep(cache: JupyterCacheBase, result: Run) -> None:
     Only the main thread comes here: two writers would fight over the cache's database.
     """
     notebook, path = result.chapter.notebook, str(result.chapter.path)
-    bundle = CacheBundleIn(notebook, path, data={"execution_seconds": result.seconds})
+    bundle = CacheBundleIn(notebook, path, data={"execution_seconds": result.seconds, **result.used})
     cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
 
 

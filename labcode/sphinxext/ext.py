@@ -11,7 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labcode import __version__
-from labcode.sphinxext import closing, execute, fingerprint, ledger, ledgerpage, mathml, subject
+from labcode.sphinxext import (
+    api,
+    chapters,
+    closing,
+    costtable,
+    coursemap,
+    execute,
+    fingerprint,
+    glossarylinks,
+    ledger,
+    ledgerpage,
+    mathml,
+    notebooks,
+    predictions,
+    subject,
+)
 from labcode.sphinxext.halt import halt
 
 if TYPE_CHECKING:
@@ -81,10 +96,21 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("lab_model", True, "env", [bool])
     app.add_config_value("lab_subject", {}, "", [dict])
     app.add_css_file("lab.css")
+    app.add_css_file("labboard.css")
+    app.add_css_file("labdashboards.css")
     app.add_js_file("lab.js", loading_method="defer")
+    app.add_js_file("labboard.js", loading_method="defer")
+    app.add_js_file("labdashboards.js", loading_method="defer")
     mathml.setup(app)
     ledger.setup(app)
     ledgerpage.setup(app)
+    chapters.setup(app)
+    api.setup(app)
+    costtable.setup(app)
+    coursemap.setup(app)
+    glossarylinks.setup(app)
+    predictions.setup(app)
+    notebooks.setup(app)
     # Before myst-nb reads its own settings.
     app.connect("config-inited", choose_and_key, priority=100)
     app.connect("builder-inited", copy_assets)

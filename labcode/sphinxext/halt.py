@@ -10,6 +10,8 @@ from typing import NoReturn
 
 from sphinx.util import logging
 
+from labcode.errors import named
+
 logger = logging.getLogger(__name__)
 
 
@@ -19,5 +21,5 @@ def halt(message: str, status: int = 1) -> NoReturn:
     Raises:
         SystemExit: Always, with this status.
     """
-    logger.critical("%s", message)
+    logger.critical("%s", named(message))
     raise SystemExit(status)

@@ -11,12 +11,14 @@ import re
 import signal
 import time
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+
+from labcode.sphinxext.measure import watch
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
@@ -43,6 +45,7 @@ class Run:
     chapter: Chapter
     seconds: float
     failure: str = ""  # the traceback, or nothing
+    used: dict[str, float] = field(default_factory=dict)  # what else was measured, see `measure`
 
 
 def run(chapter: Chapter, timeout: int) -> Run:
@@ -61,12 +64,13 @@ def run(chapter: Chapter, timeout: int) -> Run:
         # Without this each kernel tells the terminal that it talks over TCP without encryption.
         extra_arguments=["--IPKernelApp.log_level=40"],
     )
+    used = watch(chapter.client)
     failure = ""
     try:
         chapter.client.execute()
     except Exception as error:  # a dead kernel and a time-out come as different classes; all end the chapter
         failure = ANSI.sub("", f"{type(error).__name__}: {error}").strip()
-    return Run(chapter, time.monotonic() - begun, failure)
+    return Run(chapter, time.monotonic() - begun, failure, used)
 
 
 def stop(chapters: list[Chapter], futures: list[Future[Run]]) -> None:

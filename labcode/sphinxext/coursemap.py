@@ -1,0 +1,189 @@
+"""The `coursemap` directive: what builds on what, as a drawing and as a table with each chapter's question and minutes.
+
+Everything comes from the chapters' first lines, so the map can't say something else than they do. Used by the page
+"Course map".
+"""
+
+from __future__ import annotations
+
+import textwrap
+from html import escape
+from typing import TYPE_CHECKING
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.util.docutils import SphinxDirective
+
+from labcode.sphinxext.chapters import Chapter, chapters, hours, link, minutes, skip
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
+
+# Sizes in the drawing's own units; a row is a part of the book.
+WIDTH, BOX, HIGH, GAP, ROW, TOP = 760, 108, 50, 21, 112, 40
+LETTERS = 14  # of a title that fit on a line of a box
+
+
+class CourseMapNode(nodes.General, nodes.Element):
+    """The place of the map, which is known only when all pages have been read."""
+
+
+class CourseMap(SphinxDirective):
+    """Leave a place for the map."""
+
+    def run(self) -> list[nodes.Node]:
+        """There is nothing to check."""
+        return [CourseMapNode()]
+
+
+def parts(env: BuildEnvironment, known: dict[int, Chapter]) -> dict[str, list[Chapter]]:
+    """The chapters under the captions of the table of contents."""
+    by_page = {chapter.docname: chapter for chapter in known.values()}
+    found: dict[str, list[Chapter]] = {}
+    for tree in env.get_doctree(env.config.root_doc).findall(addnodes.toctree):
+        inside = [by_page[page] for _, page in tree["entries"] if page in by_page]
+        if inside:
+            found.setdefault(tree.get("caption") or "Chapters", []).extend(inside)
+    return found
+
+
+def drawing(grouped: dict[str, list[Chapter]]) -> str:
+    """The chapters as boxes, a row for each part, with an arrow from each prerequisite."""
+    place: dict[int, tuple[float, float]] = {}
+    boxes, arrows, captions = [], [], []
+    for row, (caption, inside) in enumerate(grouped.items()):
+        top = TOP + row * ROW
+        captions.append(f'<text x="10" y="{top - 14}">{escape(caption)}</text>')
+        for column, chapter in enumerate(inside):
+            x, y = 10 + column * (BOX + GAP), top
+            place[chapter.number] = (x, y)
+            lines = textwrap.wrap(f"{chapter.number} {chapter.title}", LETTERS + 2)[:3]
+            first = y + HIGH / 2 + 5 - 7.5 * (len(lines) - 1)
+            boxes.append(
+                f'<rect x="{x}" y="{y}" width="{BOX}" height="{HIGH}" rx="7" '
+                'fill="var(--pst-color-background)" stroke="currentColor"/>'
+                + "".join(
+                    f'<text x="{x + BOX / 2:g}" y="{first + 15 * i:g}" text-anchor="middle">{escape(line)}</text>'
+                    for i, line in enumerate(lines)
+                )
+            )
+    for after, before in direct(grouped).items():
+        arrows += [_arrow(place[n], place[after]) for n in before if n in place]
+    height = TOP + len(grouped) * ROW - (ROW - HIGH) + 10
+    said = escape(spoken(grouped), quote=True)
+    # Boxes and captions lie over the arrows; a caption has a halo of the page's own colour.
+    halo = 'font-weight="bold" paint-order="stroke" stroke="var(--pst-color-background)" stroke-width="6"'
+    return (
+        f'<figure class="lab-diagram" role="img" aria-label="{said}"><svg viewBox="0 0 {WIDTH + 20} {height}" '
+        'xmlns="http://www.w3.org/2000/svg" font-family="inherit" font-size="12.5" fill="currentColor" stroke="none">'
+        f'<g fill="none" stroke="currentColor">{"".join(arrows)}</g>{"".join(boxes)}'
+        f"<g {halo}>{''.join(captions)}</g></svg></figure>"
+    )
+
+
+def direct(grouped: dict[str, list[Chapter]]) -> dict[int, list[int]]:
+    """The prerequisites that no other prerequisite already needs: the arrows worth drawing."""
+    needs = {chapter.number: chapter.builds_on for inside in grouped.values() for chapter in inside}
+
+    def earlier(n: int, seen: frozenset[int] = frozenset()) -> set[int]:
+        before = set(needs.get(n, ())) - seen
+        return before.union(*(earlier(one, seen | before) for one in before))
+
+    return {
+        n: [one for one in before if not any(one in earlier(other) for other in before if other != one)]
+        for n, before in needs.items()
+    }
+
+
+def spoken(grouped: dict[str, list[Chapter]]) -> str:
+    """The drawing in words."""
+    told = [
+        f"{chapter.number} {chapter.title}"
+        + (f" builds on {' and '.join(map(str, chapter.builds_on))}" if chapter.builds_on else " builds on nothing")
+        for inside in grouped.values()
+        for chapter in inside
+    ]
+    return f"Which chapter builds on which. {'; '.join(told)}."
+
+
+def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
+    (x0, y0), (x1, y1) = start, end
+    if y0 == y1 and x1 - x0 <= BOX + GAP:
+        middle = y0 + HIGH / 2
+        return _headed(f"M{x0 + BOX} {middle:g} H{x1 - 1}", (x1, middle), "right")
+    if y0 == y1:  # over the boxes between
+        a, b = x0 + 0.75 * BOX, x1 + 0.25 * BOX
+        return _headed(f"M{a:g} {y0} C{a + 20:g} {y0 - 24} {b - 20:g} {y0 - 24} {b:g} {y1 - 1}", (b, y1), "down")
+    a, b = x0 + BOX / 2, x1 + BOX / 2
+    if y1 - y0 > ROW:  # through the gap beside the boxes between
+        a, gap = (x0 + 20, x0 - GAP / 2) if b < a else (x0 + BOX - 20, x0 + BOX + GAP / 2)
+        out = f"M{a:g} {y0 + HIGH} C{a:g} {y0 + HIGH + 25} {gap:g} {y0 + HIGH + 15} {gap:g} {y0 + HIGH + 45}"
+        return _headed(f"{out} V{y1 - 50} C{gap:g} {y1 - 20} {b:g} {y1 - 35} {b:g} {y1 - 1}", (b, y1), "down")
+    bend = (y0 + HIGH + y1) / 2
+    return _headed(f"M{a:g} {y0 + HIGH} C{a:g} {bend:g} {b:g} {bend:g} {b:g} {y1 - 1}", (b, y1), "down")
+
+
+def _headed(path: str, tip: tuple[float, float], way: str) -> str:
+    x, y = tip
+    head = f"M{x - 7:g} {y - 4:g} L{x:g} {y:g} L{x - 7:g} {y + 4:g}"
+    if way == "down":
+        head = f"M{x - 4:g} {y - 7:g} L{x:g} {y:g} L{x + 4:g} {y - 7:g}"
+    return f'<path d="{path}" stroke-opacity="0.7"/><path d="{head}"/>'
+
+
+def table(app: Sphinx, here: str, grouped: dict[str, list[Chapter]], known: dict[int, Chapter]) -> nodes.table:
+    """Number, question, prerequisites and minutes of each chapter, and the sum."""
+    headings = ["Chapter", "Question", "Builds on", "Reading", "Doing"]
+    group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in headings), cols=len(headings))
+    group += nodes.thead("", _row([nodes.Text(heading) for heading in headings]))
+    body = nodes.tbody()
+    for chapter in (one for inside in grouped.values() for one in inside):
+        before: list[nodes.Node] = []
+        for n in chapter.builds_on:
+            before += [nodes.Text(", ")] if before else []
+            before.append(link(app, here, known[n], str(n)) if n in known else nodes.Text(str(n)))
+        cells = [
+            link(app, here, chapter, f"{chapter.number}. {chapter.title}"),
+            nodes.Text(chapter.question),
+            before or nodes.Text("nothing"),
+            nodes.Text(_planned(chapter.reading)),
+            nodes.Text(_planned(chapter.doing)),
+        ]
+        body += _row(cells)
+    reading = sum(chapter.reading or 0 for chapter in known.values())
+    doing = minutes(known, list(known)) - reading
+    texts = (f"All {len(known)} chapters", "", "", hours(reading), hours(doing))
+    body += _row([nodes.strong("", text) if text else nodes.Text("") for text in texts])
+    group += body
+    return nodes.table("", group, classes=["lab-ledger"])
+
+
+def _planned(time: int | None) -> str:
+    return "" if time is None else f"{time} min"
+
+
+def _row(cells: list[nodes.Node] | list[nodes.Node | list[nodes.Node]]) -> nodes.row:
+    row = nodes.row()
+    for cell in cells:
+        row += nodes.entry("", nodes.paragraph("", "", *(cell if isinstance(cell, list) else [cell])))
+    return row
+
+
+def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Put the drawing and the table where the directive stands."""
+    for place in list(doctree.findall(CourseMapNode)):
+        known = chapters(app.env)
+        grouped = parts(app.env, known)
+        if not grouped:
+            place.replace_self(nodes.paragraph("", "This book has no numbered chapter."))
+            continue
+        picture = nodes.raw("", drawing(grouped), format="html")
+        place.replace_self([picture, table(app, docname, grouped, known)])
+
+
+def setup(app: Sphinx) -> None:
+    """Register the directive."""
+    app.add_node(CourseMapNode, html=(skip, None), latex=(skip, None), text=(skip, None))
+    app.add_directive("coursemap", CourseMap)
+    app.connect("doctree-resolved", fill)

@@ -1,0 +1,177 @@
+"""Link the first use of each glossary term in a chapter to the glossary.
+
+Chapters carry no markup for it. Terms that share a definition count as one. Headings, code, formulas, captions, tables,
+links and numbers that the run put in are left alone. Used by every chapter that the glossary has a word for.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.transforms.post_transforms import SphinxPostTransform
+
+from labcode.sphinxext.chapters import ChapterNode, number
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
+
+# A word inside one of these isn't running text, or is a link already.
+CLOSED = (
+    nodes.title,
+    nodes.rubric,
+    nodes.literal,
+    nodes.literal_block,
+    nodes.reference,
+    nodes.footnote_reference,
+    nodes.caption,
+    nodes.legend,
+    nodes.figure,
+    nodes.table,
+    nodes.math,
+    nodes.math_block,
+    nodes.raw,
+    addnodes.pending_xref,
+    addnodes.glossary,
+)
+RUN_MADE = {"pasted-text", "cell", "cell_output", "cell_input"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One definition: where it stands, the words for it, and its text."""
+
+    docname: str
+    target: str
+    words: tuple[str, ...]
+    text: str
+    since: int = 0  # the chapter that introduces it
+
+
+def entries(env: BuildEnvironment) -> dict[str, list[Entry]]:
+    """The definitions by docname; they live in Sphinx's environment, with the pages."""
+    if not hasattr(env, "lab_glossary"):
+        env.lab_glossary = {}  # type: ignore[attr-defined]
+    stored: dict[str, list[Entry]] = env.lab_glossary  # type: ignore[attr-defined]
+    return stored
+
+
+def read(doctree: nodes.document, docname: str) -> list[Entry]:
+    """The entries of the glossaries on a page; the tooltip is the definition without its chapter in brackets."""
+    found = []
+    for glossary in doctree.findall(addnodes.glossary):
+        for item in glossary.findall(nodes.definition_list_item):
+            terms = [term for term in item.children if isinstance(term, nodes.term)]
+            definition = next(iter(item.findall(nodes.paragraph)), None)
+            text = " ".join(definition.astext().split()).removesuffix("()").rstrip() if definition else ""
+            since = min((n for place in item.findall(ChapterNode) for n in place["numbers"]), default=0)
+            found.append(Entry(docname, terms[0]["ids"][0], tuple(term.astext() for term in terms), text, since))
+    return found
+
+
+def pattern(word: str) -> str:
+    """A term as it may stand in a sentence: with capitals, a hyphen for a space, and a plural.
+
+    A term with a capital in it, such as OV, L0 or BOS, is met only as it is.
+    """
+    spaced = re.sub(r"(?:\\?[\s-])+", r"[\\s-]+", re.escape(word))
+    if word != word.lower():
+        return rf"(?-i:{spaced})(?:s\b|\b)"
+    plural = "(?:es|s)?" if not word.endswith("s") else ""
+    if word.endswith("y"):
+        spaced, plural = spaced[:-1], "(?:y|ies)"
+    return rf"{spaced}{plural}\b"
+
+
+class Words:
+    """All terms of a glossary as one expression; the longer of two that begin alike wins."""
+
+    def __init__(self, known: list[Entry], chapter: int) -> None:
+        """Sort the words and remember whose they are.
+
+        A plain word, such as *sender*, may mean something else before its own chapter, so it waits for that.
+        """
+        by_word = {
+            word: entry
+            for entry in known
+            for word in entry.words
+            if chapter >= entry.since or not re.fullmatch("[a-z]+", word)
+        }
+        longest = sorted(by_word, key=len, reverse=True)
+        self.owner = [by_word[word] for word in longest]
+        parts = "|".join(f"({pattern(word)})" for word in longest)
+        self.expression = re.compile(rf"(?<![\w.-])(?:{parts})(?!\w|[-+]\w)", re.IGNORECASE) if longest else None
+
+    def find(self, text: str, done: set[str]) -> list[tuple[int, int, Entry]]:
+        """Begin, end and entry of each first use in the text; `done` grows by them."""
+        found = []
+        for match in self.expression.finditer(text) if self.expression else ():
+            entry = self.owner[(match.lastindex or 1) - 1]
+            if entry.target not in done:
+                done.add(entry.target)
+                found.append((match.start(), match.end(), entry))
+        return found
+
+
+def is_prose(text: nodes.Text) -> bool:
+    """Whether a text stands in a paragraph or a list, and in nothing that must stay as it is."""
+    node, paragraph = text.parent, False
+    while node is not None:
+        if isinstance(node, CLOSED) or RUN_MADE & set(node.get("classes", ())):
+            return False
+        paragraph = paragraph or isinstance(node, nodes.paragraph)
+        node = node.parent
+    return paragraph
+
+
+class GlossaryLinks(SphinxPostTransform):
+    """Put the links in once every other reference of the page is resolved."""
+
+    default_priority = 200
+
+    def run(self, **kwargs: Any) -> None:
+        """Only chapters get links."""
+        known = [entry for page in entries(self.env).values() for entry in page]
+        chapter = number(self.env.docname)
+        if not known or chapter is None:
+            return
+        words, done = Words(known, chapter), set[str]()
+        for text in [text for text in self.document.findall(nodes.Text) if is_prose(text)]:
+            if found := words.find(str(text), done):
+                text.parent.replace(text, self._linked(str(text), found))
+
+    def _linked(self, text: str, found: list[tuple[int, int, Entry]]) -> list[nodes.Node]:
+        parts: list[nodes.Node] = []
+        at = 0
+        for begin, end, entry in found:
+            address = self.app.builder.get_relative_uri(self.env.docname, entry.docname) + f"#{entry.target}"
+            parts += [nodes.Text(text[at:begin])] if begin > at else []
+            parts.append(
+                nodes.reference(
+                    "", text[begin:end], refuri=address, internal=True, reftitle=entry.text, classes=["lab-term"]
+                )
+            )
+            at = end
+        return [*parts, nodes.Text(text[at:])] if at < len(text) else parts
+
+
+def _collect(app: Sphinx, doctree: nodes.document) -> None:
+    entries(app.env).pop(app.env.docname, None)
+    if found := read(doctree, app.env.docname):
+        entries(app.env)[app.env.docname] = found
+
+
+def _forget(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
+    entries(env).pop(docname, None)
+
+
+def setup(app: Sphinx) -> None:
+    """Collect the definitions when a page is read, and link to them when chapters are written."""
+    app.add_css_file("course.css")
+    app.add_post_transform(GlossaryLinks)
+    app.connect("doctree-read", _collect)
+    app.connect("env-purge-doc", _forget)

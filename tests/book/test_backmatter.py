@@ -1,0 +1,203 @@
+"""The pages at the back of the book, held together with the code and the chapters that they speak of."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from labcode import errors
+from labcode.sphinxext import api, chapters
+
+ROOT = Path(__file__).parents[2]
+BOOK = ROOT / "book"
+BACK = (
+    *("predictions", "course-map", "glossary", "notation", "api", "troubleshooting", "further-reading", "teaching"),
+    "cost",
+)
+CHAPTERS = {int(page.name[:2]): page for page in BOOK.glob("[0-9][0-9]-*.md")}
+ENTRY = re.compile(r"^### ([\w-]+)\n\n```text\n(.+?)\n```\n\n(.+?)\n(?=\n|\Z)", re.MULTILINE | re.DOTALL)
+# A stand-in for what differs from case to case: a number is also a word.
+ANY = "7"
+
+
+def page(name: str) -> str:
+    return (BOOK / f"{name}.md").read_text(encoding="utf8")
+
+
+# Troubleshooting
+
+
+def texts(node: ast.expr | None, module: ast.Module) -> list[str]:
+    """All texts that an expression may give, as far as the source says; what differs is `ANY`."""
+    match node:
+        case ast.Constant():
+            return [str(node.value)]
+        case ast.JoinedStr():
+            made = [""]
+            for part in node.values:
+                inner = texts(part.value if isinstance(part, ast.FormattedValue) else part, module) or [ANY]
+                quoted = isinstance(part, ast.FormattedValue) and part.conversion == ord("r")
+                made = [a + (repr(b) if quoted else b) for a in made for b in inner]
+            return made
+        case ast.BinOp():
+            return [a + b for a in texts(node.left, module) for b in texts(node.right, module)]
+        case ast.BoolOp():
+            return [text for value in node.values for text in texts(value, module)]
+        case ast.IfExp():
+            return texts(node.body, module) + texts(node.orelse, module)
+        case ast.Call(func=ast.Name(id=name)):
+            local = [one for one in module.body if isinstance(one, ast.FunctionDef) and one.name == name]
+            returned = [one.value for f in local for one in ast.walk(f) if isinstance(one, ast.Return)]
+            return [text for value in returned for text in texts(value, module)]
+    return []
+
+
+def raised() -> Iterator[tuple[str, str]]:
+    """Where an error of the lab is made, or a build ended, and what it may say."""
+    made = {"halt"}
+    trees = {path: ast.parse(path.read_text(encoding="utf8")) for path in sorted((ROOT / "labcode").rglob("*.py"))}
+    grown = True
+    while grown:  # subclasses of subclasses
+        grown = False
+        for tree in trees.values():
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ClassDef) and node.name not in made:
+                    bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+                    if bases & (made | {"LabError"}):
+                        made.add(node.name)
+                        grown = True
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in made and node.args:
+                for text in texts(node.args[0], tree):
+                    yield f"{path.relative_to(ROOT)}:{node.lineno}", text
+
+
+RAISED = sorted(set(raised()))
+
+
+@pytest.mark.parametrize(("where", "message"), RAISED, ids=[f"{where}-{text[:30]}" for where, text in RAISED])
+def test_every_error_names_an_entry_of_the_page(where, message):
+    name = errors.entry(message)
+    assert name, f"{where}: give this message a pattern in labcode/troubles.toml and an entry on the page: {message}"
+    assert f"### {name}\n" in page("troubleshooting")
+
+
+def test_the_page_and_the_patterns_have_the_same_entries():
+    entries = ENTRY.findall(page("troubleshooting"))
+    names = [name for name, _, _ in entries]
+    assert len(names) == len(set(names))
+    assert sorted(names) == sorted(errors.entries())
+    assert len(re.findall(r"^### ", page("troubleshooting"), re.MULTILINE)) == len(names)
+    for name, message, advice in entries:
+        assert errors.entry(message) == name
+        assert len(advice) > 30, name
+
+
+def test_no_entry_is_left_over():
+    told = {errors.entry(message) for _, message in RAISED}
+    assert set(errors.entries()) - told == set()
+
+
+def test_an_error_ends_with_its_entry_once():
+    error = errors.PromptError("unknown corruption 'x': the known ones are 'swap' and 'abc'")
+    assert str(error) == f"{error.args[0]} [Troubleshooting: unknown-corruption]"
+    assert str(errors.ModelError(f"in a row: {error}")).count("[Troubleshooting: ") == 1
+    assert str(errors.LabError("something new")) == "something new"
+    assert str(errors.LabError("no prompts:\n  so positions do not correspond")).endswith(
+        "\n[Troubleshooting: misaligned-prompts]"
+    )
+
+
+# Glossary
+
+
+def terms() -> dict[str, str]:
+    """The definition of each term; terms in a row share one."""
+    block = re.search(r"```\{glossary\}\n(?::sorted:\n)?\n(.*?)```", page("glossary"), re.DOTALL)
+    assert block
+    found = {}
+    for entry in block[1].strip().split("\n\n"):
+        *words, definition = entry.split("\n")
+        found |= dict.fromkeys(words, definition.strip())
+    return found
+
+
+def test_a_definition_is_one_sentence_and_names_its_chapter():
+    for word, definition in terms().items():
+        sentence = re.fullmatch(r"([A-Z].+)\. \(\{chapter\}`(\d+)`\)", definition)
+        assert sentence, word
+        assert ". " not in sentence[1].replace("vs. ", ""), word
+        assert 1 <= int(sentence[2]) <= 16
+        assert word == word.strip()
+
+
+@pytest.mark.parametrize(
+    "word",
+    "clean run,corrupted run,denoising,noising,activation patching,ablation,zero ablation,mean ablation,"
+    "resample ablation,direct logit attribution,logit lens,path patching,sender,receiver,name mover,S-inhibition,"
+    "OV circuit,QK circuit,latent,feature,L0,FVU,residual stream,hook,faithfulness,completeness,minimality".split(","),
+)
+def test_the_words_of_the_field_are_there(word):
+    assert word in terms()
+
+
+# Chapters
+
+
+@pytest.mark.parametrize("name", BACK)
+def test_chapters_that_a_page_names_exist(name):
+    roles = re.findall(r"\{(?:chapter|chapter-title|hours)\}`([^`]+)`", page(name))
+    wanted = {n for text in roles for n in chapters.numbers(text)}
+    assert wanted <= set(range(1, 17))
+    if missing := wanted - set(CHAPTERS):
+        pytest.skip(f"not in this tree: chapters {sorted(missing)}")
+
+
+@pytest.mark.parametrize("number", sorted(CHAPTERS))
+def test_a_chapter_says_what_the_map_needs(number):
+    path = CHAPTERS[number]
+    found = chapters.describe(f"book/{path.stem}", "T", path.read_text(encoding="utf8"))
+    assert found.reading
+    assert found.doing
+    assert found.question.endswith("?")
+    assert all(n < number for n in found.builds_on)
+    assert found.builds_on or number == 1
+
+
+def test_every_chapter_has_its_question_for_a_class():
+    asked = re.findall(r"^\| \{chapter\}`(\d+)` \|", page("teaching"), re.MULTILINE)
+    assert [int(n) for n in asked] == list(range(1, 17))
+
+
+# The rest
+
+
+def test_sources_that_are_recommended_are_in_the_bibliography():
+    cited = {key for group in re.findall(r"\{cite:t\}`([^`]+)`", page("further-reading")) for key in group.split(",")}
+    known = set(re.findall(r"^@\w+\{([^,]+),", (BOOK / "refs.bib").read_text(encoding="utf8"), re.MULTILINE))
+    assert cited <= known
+    assert len(cited) >= 20
+
+
+@pytest.mark.parametrize("name", [*BACK, "how-to-use"])
+def test_links_between_pages_lead_somewhere(name):
+    for target in re.findall(r"\]\(([\w./-]+\.md)\)", page(name)):
+        assert (BOOK / target).is_file(), target
+
+
+def test_the_modules_of_the_api_page_are_those_of_the_package():
+    shown = {module for module in api.modules() if api.has_public(module)}
+    assert {"labcode.models", "labcode.prompts", "labcode.metrics", "labcode.patching", "labcode.errors"} <= shown
+    assert not any("sphinxext" in module for module in shown)
+
+
+def test_the_pages_are_in_the_table_of_contents():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf8"))
+    listed = {one["file"] for part in toc["parts"] for one in part["chapters"]}
+    assert {f"book/{name}" for name in BACK} <= listed

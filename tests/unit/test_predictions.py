@@ -1,0 +1,324 @@
+"""Prediction boxes, glossary links, course map, API and costs: their parts, and together in one small book."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from docutils import nodes
+from test_sphinxext_build import book, build, html, words
+
+from labcode.sphinxext import api, chapters, costtable, coursemap, glossarylinks, measure, passes, predictions
+
+ROW = "| Model | Reading | Doing | Builds on |\n|---|---|---|---|\n| model_title | {} minutes | {} minutes | {} |\n"
+BOX = ":::{{admonition}} Predict before you run\n:class: predict\n{}\n:::\n"
+ONE = f"""# One <i>
+
+**Is it there?**
+
+{ROW.format(15, 30, "nothing")}
+## The stream
+
+A sender writes to the residual stream. The stream is a `stream`; see [the stream](02-two.md) and `metrics.bootstrap`.
+
+{BOX.format("How many <b>senders</b>, and *why*?")}
+{BOX.format("And then?")}
+"""
+TWO = f"""# Two
+
+**And what then?**
+
+{ROW.format(20, 40, "[One](01-one.md)")}
+{BOX.format("A box before any heading?")}
+A sender. Two Residual-Streams, two logit differences, one sender.
+
+:::{{note}}
+A stream in a note, and $stream$.
+:::
+"""
+GLOSSARY = """# Words
+
+```{glossary}
+residual stream
+stream
+  What all add to. ({chapter}`1`)
+
+sender
+  Who writes. ({chapter}`2`)
+
+logit difference
+  One minus the other.
+```
+"""
+MAP = """# Map
+
+```{coursemap}
+```
+
+See {chapter}`1`, {chapter-title}`2` and {chapter}`7`. It takes {hours}`1-2`, or {hours}`2, 7`.
+"""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("course")
+    pages = {"index": "# Start\n", "01-one": ONE, "02-two": TWO, "words": GLOSSARY, "map": MAP}
+    pages |= {"log": "# Log\n\n```{predictions}\n```\n", "api": "# API\n\n```{api}\n```\n"}
+    book(folder, **pages)
+    return folder, *build(folder)
+
+
+def test_the_small_book_has_no_warning(small):
+    _, status, said = small
+    assert status == 0, said
+
+
+def test_boxes_are_named_after_their_section(small):
+    folder, _, _ = small
+    one, two = html(folder, "01-one"), html(folder, "02-two")
+    assert 'id="predict-the-stream"' in one
+    assert 'id="predict-the-stream--2"' in one
+    assert 'id="predict-two"' in two
+    assert "predictions.js" in one
+    assert '<meta name="lab-page" content="01-one"/>' in one
+    assert "predictions.js" not in html(folder, "map")
+
+
+def test_the_log_lists_every_box_as_text(small):
+    folder, _, _ = small
+    log = html(folder, "log")
+    assert "predictions.js" in log
+    assert 'data-page="01-one" data-box="predict-the-stream--2"' in log
+    # The question's markup is gone, and what looks like markup is text.
+    assert '<a href="01-one.html#predict-the-stream">How many &lt;b&gt;senders&lt;/b&gt;, and why?</a>' in log
+    assert log.index("One ") < log.index("Two")
+    assert log.count('class="lab-log-entry"') == 3
+
+
+def test_a_box_that_goes_leaves_the_log(small, tmp_path):
+    one = ONE.replace("[the stream](02-two.md)", "it")
+    book(tmp_path, **{"index": "# Start\n", "01-one": one, "log": "# Log\n\n```{predictions}\n```\n"})
+    assert build(tmp_path)[0] == 0
+    assert "And then?" in html(tmp_path, "log")
+    (tmp_path / "01-one.md").write_text("# One\n\nNo box.\n")
+    assert build(tmp_path)[0] == 0
+    log = html(tmp_path, "log")
+    assert "And then?" not in log
+    assert "No chapter of this book asks for a prediction." in words(log)
+
+
+def test_a_box_keeps_its_name_when_its_words_change():
+    def page(*questions: str) -> nodes.document:
+        section = nodes.section("", nodes.title("", "Part"), ids=["part"])
+        for question in questions:
+            section += nodes.admonition("", nodes.title("", "P"), nodes.paragraph("", question), classes=["predict"])
+        section += nodes.admonition("", nodes.paragraph("", "another kind"))
+        document = nodes.document(None, None)  # type: ignore[arg-type]
+        document += section
+        return document
+
+    before, after = predictions.name_boxes(page("A 270?", "B?")), predictions.name_boxes(page("A 144?", "B?"))
+    assert [box.name for box in before] == [box.name for box in after] == ["predict-part", "predict-part--2"]
+    assert [box.question for box in before] == ["A 270?", "B?"]
+
+
+def linked(page: str) -> list[str]:
+    return re.findall(r'<a class="lab-term[^>]*>(.*?)</a>', page)
+
+
+def test_each_term_is_linked_once_where_it_is_first_used_in_prose(small):
+    folder, _, _ = small
+    one, two = html(folder, "01-one"), html(folder, "02-two")
+    # "sender" is a plain word before its own chapter; a heading, code, a link and a formula stay as they are.
+    assert linked(one) == ["residual stream"]
+    assert linked(two) == ["sender", "Residual-Streams", "logit differences"]
+    assert re.search(r'href="words.html#term-residual-stream"[^>]*title="What all add to."', one)
+    assert linked(html(folder, "map")) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "met", "not_met"),
+    [
+        ("query", "Queries count", "a queryable thing"),
+        ("MLP", "two MLPs", "an mlp"),
+        ("S1+1", "at S1+1.", "at S1+12"),
+        ("S1", "at S1, too", "at S1+1"),
+        ("clean run", "the clean\nrun ends", "a clean running shoe"),
+        ("patching", "Patching works", "dispatching, path-patching"),
+        ("bias", "the bias", "biases"),
+    ],
+)
+def test_a_term_is_met_with_its_plural_and_not_inside_a_word(word, met, not_met):
+    entry = glossarylinks.Entry("words", "t", (word,), "text")
+    assert glossarylinks.Words([entry], 1).find(met, set())
+    assert not glossarylinks.Words([entry], 1).find(not_met, set())
+
+
+def test_the_longer_of_two_terms_wins():
+    known = [glossarylinks.Entry("w", name, (name,), "") for name in ("head", "attention head", "S1", "S1+1")]
+    found = glossarylinks.Words(known, 1).find("An attention head at S1+1, a head at S1", set())
+    assert [entry.target for _, _, entry in found] == ["attention head", "S1+1", "head", "S1"]
+
+
+def test_the_map_has_what_the_chapters_say_of_themselves(small):
+    folder, _, _ = small
+    page = html(folder, "map")
+    text = re.sub(r"\s+", " ", words(page))
+    assert "Is it there? nothing 15 min 30 min" in text
+    assert "And what then? 1 20 min 40 min" in text
+    assert "All 2 chapters 35 min 1 h 10 min" in text
+    assert "2 Two builds on 1" in page
+    assert "See chapter 1, 2. Two and chapter 7. It takes 1 h 45 min, or 1 h (without 7)." in text
+    assert 'href="02-two.html"' in page
+
+
+def test_only_the_arrows_that_say_something_are_drawn():
+    def chapter(n: int, *before: int) -> chapters.Chapter:
+        return chapters.Chapter(n, f"0{n}-x", f"T <{n}>", "", 1, 1, before)
+
+    grouped = {"A & B": [chapter(1), chapter(2, 1), chapter(3, 1, 2)], "C": [chapter(4, 1), chapter(5, 3, 99)]}
+    assert coursemap.direct(grouped) == {1: [], 2: [1], 3: [2], 4: [1], 5: [3, 99]}
+    drawn = coursemap.drawing(grouped)
+    assert drawn.count("stroke-opacity") == 4  # 99 isn't in the book
+    assert "A &amp; B" in drawn
+    assert "T &lt;1&gt;" in drawn
+
+
+def test_a_circle_of_prerequisites_ends():
+    one = chapters.Chapter(1, "01-x", "X", "", 1, 1, (2,))
+    two = chapters.Chapter(2, "02-y", "Y", "", 1, 1, (1,))
+    assert set(coursemap.direct({"": [one, two]})) == {1, 2}
+
+
+@pytest.mark.parametrize(("text", "named"), [("1", [1]), ("1-3, 9", [1, 2, 3, 9]), (" 2 , 4 ", [2, 4]), ("07", [7])])
+def test_numbers_of_chapters_are_read(text, named):
+    assert chapters.numbers(text) == named
+
+
+@pytest.mark.parametrize("text", ["", "one", "1-", "1,,2", "1 2"])
+def test_what_names_no_chapter_is_refused(text):
+    with pytest.raises(ValueError, match=r"invalid literal"):
+        chapters.numbers(text.replace("1-", "1-x"))
+
+
+@pytest.mark.parametrize(("total", "said"), [(0, "0 min"), (45, "45 min"), (60, "1 h"), (133, "2 h 15 min")])
+def test_minutes_are_told_as_one_plans_them(total, said):
+    assert chapters.hours(total) == said
+
+
+def test_a_page_without_a_model_row_has_no_minutes():
+    found = chapters.describe("book/07-x", "X", "# X\n\nWords.\n")
+    assert (found.number, found.reading, found.doing, found.builds_on, found.question) == (7, None, None, (), "")
+    assert chapters.minutes({7: found}, [7, 8]) == 0
+    assert chapters.number("book/ledger") is None
+
+
+def test_the_api_page_has_the_package_and_links_both_ways(small):
+    folder, _, _ = small
+    page = html(folder, "api")
+    for name in ("labcode.metrics.bootstrap", "labcode.patching.sweep", "labcode.prompts.population"):
+        assert f'id="{name}"' in page
+    assert "labcode.sphinxext" not in page
+    assert re.search(r'Used in chapters? <a class="reference internal" href="01-one.html"', page)
+    assert re.search(r'href="api.html#labcode.metrics.bootstrap"', html(folder, "01-one"))
+    assert "Float[Tensor, " in words(page)
+
+
+def test_every_module_with_something_public_is_found(tmp_path):
+    for name in ("a.py", "pack/__init__.py", "pack/b.py", "pack/_c.py", "sphinxext/d.py", "__main__.py"):
+        path = tmp_path / "lib" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("def f(): ...\n" if name != "pack/__init__.py" else "X = 1\n")
+    assert api.modules(tmp_path / "lib") == ["lib.a", "lib.pack", "lib.pack.b"]
+    assert api.has_public("lib.a", tmp_path / "lib")
+    assert not api.has_public("lib.pack", tmp_path / "lib")
+
+
+@pytest.mark.parametrize(
+    ("written", "restructured"),
+    [
+        ("plain", "plain"),
+        ("a `b*c` d", "a ``b*c`` d"),
+        ("`x`s and y_", r"``x``\ s and y\_"),
+        ("q|k|v and 2 * 3", r"q\|k\|v and 2 \* 3"),
+        ("* a point with *stress*", "* a point with *stress*"),
+    ],
+)
+def test_a_docstring_means_what_it_says(written, restructured):
+    assert api.restructured(written) == restructured
+
+
+def test_lists_and_tables_of_a_docstring_get_their_blank_lines():
+    lines = ["Text:", "* one", "  more", "* two", "after", "", "==  ==", "a   `b`", "==  ==", "1   2", "==  ==", "end"]
+    assert api.spaced(lines) == [
+        *["Text:", "", "* one", "  more", "* two", "", "after", ""],
+        *["::", "", "   ==  ==", "   a   `b`", "   ==  ==", "   1   2", "   ==  ==", "", "end"],
+    ]
+
+
+def test_the_chapters_of_a_docstring_become_links():
+    assert api.linked("Used in chapters 03 to 12.").count(":chapter-number:") == 2
+    assert api.linked("Used in chapters 01, 03 and 09 to 12.").count(":chapter-number:") == 4
+    assert api.linked("Used in all chapters.") == "Used in all chapters."
+
+
+def test_what_a_kernel_used_is_read_from_the_system(tmp_path):
+    process = tmp_path / "7"
+    process.mkdir()
+    numbers = " ".join(["S", *map(str, range(10)), "300", "100", *["0"] * 30])
+    (process / "stat").write_text(f"7 (a ) name) {numbers}\n")
+    (process / "status").write_text("Name:\tx\nVmHWM:\t  2048 kB\n")
+    used = measure.usage(7, tmp_path)
+    assert used["peak_bytes"] == 2048 * 1024
+    assert used["cpu_seconds"] == pytest.approx(4.0)  # the clock ticks a hundred times a second
+    assert measure.usage(8, tmp_path) == {}
+    (process / "status").write_text("Name:\tx\n")
+    assert measure.usage(7, tmp_path) == {}
+
+
+def test_passes_are_counted_and_change_nothing(monkeypatch):
+    class Model:
+        def forward(self, input: object, twice: bool = False) -> object:
+            return (input, twice)
+
+    monkeypatch.setattr(passes, "seen", passes.Seen())
+    passes.count(Model)
+    passes.count(Model)
+    model = Model()
+    assert model.forward("words", twice=True) == ("words", True)
+    model.forward(input=["a", "b", "c"])
+    model.forward(SimpleNamespace(shape=(5, 9)))
+    assert passes.total() == {"passes": 3, "prompts": 9}
+
+
+def test_watching_for_the_bridge_leaves_every_other_import_alone(monkeypatch):
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setattr(passes, "BRIDGE", "colorsys_that_is_not_there")
+    before = len(sys.meta_path)
+    passes.install()
+    passes.install()
+    assert len(sys.meta_path) == before + 1
+    assert sys.meta_path[0].find_spec("colorsys", None) is None
+
+
+def test_the_cost_of_a_kernel_is_kept_and_shown(tmp_path):
+    cell = "```{code-cell} python3\nx = bytearray(10**8)\n```\n"
+    book(tmp_path, index=f"# Start\n\n{cell}\n```{{costs}}\n```\n", plain="# Plain\n")
+    status, said = build(tmp_path)
+    assert status == 0, said
+    text = re.sub(r"\s+", " ", words(html(tmp_path, "index")))
+    if Path("/proc/self/status").exists():
+        assert re.search(r"Start \d+\.\d s \d+\.\d s 0\.[1-9] GB 0 0 Together", text), text[:2000]
+    assert "Forward passes" in text
+
+
+def test_sums_leave_out_what_one_page_lacks():
+    pages = [
+        {"execution_seconds": 10.0, "peak_bytes": 2e9, "passes": 1200},
+        {"execution_seconds": 5.0, "peak_bytes": 1e9},
+    ]
+    assert costtable.total(pages) == {"execution_seconds": 15.0, "peak_bytes": 2e9}
+    assert costtable.row(pages[0]) == ["10 s", "not measured", "2.0 GB", "1 200", "not measured"]
