@@ -158,10 +158,10 @@ def _partners(pop: Population, reference: Population, how: str, seed: int) -> li
         return None
     groups: dict[tuple[object, ...], list[int]] = {}
     for number in range(len(reference)):
-        groups.setdefault(_shape(reference, number), []).append(number)
+        groups.setdefault(shape_of(reference, number), []).append(number)
     rng, partners = random.Random(seed), []
     for number, prompt in enumerate(pop.prompts):
-        same = groups.get(_shape(pop, number), [])
+        same = groups.get(shape_of(pop, number), [])
         if how == "resample":
             same = [other for other in same if reference.str_tokens[other] != pop.str_tokens[number]]
             same = [rng.choice(same)] if same else []
@@ -174,7 +174,7 @@ def _partners(pop: Population, reference: Population, how: str, seed: int) -> li
     return partners
 
 
-def _shape(pop: Population, number: int) -> tuple[object, ...]:
+def shape_of(pop: Population, number: int) -> tuple[object, ...]:
     """What prompts must share to be aligned: the template, and S2 and END at the same positions."""
     prompt = pop.prompts[number]
     template = prompt.text if prompt.template < 0 else prompt.template

@@ -1,0 +1,148 @@
+"""The circuit board: every way to switch the circuit's families on and off, computed once and shown without a kernel.
+
+A state is a set of families that are ticked. For each there are two runs: the circuit, in which only the heads of
+ticked families keep their own output, and the model, in which only the heads of the other families lose theirs. The
+difference between the two is what the circuit lacks there (Wang et al. 2022, section 4.1). All numbers travel inside
+the page as JSON; `labboard.js` shows those of the state that is ticked.
+
+Used in chapter 10.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from labcode.circuit import CircuitError, Keep, Node, Out
+from labcode.metrics import Interval, bootstrap_cells
+from labcode.report import table
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+MOST = 7  # families on one board: 128 states
+
+
+@dataclass(frozen=True)
+class Group:
+    """One switch of the board: heads that are ticked together. `nodes` may be empty."""
+
+    title: str
+    nodes: tuple[Node, ...]
+    colour: str
+
+    @property
+    def heads(self) -> str:
+        """Its heads, written layer.head."""
+        return ", ".join(f"{layer}.{head}" for layer, head, _ in self.nodes) or "none found"
+
+
+@dataclass(frozen=True)
+class Board:
+    """The numbers of all states. State t has family i ticked where bit i of t is 1; the last one has all.
+
+    Attributes:
+        groups: the families.
+        circuit: F of the circuit, with the ticked families only.
+        model: F of the model without the families that are not ticked.
+        gap: the second minus the first. Its absolute value is the incompleteness score.
+    """
+
+    groups: tuple[Group, ...]
+    circuit: list[Interval]
+    model: list[Interval]
+    gap: list[Interval]
+
+
+def states(groups: Sequence[Group]) -> list[Keep | Out]:
+    """What has to be run: for each of the 2^n states the circuit, then the model.
+
+    Raises:
+        CircuitError: no family, or more than seven.
+
+    Used in chapter 10.
+    """
+    if not 0 < len(groups) <= MOST:
+        raise CircuitError(f"a board of {len(groups)} families: choose between 1 and {MOST}, or group some")
+    found: list[Keep | Out] = []
+    for state in range(2 ** len(groups)):
+        ticked: list[Node] = []
+        others: list[Node] = []
+        for bit, group in enumerate(groups):
+            (ticked if state >> bit & 1 else others).extend(group.nodes)
+        found += [Keep(tuple(ticked)), Out(tuple(others))]
+    return found
+
+
+def board(groups: Sequence[Group], values: Float[Tensor, "state batch"], draws: Int[Tensor, " batch"]) -> Board:
+    """The board, from `circuit.values` of `states(groups)`.
+
+    Raises:
+        CircuitError: values of another number of states.
+
+    Used in chapter 10.
+    """
+    if len(values) != 2 * 2 ** len(groups):
+        raise CircuitError(f"{len(values)} states for a board of {len(groups)} families: run those of states(groups)")
+    circuit, model = values[0::2], values[1::2]
+    return Board(tuple(groups), *(bootstrap_cells(part, draws) for part in (circuit, model, model - circuit)))
+
+
+def to_html(found: Board) -> str:
+    """Check boxes, a text that says the numbers, two bars, and a table of the main states for those without scripts.
+
+    Used in chapter 10.
+    """
+    boxes = "".join(
+        f'<label style="--lab-family: {html.escape(group.colour, quote=True)}"><input type="checkbox" checked '
+        f'data-bit="{bit}"{"" if group.nodes else " disabled"}> <span>{html.escape(group.title)} '
+        f"<small>{html.escape(group.heads)}</small></span></label>"
+        for bit, group in enumerate(found.groups)
+    )
+    bars = "".join(
+        f'<div class="lab-board-row"><span>{words}</span><div class="lab-board-track">'
+        f'<i class="lab-board-zero"></i><b data-bar="{key}"></b></div></div>'
+        for key, words in (("circuit", "circuit"), ("model", "model"))
+    )
+    numbers = table(["ticked", "circuit", "model without the others", "gap"], _main_states(found))
+    return (
+        f'<div class="lab-board"><fieldset hidden><legend>Families that keep their output</legend>{boxes}'
+        '<div class="lab-board-buttons"><button type="button" data-all="1">all</button> '
+        '<button type="button" data-all="0">none</button></div></fieldset>'
+        f'<p class="lab-board-says" role="status" aria-live="polite" hidden></p>'
+        f'<div class="lab-board-bars" aria-hidden="true" hidden>{bars}</div>'
+        f'<details class="lab-numbers" open><summary>The main states as a table</summary>{numbers}</details>'
+        f'<script type="application/json">{_json(found)}</script></div>'
+    )
+
+
+def _main_states(found: Board) -> list[list[str]]:
+    """All families, none, all but one, one alone; without those that have no heads."""
+    n = len(found.groups)
+    full = 2**n - 1
+    rows = {"all families": full, "none": 0}
+    filled = [bit for bit, group in enumerate(found.groups) if group.nodes]
+    rows |= {f"all but {found.groups[bit].title}": full - 2**bit for bit in filled}
+    rows |= {f"{found.groups[bit].title} alone": 2**bit for bit in filled}
+    return [
+        [name, *(str(part[state]) for part in (found.circuit, found.model, found.gap))] for name, state in rows.items()
+    ]
+
+
+def _json(found: Board) -> str:
+    def numbers(part: Sequence[Interval]) -> list[list[float]]:
+        return [[round(value, 3) for value in (cell.mean, cell.low, cell.high)] for cell in part]
+
+    data: Mapping[str, object] = {
+        "families": [group.title for group in found.groups],
+        "n": found.circuit[0].n,
+        "circuit": numbers(found.circuit),
+        "model": numbers(found.model),
+        "gap": numbers(found.gap),
+    }
+    # "<" would let a title end the script element.
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")

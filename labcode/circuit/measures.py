@@ -1,0 +1,315 @@
+"""Is it the circuit? Faithfulness, completeness and minimality, as Wang et al. (2022, section 4) define them.
+
+F(C) is the mean logit difference when only the heads of C, at their positions, keep their own output; M is the whole
+model. Every measure comes with an interval over draws of prompts.
+
+Used in chapter 10.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from labcode.circuit.states import CircuitError, Keep, Node, Out
+from labcode.metrics import Interval, bootstrap
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from labcode.circuit.bench import Bench
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """How much of the answer a circuit keeps.
+
+    Attributes:
+        model: F(M), the mean logit difference of the whole model.
+        circuit: F(C).
+        share: F(C) / F(M), a ratio of means; it means little where F(M) is near 0.
+        gap: F(M) - F(C), in nats; the paper reports its absolute value.
+        n_heads: heads of the circuit, whatever the number of positions at which they act.
+    """
+
+    model: Interval
+    circuit: Interval
+    share: Interval
+    gap: Interval
+    n_heads: int
+
+
+@dataclass(frozen=True)
+class Incompleteness:
+    """What a set K of the circuit's nodes is worth in the model and in the circuit.
+
+    Attributes:
+        name: of the set.
+        removed: K.
+        model: F(M \\ K). circuit: F(C \\ K).
+        score: F(M \\ K) - F(C \\ K). Its absolute value is the incompleteness score of the paper; 0 for every K would
+            be a complete circuit.
+    """
+
+    name: str
+    removed: tuple[Node, ...]
+    model: Interval
+    circuit: Interval
+    score: Interval
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What one node adds to the circuit once a set K is out.
+
+    Attributes:
+        node, family: whose worth it is.
+        name: of the set K that was chosen. removed: K itself.
+        worth: F(C \\ K) - F(C \\ (K and the node)), on prompts that had no part in choosing K.
+        share: the same as a share of F(M).
+    """
+
+    node: Node
+    family: str
+    name: str
+    removed: tuple[Node, ...]
+    worth: Interval
+    share: Interval
+
+
+def faithfulness(bench: Bench, circuits: Mapping[str, Sequence[Node]]) -> dict[str, Faithfulness]:
+    """What each of several circuits keeps of the model's answer (Wang et al. 2022, section 4).
+
+    Raises:
+        CircuitError: fewer than two draws of prompts, or as `circuit.values`.
+
+    Used in chapter 10.
+    """
+    _enough(bench)
+    model, *kept = bench.values([Out(), *(Keep(tuple(nodes)) for nodes in circuits.values())])
+    draws = bench.draws
+    return {
+        name: Faithfulness(
+            bootstrap(model, draws),
+            bootstrap(value, draws),
+            ratio(value, model, draws),
+            bootstrap(model - value, draws),
+            len({node[:2] for node in nodes}),
+        )
+        for (name, nodes), value in zip(circuits.items(), kept, strict=True)
+    }
+
+
+def completeness(bench: Bench, circuit: Sequence[Node], sets: Mapping[str, Sequence[Node]]) -> list[Incompleteness]:
+    """For each set K, what is left of the model and of the circuit without it (Wang et al. 2022, section 4.1).
+
+    Raises:
+        CircuitError: no sets, an empty one, fewer than two draws of prompts, or as `circuit.values`.
+
+    Used in chapter 10.
+    """
+    _enough(bench)
+    _filled(sets)
+    states = [state for removed in sets.values() for state in _without(circuit, removed)]
+    found = bench.values(states).unflatten(0, (-1, 2))  # [set 2 batch]
+    return [
+        Incompleteness(
+            name,
+            tuple(removed),
+            bootstrap(model, bench.draws),
+            bootstrap(kept, bench.draws),
+            bootstrap(model - kept, bench.draws),
+        )
+        for (name, removed), (model, kept) in zip(sets.items(), found, strict=True)
+    ]
+
+
+def random_sets(circuit: Sequence[Node], n: int, seed: int = 0) -> list[list[Node]]:
+    """`n` sets that hold each node of the circuit with probability one half, none of them empty.
+
+    Raises:
+        CircuitError: an empty circuit.
+
+    Used in chapter 10.
+    """
+    if not circuit:
+        raise CircuitError("an empty circuit has no subsets to remove")
+    rng = random.Random(seed)
+    sets: list[list[Node]] = []
+    while len(sets) < n:
+        chosen = [node for node in circuit if rng.random() < 0.5]
+        if chosen:
+            sets.append(chosen)
+    return sets
+
+
+def greedy_sets(
+    bench: Bench, circuit: Sequence[Node], n: int = 4, steps: int = 10, candidates: int = 5, seed: int = 0
+) -> list[list[Node]]:
+    """Sets K that are bad for the circuit, each grown one node at a time (Wang et al. 2022, section 4.1).
+
+    At each step some nodes are drawn, and the one is added that makes the incompleteness score largest. All `n`
+    searches run side by side. Each returns the set with the largest score on its way: the worst it has met.
+
+    Args:
+        candidates: nodes drawn at each step.
+
+    Raises:
+        CircuitError: an empty circuit.
+
+    Limits: the score of a set that was chosen for its score is the score of the worst case found, no average.
+
+    Used in chapter 10.
+    """
+    if not circuit:
+        raise CircuitError("an empty circuit has no subsets to remove")
+    rng = random.Random(seed)
+    grown: list[list[Node]] = [[] for _ in range(n)]
+    worst: list[tuple[float, list[Node]]] = [(-1.0, [])] * n
+    for _ in range(min(steps, len(circuit))):
+        tried: list[tuple[int, list[Node]]] = []
+        for number, removed in enumerate(grown):
+            left = [node for node in circuit if node not in removed]
+            tried += [(number, [*removed, node]) for node in rng.sample(left, min(candidates, len(left)))]
+        states = [state for _, removed in tried for state in _without(circuit, removed)]
+        model, kept = bench.values(states).unflatten(0, (-1, 2)).unbind(1)
+        scores = (model - kept).mean(-1).abs().tolist()
+        for number in range(n):
+            score, grown[number] = max(
+                (score, removed) for score, (owner, removed) in zip(scores, tried, strict=True) if owner == number
+            )
+            worst[number] = max(worst[number], (score, grown[number]))
+    return [removed for _, removed in worst]
+
+
+def minimality(bench: Bench, families: Mapping[str, Sequence[Node]]) -> list[Worth]:
+    """What each node is worth, once a K is out that makes it matter (Wang et al. 2022, section 4.2).
+
+    Heads of a family stand in for each other, so taking out one alone says little. For each node these K are tried:
+    nothing; the rest of its family; each other family; the rest of its family with each other family. The K with the
+    largest absolute worth on one half of the draws is chosen, and the worth is measured on the other half.
+
+    Raises:
+        CircuitError: no families, an empty one, fewer than four draws of prompts, or as `circuit.values`.
+
+    Used in chapter 10.
+    """
+    _filled(families)
+    draws = bench.draws.unique()
+    if len(draws) < 4:
+        raise CircuitError(
+            f"{len(draws)} draws of prompts are too few: one half chooses K, and the other needs an interval. "
+            "Take at least 8 prompts."
+        )
+    choosing = torch.isin(bench.draws, draws[::2])
+    circuit = [node for nodes in families.values() for node in nodes]
+    tried: list[tuple[Node, str, str, tuple[Node, ...]]] = []
+    for family, nodes in families.items():
+        for node in nodes:
+            rest = tuple(other for other in nodes if other != node)
+            sets = {"nothing": (), "the rest of its family": rest}
+            for name, others in families.items():
+                if name != family:
+                    sets |= {name: tuple(others), f"the rest and {name}": (*rest, *others)}
+            tried += [(node, family, name, removed) for name, removed in sets.items()]
+    removals = {frozenset((*removed, *extra)) for node, *_, removed in tried for extra in ((), (node,))}
+    order = sorted(removals, key=sorted)
+    model, *found = bench.values([Out(), *(Keep(_less(circuit, removed)) for removed in order)])
+    value = dict(zip(order, found, strict=True))
+    worth: dict[Node, list[tuple[float, str, str, tuple[Node, ...], Tensor]]] = {}
+    for node, family, name, removed in tried:
+        change = value[frozenset(removed)] - value[frozenset((*removed, node))]
+        worth.setdefault(node, []).append((float(change[choosing].mean().abs()), family, name, removed, change))
+    rows = []
+    for node, choices in worth.items():
+        _, family, name, removed, change = max(choices, key=lambda choice: choice[0])
+        tested = ~choosing
+        rows.append(
+            Worth(
+                node,
+                family,
+                name,
+                removed,
+                bootstrap(change[tested], bench.draws[tested]),
+                ratio(change[tested], model[tested], bench.draws[tested]),
+            )
+        )
+    return rows
+
+
+def random_circuit(model: TransformerBridge, nodes: Sequence[Node], seed: int = 0) -> list[Node]:
+    """As many nodes at the same positions, with heads drawn at random from the whole model.
+
+    Raises:
+        CircuitError: more nodes at one position than the model has heads.
+
+    Used in chapter 10.
+    """
+    rng = random.Random(seed)
+    heads = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
+    drawn: list[Node] = []
+    for place in sorted({node[2] for node in nodes}):
+        wanted = sum(node[2] == place for node in nodes)
+        if wanted > len(heads):
+            raise CircuitError(f"{wanted} nodes at {place}: this model has {len(heads)} heads")
+        drawn += [(*head, place) for head in rng.sample(heads, wanted)]
+    return drawn
+
+
+def ratio(
+    part: Float[Tensor, " batch"],
+    whole: Float[Tensor, " batch"],
+    groups: Int[Tensor, " batch"],
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """The ratio of two means over the same prompts, with a percentile bootstrap over groups.
+
+    Raises:
+        CircuitError: the mean of `whole` is 0.
+
+    Used in chapter 10.
+    """
+    a, b = part.double().numpy(), whole.double().numpy()
+    if abs(b.mean()) < 1e-6:
+        raise CircuitError("a share of nothing: the whole model's mean logit difference is 0 on these prompts")
+    _, member = np.unique(groups.numpy(), return_inverse=True)
+    sums = np.stack([np.bincount(member, weights=values) for values in (a, b)])  # [2 group]
+    n = sums.shape[1]
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
+    top, bottom = sums @ drawn.T
+    kept = np.where(np.abs(bottom) < 1e-9, np.nan, bottom)
+    low, high = np.nanquantile(top / kept, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(a.mean() / b.mean()), float(low), float(high), len(a))
+
+
+def _without(circuit: Sequence[Node], removed: Iterable[Node]) -> tuple[Out, Keep]:
+    gone = tuple(removed)
+    return Out(gone), Keep(_less(circuit, gone))
+
+
+def _less(circuit: Sequence[Node], removed: Iterable[Node]) -> tuple[Node, ...]:
+    gone = set(removed)
+    return tuple(node for node in circuit if node not in gone)
+
+
+def _filled(sets: Mapping[str, Sequence[Node]]) -> None:
+    if not sets:
+        raise CircuitError("no sets of nodes: give at least one")
+    for name, nodes in sets.items():
+        if not nodes:
+            raise CircuitError(f"the set {name!r} is empty: leave it out, nothing can be said of it")
+
+
+def _enough(bench: Bench) -> None:
+    n = bench.draws.unique().numel()
+    if n < 2:
+        raise CircuitError(f"{n} draw of prompts is too few for an interval: take at least 4 prompts")

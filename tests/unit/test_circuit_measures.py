@@ -1,0 +1,127 @@
+"""Faithfulness, completeness and minimality on the hand-wired circuit, where each can be worked out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from labcode import prompts
+from labcode.circuit import (
+    Bench,
+    CircuitError,
+    completeness,
+    faithfulness,
+    greedy_sets,
+    minimality,
+    random_circuit,
+    random_sets,
+    ratio,
+)
+from labcode.models.handwired import MOVER, NEGATIVE
+
+FULL = MOVER - NEGATIVE
+DUPLICATE, INHIBITION, MOVES, AGAINST = (0, 0, "S2"), (1, 0, "END"), (2, 0, "END"), (2, 1, "END")
+CHAIN = [DUPLICATE, INHIBITION, MOVES, AGAINST]
+
+
+@pytest.fixture(scope="module")
+def bench(toy):
+    pop = prompts.population(toy, 8, seed=1, templates=prompts.TEMPLATES[:1])
+    return Bench(toy, pop, prompts.corrupt(toy, pop, "abc"))
+
+
+def near(interval, value):
+    return [interval.mean, interval.low, interval.high] == pytest.approx([value] * 3, abs=1e-3)
+
+
+def test_faithfulness_of_the_chain_and_of_a_part(bench):
+    found = faithfulness(bench, {"chain": CHAIN, "part": [*CHAIN[:3], (2, 0, "S2")], "none": []})
+    assert near(found["chain"].circuit, FULL)
+    assert near(found["chain"].model, FULL)
+    assert near(found["chain"].share, 1)
+    assert near(found["chain"].gap, 0)
+    assert found["chain"].n_heads == 4
+    assert near(found["part"].share, MOVER / FULL)
+    assert found["part"].n_heads == 3, "one head at two positions is one head"
+    assert near(found["none"].gap, FULL)
+
+
+def test_a_circuit_that_forgets_a_head_is_incomplete(bench):
+    """Without 2.1 the circuit looks whole by some sets, not by one that leaves 2.1 alone in the model."""
+    whole = completeness(bench, CHAIN, {"movers": [MOVES], "all": CHAIN})
+    assert [near(row.score, 0) for row in whole] == [True, True]
+    assert near(whole[0].model, -NEGATIVE)
+    (row,) = completeness(bench, CHAIN[:3], {"movers": [MOVES]})
+    assert near(row.model, -NEGATIVE)
+    assert near(row.circuit, 0)
+    assert near(row.score, -NEGATIVE)
+    assert row.removed == (MOVES,)
+
+
+def test_greedy_search_finds_the_worst_set(bench):
+    """In the circuit without 2.1: F(M\\K) - F(C\\K) is -2 for K = {2.0}, and at most that for any other K."""
+    circuit = [(0, 1, "S1+1"), *CHAIN[:3]]
+    for removed in greedy_sets(bench, circuit, n=3, candidates=4):
+        (row,) = completeness(bench, circuit, {"found": removed})
+        assert row.score.mean == pytest.approx(-NEGATIVE, abs=1e-3)
+    again = [greedy_sets(bench, circuit, n=2, candidates=1, seed=4) for _ in range(2)]
+    assert again[0] == again[1]
+
+
+def test_minimality_finds_the_set_that_makes_a_head_matter(bench):
+    families = {"duplicate": [DUPLICATE], "inhibition": [INHIBITION], "for": [MOVES], "against": [AGAINST]}
+    found = {row.node: row for row in minimality(bench, {**families, "idle": [(0, 1, "S1+1")]})}
+    assert near(found[MOVES].worth, MOVER)
+    # With the mover out, the inhibition decides where the negative head looks: -2 with it, +2/3 without.
+    assert near(found[AGAINST].worth, -NEGATIVE)
+    # Without the negative head the mover alone falls from +6 to -2: worth 8.
+    for node in (DUPLICATE, INHIBITION):
+        assert near(found[node].worth, MOVER + MOVER / 3)
+        assert "against" in found[node].name
+        assert AGAINST in found[node].removed
+    assert near(found[(0, 1, "S1+1")].worth, 0)
+    assert near(found[MOVES].share, MOVER / FULL)
+    assert found[MOVES].worth.n == 4, "half the prompts chose, the other half is reported"
+
+
+def test_random_sets_and_circuits(toy):
+    sets = random_sets(CHAIN, 200, seed=1)
+    assert all(0 < len(chosen) <= 4 and set(chosen) <= set(CHAIN) for chosen in sets)
+    assert 0.4 < sum(map(len, sets)) / 800 < 0.65
+    drawn = random_circuit(toy, CHAIN, seed=2)
+    assert sorted(node[2] for node in drawn) == ["END", "END", "END", "S2"]
+    assert len(set(drawn)) == 4
+    assert drawn == random_circuit(toy, CHAIN, seed=2)
+
+
+def test_a_ratio_of_means_with_its_interval():
+    groups = torch.tensor([0, 0, 1, 1])
+    whole = torch.tensor([1.0, 3.0, 2.0, 2.0])
+    assert near(ratio(whole / 2, whole, groups), 0.5)
+    found = ratio(torch.tensor([1.0, 1.0, 2.0, 2.0]), whole, groups)
+    # Groups twice as good as each other: the extremes are one group alone.
+    assert (found.mean, found.low, found.high) == pytest.approx((0.75, 0.5, 1.0))
+    with pytest.raises(CircuitError, match="a share of nothing"):
+        ratio(whole, torch.zeros(4), groups)
+
+
+def test_too_few_prompts_and_empty_sets_are_named(toy, bench):
+    pop = prompts.canonical(toy)
+    one = Bench(toy, pop, prompts.corrupt(toy, pop, "abc"))
+    with pytest.raises(CircuitError, match="1 draw of prompts is too few for an interval"):
+        faithfulness(one, {"chain": CHAIN})
+    with pytest.raises(CircuitError, match="1 draw of prompts is too few"):
+        completeness(one, CHAIN, {"all": CHAIN})
+    with pytest.raises(CircuitError, match="1 draws of prompts are too few"):
+        minimality(one, {"movers": [MOVES]})
+    with pytest.raises(CircuitError, match="the set 'backup' is empty"):
+        minimality(bench, {"movers": [MOVES], "backup": []})
+    with pytest.raises(CircuitError, match="the set 'backup' is empty"):
+        completeness(bench, CHAIN, {"backup": []})
+    with pytest.raises(CircuitError, match="no sets of nodes"):
+        completeness(bench, CHAIN, {})
+    for search in (lambda: random_sets([], 2), lambda: greedy_sets(bench, [])):
+        with pytest.raises(CircuitError, match="an empty circuit"):
+            search()
+    with pytest.raises(CircuitError, match="7 nodes at S2: this model has 6 heads"):
+        random_circuit(toy, [(0, 0, "S2")] * 7)
