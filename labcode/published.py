@@ -62,4 +62,45 @@ PUBLISHED: dict[str, Figure] = {
     "lab.zero.10.7": Figure("logit difference with head 10.7 zeroed", 4.53, 0.05, LAB),
     "lab.zero.movers": Figure("logit difference with 9.9, 9.6, 10.0, 10.10 zeroed", 2.52, 0.05, LAB),
     "demos.zero.9.9": Figure("mean logit difference with 9.9 zeroed at END", 2.99, 0.02, DEMOS),
+    "wang.extra_s.logit_difference": Figure("mean logit difference, S once more", 3.64, 0.8, f"{WANG}, section 4.4"),
+    "wang.extra_s.p_io": Figure("mean P(IO), S once more", 0.59, 0.12, f"{WANG}, section 4.4"),
+    "wang.extra_s.wrong": Figure("share wrong, S once more", 0.004, 0.05, f"{WANG}, section 4.4"),
+    "wang.extra_io.logit_difference": Figure("mean logit difference, IO once more", 1.23, 0.8, f"{WANG}, section 4.4"),
+    "wang.extra_io.p_io": Figure("mean P(IO), IO once more", 0.36, 0.12, f"{WANG}, section 4.4"),
+    "wang.extra_io.wrong": Figure("share wrong, IO once more", 0.234, 0.15, f"{WANG}, section 4.4"),
+    "wang.attention.name_movers": Figure("name movers' attention END → IO", 0.59, 0.15, f"{WANG}, section 3.1"),
+    "wang.attention.s_inhibition": Figure("S-inhibition heads' attention END → S2", 0.51, 0.15, f"{WANG}, section 3.2"),
+    "wang.faithfulness": Figure("share of the answer that the circuit keeps", 0.87, 0.1, f"{WANG}, section 4"),
+    "wang.naive": Figure("logit difference of the naive circuit", 0.1, 0.5, f"{WANG}, section 4.3"),
+    "wang.greedy": Figure("incompleteness of the worst greedy set", 3.09, 1.0, f"{WANG}, section 4.1"),
+    "wang.movers_out": Figure("share lost without the name movers", 0.05, 0.1, f"{WANG}, section 3.4"),
+    "wang.copy.name_movers": Figure("name movers' copy score (above)", 0.95, 0.05, f"{WANG}, section 3.1"),
+    "wang.copy.negative": Figure("negative movers' negated copy score", 0.98, 0.05, f"{WANG}, section 3.1"),
+    "wang.copy.average": Figure("average head's copy score (below)", 0.20, 0.2, f"{WANG}, section 3.1"),
+    "wang.correlation": Figure("attention END → IO against writing IO (above)", 0.81, 0.15, f"{WANG}, section 3.1"),
+    "wang.signal.original.original": Figure("token original, position original", 3.55, 0.8, f"{WANG}, appendix A"),
+    "wang.signal.original.inverted": Figure("token original, position inverted", -0.99, 0.8, f"{WANG}, appendix A"),
+    "wang.signal.random.original": Figure("token random, position original", 2.45, 0.8, f"{WANG}, appendix A"),
+    "wang.signal.random.inverted": Figure("token random, position inverted", -1.96, 0.8, f"{WANG}, appendix A"),
+    "wang.signal.inverted.original": Figure("token inverted, position original", 1.77, 0.8, f"{WANG}, appendix A"),
+    "wang.signal.inverted.inverted": Figure("token inverted, position inverted", -3.16, 0.8, f"{WANG}, appendix A"),
+    "wang.signal.position": Figure("weight of the position signal", 2.31, 0.5, f"{WANG}, appendix A"),
+    "wang.signal.token": Figure("weight of the token signal", 0.99, 0.4, f"{WANG}, appendix A"),
 }
+
+CIRCUIT: dict[str, tuple[tuple[int, int], ...]] = {
+    "previous": ((2, 2), (4, 11)),
+    "duplicate": ((0, 1), (3, 0), (0, 10)),
+    "induction": ((5, 5), (6, 9), (5, 8), (5, 9)),
+    "s-inhibition": ((7, 3), (7, 9), (8, 6), (8, 10)),
+    "name mover": ((9, 6), (9, 9), (10, 0)),
+    "backup": ((9, 0), (9, 7), (10, 1), (10, 2), (10, 6), (10, 10), (11, 2), (11, 9)),
+    "negative": ((10, 7), (11, 10)),
+}
+"""The 26 heads of GPT-2 small's circuit, (layer, head), by family (Wang et al. 2022, section 3 and figure 2).
+
+Names are those of `labcode.families`. 0.10, 5.8 and 5.9 are "fuzzy" members (appendices H and I).
+"""
+
+CIRCUIT_LAYERS, CIRCUIT_HEADS = 12, 144
+"""Layers and heads of the model that `CIRCUIT` was found in."""
