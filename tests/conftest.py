@@ -12,6 +12,8 @@ import pytest
 
 # Before any library reads it: no test but those of the probe may look for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers side by side: one thread each, or they wait for each other
+    os.environ |= {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0"}
 
 import folders
 from both import Pair, load_both
