@@ -8,6 +8,7 @@ import torch
 from labcode import evidence, families, prompts
 from labcode.families import EFFECT, LOOKS, FamilyError
 from labcode.models.handwired import MOVER, NEGATIVE
+from labcode.published import CIRCUIT
 
 
 @pytest.fixture(scope="module")
@@ -113,20 +114,10 @@ def test_an_unknown_family_is_named(table):
         families.judge(table).nodes("movers")
 
 
-PUBLISHED = {
-    "previous": ["2.2", "4.11"],
-    "duplicate": ["0.1", "3.0", "0.10"],
-    "induction": ["5.5", "6.9", "5.8", "5.9"],
-    "s-inhibition": ["7.3", "7.9", "8.6", "8.10"],
-    "movers": ["9.9", "9.6", "10.0", "9.0", "9.7", "10.1", "10.2", "10.6", "10.10", "11.2", "11.9"],
-    "negative": ["10.7", "11.10"],
-}
-
-
 @pytest.mark.gpt2
 def test_the_circuit_of_gpt2_small_is_recovered(gpt2):
     """Wang et al. 2022, figure 2: 26 heads."""
-    published = {tuple(map(int, head.split("."))) for members in PUBLISHED.values() for head in members}
+    published = {head for members in CIRCUIT.values() for head in members}
     found = {(layer, head) for layer, head, _ in families.discover(gpt2).circuit}
     assert len(published) == 26
     assert len(found & published) >= 24, sorted(published - found)
