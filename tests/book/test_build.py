@@ -13,6 +13,8 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# Little is enough where the question is whether every cell runs, not what comes out.
+FEW = {"LAB_PROMPTS": "4", "LAB_TOKENS": "4096"}
 
 
 class Build(NamedTuple):
@@ -43,7 +45,7 @@ def visible(html: str) -> str:
 
 
 def build(output: Path, model: str, *flags: str, **variables: str) -> Build:
-    own = ("LAB_STRICT", "LAB_MODEL_WHY", "LAB_PROMPTS")
+    own = ("LAB_STRICT", "LAB_MODEL_WHY", "LAB_PROMPTS", "LAB_TOKENS")
     environment = {key: value for key, value in os.environ.items() if key not in own}
     environment |= {"LAB_MODEL": model, "COLUMNS": "200"} | variables
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", ".", "--path-output", str(output), *flags]
@@ -58,8 +60,7 @@ def strict(tmp_path_factory) -> Build:
 
 @pytest.fixture(scope="module")
 def ignorant(tmp_path_factory, random_gpt2_folder) -> Build:
-    # Few prompts are enough here: the question is whether every cell runs, not what comes out.
-    return build(tmp_path_factory.mktemp("ignorant"), str(random_gpt2_folder), LAB_PROMPTS="4")
+    return build(tmp_path_factory.mktemp("ignorant"), str(random_gpt2_folder), **FEW)
 
 
 def code_pages() -> list[str]:
@@ -114,7 +115,7 @@ def test_a_model_that_knows_nothing_gets_its_book_with_crosses(ignorant):
 
 
 def test_strict_refuses_that_book_by_name(ignorant, random_gpt2_folder, tmp_path):
-    again = build(tmp_path, str(random_gpt2_folder), LAB_STRICT="1", LAB_PROMPTS="4")
+    again = build(tmp_path, str(random_gpt2_folder), LAB_STRICT="1", **FEW)
     assert again.code != 0
     assert "Mary" in again.said
 
