@@ -61,7 +61,7 @@ def run(chapter: Chapter, timeout: int) -> Run:
         timeout=timeout,
         record_timing=False,  # times in the cells' metadata would change the notebook's key in the cache
         resources={"metadata": {"path": str(chapter.path.parent)}},
-        # Without this each kernel tells the terminal that it talks over TCP without encryption, and that it was stopped.
+        # Without this each kernel tells the terminal that it talks over TCP unencrypted, and that it was stopped.
         extra_arguments=["--IPKernelApp.log_level=50"],
     )
     used = watch(chapter.client)
