@@ -111,3 +111,10 @@ def test_contents_and_chapters_are_the_same():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     listed = {toc["root"]} | {c["file"] for part in toc["parts"] for c in part["chapters"]}
     assert listed == {f"book/{page.stem}" for page in PAGES}
+
+
+def test_no_two_figures_share_a_name():
+    """Labels belong to the whole book, and a second one is a warning of the build, minutes later."""
+    names = [name for page in PAGES for name in re.findall(r"^ +name: (fig-\S+)$", page.read_text(), flags=re.M)]
+    assert len(names) > 10
+    assert sorted({name for name in names if names.count(name) > 1}) == []
