@@ -18,7 +18,9 @@ from labcode.models.known import Pin
 
 # A process that builds a folder slowly and appends a line to `log` for each build it begins.
 BUILDER = """
-import sys, time
+import signal, sys, time
+# A shell that starts the tests in the background lets its children ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from labcode.models.cache import build_once
 target, seconds = Path(sys.argv[1]), float(sys.argv[2])
