@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 
 import pytest
-from served import ARGUMENTS, BROWSER, DESKTOP, PHONE, SITE, serving
+from served import BROWSER, DESKTOP, PHONE, SITE
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
 
@@ -16,20 +15,6 @@ pytestmark = [
     pytest.mark.skipif(not BROWSER, reason="no chromium or google-chrome on the PATH"),
     pytest.mark.skipif(not (SITE / PAGE).is_file(), reason=f"no {PAGE} in {SITE}: run make book"),
 ]
-
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[str]:
-    with serving() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from served import ARGUMENTS, BROWSER, DESKTOP, PHONE, SITE
+from served import BROWSER, DESKTOP, PHONE, SITE
 
 from labcode import dashboards, latentpage
 
@@ -59,14 +59,6 @@ def address(tmp_path_factory):
     yield f"http://127.0.0.1:{server.server_address[1]}/index.html"
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -6,11 +6,10 @@ The tests look at `_build/html`, or at the site that the environment variable SI
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served import ARGUMENTS, BROWSER, PHONE, SITE, pages, serving
+from served import BROWSER, PHONE, SITE, pages
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
 
@@ -20,20 +19,6 @@ pytestmark = [
     pytest.mark.skipif(not (SITE / LOG).is_file(), reason=f"no built site in {SITE}: run make book"),
 ]
 HOSTILE = '<img src=x onerror="window.bad = 1"> & *two*\nlines'
-
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[str]:
-    with serving() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

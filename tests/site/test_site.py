@@ -5,11 +5,10 @@ The tests look at `_build/html`, or at the site that the environment variable SI
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from served import ARGUMENTS, BROWSER, DESKTOP, PHONE, SCROLL_THROUGH, SITE, pages, serving
+from served import BROWSER, DESKTOP, PHONE, SCROLL_THROUGH, SITE, pages
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
 
@@ -20,20 +19,6 @@ pytestmark = [
 SCHEMES = ("light", "dark")
 FIGURE = 'class="lab-figure"'
 PAGES = pages() or ["book/index.html"]
-
-
-@pytest.fixture(scope="module")
-def site() -> Iterator[str]:
-    with serving() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
 
 
 @dataclass
