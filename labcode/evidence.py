@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from labcode import prompts
-from labcode.heads import position_attention
+from labcode.heads import position_attentions
 from labcode.metrics import bootstrap_cells
 from labcode.patching import sweep
 from labcode.paths import path_patch
@@ -76,7 +76,8 @@ def measure(
 
     Used in chapters 07, 08, 10 and 12.
     """
-    found = {f"attention {a}→{b}": position_attention(model, pop, a, b) for a, b in LOOKS}
+    looking = position_attentions(model, pop, LOOKS)
+    found = {f"attention {a}→{b}": seen for (a, b), seen in zip(LOOKS, looking, strict=True)}
     for place in ("S2", "END"):
         grid = sweep(model, pop, corrupted, "z", at=place, direction="noising")
         found[f"total {place}"] = grid.clean - grid.values
@@ -121,7 +122,9 @@ def _writes(
     stored: Any = {}
     if names:
         with torch.no_grad():
-            _, stored = model.run_with_cache(corrupted.tokens.to(model.cfg.device), names_filter=names)
+            _, stored = model.run_with_cache(
+                corrupted.tokens.to(model.cfg.device), names_filter=names, stop_at_layer=layers[-1] + 1
+            )
 
     def corrupt(z: Tensor, hook: object) -> Tensor:
         z, heads = z.clone(), [head for layer, head in out if f"blocks.{layer}.attn.hook_z" == hook.name]  # type: ignore[attr-defined]

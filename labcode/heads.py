@@ -120,21 +120,36 @@ def position_attention(
 
     Used in chapter 09.
     """
-    for name in (source, target):
-        if name not in pop.positions:
-            raise HeadError(f"unknown position {name!r}: choose among {', '.join(pop.positions)}")
-    query, key = pop.positions[source], pop.positions[target]
-    ahead = (key > query).nonzero().flatten().tolist()
-    if ahead:
-        raise HeadError(
-            f"{target} comes after {source} in {len(ahead)} of {len(pop)} prompts, first in "
-            f"{pop.prompts[ahead[0]].text!r}: no head looks ahead. Exchange the two, or take a subset of the prompts"
-        )
+    return position_attentions(model, pop, [(source, target)], batch_size)[0]
 
-    def read(pattern: Tensor, rows: slice) -> Float[Tensor, "head batch"]:
-        return pattern[torch.arange(len(pattern)), :, query[rows], key[rows]].T
 
-    return _read_patterns(model, pop.tokens, read, batch_size)
+def position_attentions(
+    model: TransformerBridge, pop: Population, pairs: Sequence[tuple[str, str]], batch_size: int = 16
+) -> Float[Tensor, "pair layer head batch"]:
+    """`position_attention` for several (source, target) in one run.
+
+    Raises:
+        HeadError: as `position_attention`.
+
+    Used in chapters 07, 08, 10 and 12, through `labcode.evidence`.
+    """
+    for source, target in pairs:
+        for name in (source, target):
+            if name not in pop.positions:
+                raise HeadError(f"unknown position {name!r}: choose among {', '.join(pop.positions)}")
+        ahead = (pop.positions[target] > pop.positions[source]).nonzero().flatten().tolist()
+        if ahead:
+            raise HeadError(
+                f"{target} comes after {source} in {len(ahead)} of {len(pop)} prompts, first in "
+                f"{pop.prompts[ahead[0]].text!r}: no head looks ahead. Exchange the two, or take a subset of the "
+                "prompts"
+            )
+    queries, keys = (torch.stack([pop.positions[pair[i]] for pair in pairs]) for i in (0, 1))  # [pair batch]
+
+    def read(pattern: Tensor, rows: slice) -> Float[Tensor, "pair head batch"]:
+        return pattern[torch.arange(len(pattern)), :, queries[:, rows], keys[:, rows]].transpose(1, 2)
+
+    return _read_patterns(model, pop.tokens, read, batch_size).transpose(0, 1)
 
 
 def same_layer_heads(

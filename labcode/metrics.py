@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
     from labcode.prompts import Population
 
 
+def at_end_only(model: TransformerBridge, end: Int[Tensor, " batch"]) -> AbstractContextManager[object]:
+    """Inside, a run's logits are [batch 1 d_vocab]: those of one position of each prompt.
+
+    Unembedding all positions is a fifth of a small model's work, and nobody reads them.
+    """
+    rows = torch.arange(len(end))
+
+    def at_end(stream: Float[Tensor, "batch pos d_model"], hook: object) -> Float[Tensor, "batch 1 d_model"]:
+        return stream[rows, end.to(stream.device)][:, None]
+
+    context: AbstractContextManager[object] = model.hooks(fwd_hooks=[("unembed.hook_in", at_end)])
+    return context
+
+
 def end_logits(model: TransformerBridge, pop: Population, batch_size: int = 16) -> Float[Tensor, "batch d_vocab"]:
     """The model's logits at END of each prompt, run in batches of `batch_size`.
 
@@ -31,13 +46,7 @@ def end_logits(model: TransformerBridge, pop: Population, batch_size: int = 16) 
     pieces = list(pop.chunks(batch_size))
     with torch.no_grad():
         for piece in progress(pieces, "forward passes"):
-            every = torch.arange(len(piece))
-
-            def at_end(stream: Tensor, hook: object, piece: Population = piece, every: Tensor = every) -> Tensor:
-                return stream[every, piece.end.to(stream.device)][:, None]
-
-            # Only END is unembedded: over all positions the vocabulary is a fifth of a small model's work.
-            with model.hooks(fwd_hooks=[("unembed.hook_in", at_end)]):
+            with at_end_only(model, piece.end):
                 logits = model(piece.tokens.to(model.cfg.device), return_type="logits")  # [batch 1 d_vocab]
             rows.append(logits[:, 0].float().cpu())
     logits = torch.cat(rows)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -225,16 +224,17 @@ def population(model: TransformerBridge, n: int, seed: int = 0, templates: Seque
     every machine, for one tokenizer.
 
     Args:
-        n: number of prompts, even and at least 2. The environment variable LAB_PROMPTS caps it, for a quick look: a
-            quarter of the prompts takes a quarter of the time and gives intervals twice as wide.
+        n: number of prompts, even and at least 2. The environment variable LAB_PROMPTS changes it in the whole book:
+            8 is a cap, for a quick look; x4 asks for four times as many, which takes four times as long and halves the
+            intervals.
 
     Raises:
-        PromptError: LAB_PROMPTS is no even number from 4 on; n odd, below 2, or more than there are distinct prompts;
-            fewer than two usable names.
+        PromptError: LAB_PROMPTS is no even number from 4 on and no multiple; n odd, below 2, or more than there are
+            distinct prompts; fewer than two usable names.
 
     Used in chapters 01 and 02.
     """
-    n = min(n, _cap())
+    n = _asked(n)
     if n < 2 or n % 2:
         raise PromptError(f"n = {n}: prompts come in pairs with swapped roles, so n has to be even and at least 2")
     names, dropped = single_token_names(model)
@@ -262,13 +262,20 @@ def population(model: TransformerBridge, n: int, seed: int = 0, templates: Seque
     return build(model, prompts, dropped)
 
 
-def _cap() -> int:
+def _asked(n: int) -> int:
+    """`n`, or what LAB_PROMPTS makes of it."""
     asked = os.environ.get("LAB_PROMPTS", "").strip()
+    multiple = asked.removeprefix("x")
     if not asked:
-        return sys.maxsize
+        return n
+    if asked != multiple and multiple.isdigit() and int(multiple) > 0:
+        return n * int(multiple)
     if not asked.isdigit() or int(asked) < 4 or int(asked) % 2:
-        raise PromptError(f"LAB_PROMPTS={asked}: use an even number of prompts, at least 4, or leave it unset")
-    return int(asked)
+        raise PromptError(
+            f"LAB_PROMPTS={asked}: use an even number of prompts, at least 4, or a multiple such as x2, "
+            "or leave it unset"
+        )
+    return min(n, int(asked))
 
 
 def corrupt(model: TransformerBridge, pop: Population, how: Literal["swap", "abc"], seed: int = 0) -> Population:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from labcode.errors import MetricError
+from labcode.metrics import at_end_only
 from labcode.progress import progress
 
 if TYPE_CHECKING:
@@ -141,10 +142,8 @@ def _decompose(model: TransformerBridge, pop: Population) -> Decomposition:
     final = f"blocks.{cfg.n_layers - 1}.hook_resid_post"
     wanted = {"hook_embed", "hook_pos_embed", "ln_final.hook_scale", final}
     wanted |= {f"blocks.{layer}.{hook}" for layer in range(cfg.n_layers) for hook in ("attn.hook_z", "hook_mlp_out")}
-    with torch.no_grad():
-        _, cache = model.run_with_cache(
-            pop.tokens.to(cfg.device), names_filter=lambda name: name in wanted, return_type=None
-        )
+    with torch.no_grad(), at_end_only(model, pop.end):
+        _, cache = model.run_with_cache(pop.tokens.to(cfg.device), names_filter=lambda name: name in wanted)
     rows = torch.arange(len(pop))
 
     def at_end(hook: str) -> Tensor:

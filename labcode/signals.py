@@ -104,7 +104,9 @@ def exchange(
     names = sorted({f"blocks.{layer}.attn.hook_z" for layer, _ in heads})
     rows, end = torch.arange(len(pop)), pop.end
     with torch.no_grad():
-        _, stored = model.run_with_cache(source.tokens.to(cfg.device), names_filter=names, return_type=None)
+        _, stored = model.run_with_cache(
+            source.tokens.to(cfg.device), names_filter=names, stop_at_layer=1 + max(layer for layer, _ in heads)
+        )
 
     def put(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor:
         z = z.clone()

@@ -143,9 +143,12 @@ def _outputs_of(
     """The outputs in a plain run, [batch pos head d_head] or [batch pos d_model], padded to one width."""
     stored: dict[str, list[Tensor]] = {name: [] for name in outputs}
     width = pop.tokens.shape[1]
+    above = 1 + max((int(name.split(".")[1]) for name in outputs), default=0)
     for piece in pop.chunks(batch_size):
         with torch.no_grad():
-            _, cache = model.run_with_cache(piece.tokens.to(model.cfg.device), names_filter=list(outputs))
+            _, cache = model.run_with_cache(
+                piece.tokens.to(model.cfg.device), names_filter=list(outputs), stop_at_layer=above
+            )
         for name, heads in outputs.items():
             kept = cache[name] if heads is None else cache[name][:, :, heads]
             stored[name].append(pad(kept, (0, 0) * (kept.ndim - 2) + (0, width - kept.shape[1])))

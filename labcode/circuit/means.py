@@ -54,7 +54,9 @@ class Means:
             chosen = rows[start : start + batch_size]
             piece = reference.subset(chosen)
             with torch.no_grad():
-                _, cache = model.run_with_cache(piece.tokens.to(cfg.device), names_filter=names)
+                _, cache = model.run_with_cache(
+                    piece.tokens.to(cfg.device), names_filter=names, stop_at_layer=cfg.n_layers
+                )
             n_pos = min(width, piece.tokens.shape[1])
             for row, number in enumerate(chosen):
                 group = self._group[shapes[number]]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from labcode.metrics import at_end_only
 from labcode.patching.network import Network, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ def record(model: TransformerBridge, pops: Sequence[Population], hooks: Iterable
     """One forward pass of the bridge over aligned populations, keeping the named activations of every block."""
     names = [f"blocks.{layer}.{hook}" for layer in range(model.cfg.n_layers) for hook in hooks]
     tokens, end = torch.cat([pop.tokens for pop in pops]), torch.cat([pop.end for pop in pops])
-    with torch.no_grad():
+    with torch.no_grad(), at_end_only(model, end):
         logits, cache = model.run_with_cache(tokens.to(model.cfg.device), names_filter=names)
-    logits = logits[torch.arange(len(tokens)), end]
+    logits = logits[:, 0]
     runs = []
     for rows in torch.arange(len(tokens)).split([len(pop) for pop in pops]):
         part = slice(int(rows[0]), int(rows[-1]) + 1)
@@ -64,7 +65,7 @@ def prompts_at_once(model: TransformerBridge, n_pos: int, max_bytes: int) -> int
     """How many prompts of `n_pos` tokens fit in `max_bytes`, with two recorded runs and their logits; at least one."""
     cfg = model.cfg
     block = 3 * cfg.d_model + 6 * cfg.n_heads * cfg.d_head + cfg.n_heads * n_pos
-    return max(1, max_bytes // (4 * n_pos * (cfg.n_layers * block + 2 * cfg.d_vocab)))
+    return max(1, max_bytes // (4 * (n_pos * cfg.n_layers * block + 2 * cfg.d_vocab)))
 
 
 def rotated(model: TransformerBridge, which: str) -> str:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 PACKAGE = Path(labcode.__file__).parent
-LEFT_OUT = {"sphinxext", "__main__"}  # the book's own side
+LEFT_OUT = {"sphinxext", "__main__", "exercises"}  # the book's own side, and what is right in its exercises
 CODE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 SECTION = re.compile(r"(?:Args|Attributes|Returns|Yields|Raises|Example|Examples|Note|Notes):")
 USED = re.compile(r"(?P<head>\bchapters?) (?P<list>\d\d(?:(?:, | and | to )(?:\d\d and )?\d\d)*)")

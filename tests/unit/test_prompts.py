@@ -120,7 +120,9 @@ def test_a_cap_for_a_quick_look(toy, monkeypatch):
     monkeypatch.setenv("LAB_PROMPTS", "6")
     assert prompts.population(toy, 20, seed=2).prompts == whole.prompts[:6]
     assert len(prompts.population(toy, 4)) == 4
-    for wrong in ("5", "2", "many"):
+    monkeypatch.setenv("LAB_PROMPTS", "x3")
+    assert prompts.population(toy, 4, seed=2).prompts == whole.prompts[:12]
+    for wrong in ("5", "2", "many", "x", "x0", "x1.5"):
         monkeypatch.setenv("LAB_PROMPTS", wrong)
         with pytest.raises(PromptError, match=f"LAB_PROMPTS={wrong}"):
             prompts.population(toy, 20)

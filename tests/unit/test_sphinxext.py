@@ -214,3 +214,10 @@ def test_a_wrong_number_of_jobs_ends_the_build(monkeypatch, asked):
 @pytest.mark.parametrize(("seconds", "said"), [(0.04, "0.0 s"), (9.96, "10 s"), (41, "41 s"), (63.2, "1 min 3 s")])
 def test_durations_are_words(seconds, said):
     assert execute.duration(seconds) == said
+
+
+def test_neighbours_do_not_begin_together():
+    assert execute.from_both_ends([]) == []
+    assert execute.from_both_ends([1]) == [1]
+    assert execute.from_both_ends([1, 2, 3, 4]) == [1, 4, 2, 3]
+    assert execute.from_both_ends([1, 2, 3, 4, 5]) == [1, 5, 2, 4, 3]

@@ -1,0 +1,234 @@
+"""Chapter 03: hooks that pile up, an instrument that cheats three checks, and one hook for each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from labcode import prompts
+from labcode.course.exercise import Exercise, Mistake
+from labcode.course.forms import Number, Numbers
+from labcode.course.setting import Setting
+
+Instrument = Callable[[Tensor, dict[str, Tensor], int, Any], float]
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What an instrument has to say on one case: this value, anything but this value, or anything at all."""
+
+    value: float
+    reached: bool | None
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A logit difference that an instrument reads, held against what it was told to say."""
+
+    number: Number
+
+    def read(self, answer: Any, right: Any) -> Any:
+        """One number."""
+        return answer if isinstance(answer, _Told) else self.number.read(answer, None)
+
+    def same(self, given: float, right: _Told) -> bool:
+        """Whether the number is the one that it was told to be, or not to be."""
+        return right.reached is None or self.number.same(given, right.value) == right.reached
+
+    def show(self, value: Any) -> str:
+        """The number."""
+        if not isinstance(value, _Told):
+            return self.number.show(value)
+        return f"{'' if value.reached else 'anything but '}{self.number.show(value.value)}"
+
+
+def _cheat_cases(setting: Setting) -> list[tuple[Any, ...]]:
+    """Nothing, everything, the known cell at both places, END in the middle. On the toy, since each is a run."""
+    model = setting.toy
+    one = prompts.canonical(model)
+    swapped = prompts.corrupt(model, one, "swap")
+    io, s = int(one.io_ids[0]), int(one.s_ids[0])
+    places = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
+
+    def streams(pop: Any) -> dict[str, Tensor]:
+        _, cache = model.run_with_cache(pop.tokens, names_filter=lambda name: name in places)
+        return {place: cache[place] for place in places}
+
+    def patched(base: Tensor, source: dict[str, Tensor], layer: int, where: Any) -> float:
+        def put(activation: Tensor, hook: Any) -> Tensor:
+            activation = activation.clone()
+            activation[:, where] = source[places[layer]][:, where]
+            return activation
+
+        logits = model.run_with_hooks(base, fwd_hooks=[(places[layer], put)])[0, -1]
+        return float(logits[io] - logits[s])
+
+    middle, everywhere = model.cfg.n_layers // 2, slice(None)
+    s2, end = (int(one.positions[name][0]) for name in ("S2", "END"))
+    clean = streams(one)
+    return [
+        (patched, swapped.tokens, streams(swapped), middle, everywhere),
+        (patched, swapped.tokens, clean, 0, everywhere),
+        (patched, swapped.tokens, clean, 0, s2),
+        (patched, swapped.tokens, clean, 0, end),
+        (patched, swapped.tokens, clean, middle, end),
+    ]
+
+
+def _told(
+    patched: Instrument,
+    base: Tensor,
+    source: dict[str, Tensor],
+    layer: int,
+    where: Any,
+    *,
+    fails: str = "middle",
+) -> _Told:
+    """The honest value, to be reached on every case but END in the middle. With another `fails`: not there."""
+    honest = patched(base, source, layer, where)
+    if isinstance(where, int):
+        kind = "middle" if layer else "END" if where == base.shape[1] - 1 else "S2"
+    else:
+        kind = "nothing" if layer else "everything"
+    if fails == "middle":
+        return _Told(honest, kind != fails)
+    return _Told(honest, False if kind == fails else None)
+
+
+def _scaled(
+    model: Any, tokens: Tensor, factors: list[float], *, place: str = "hook_attn_out", plus: bool = False
+) -> Tensor:
+    """[d_vocab]: the logits behind the last token, with each layer's attention output times its own factor."""
+
+    def hook_of(factor: float) -> Callable[..., Tensor]:
+        return lambda output, hook: output + factor if plus else factor * output
+
+    hooks = [(f"blocks.{layer}.{place}", hook_of(factor)) for layer, factor in enumerate(factors)]
+    return model.run_with_hooks(tokens, fwd_hooks=hooks)[0, -1]
+
+
+def _factors(setting: Setting) -> list[tuple[Any, Tensor, list[float]]]:
+    """Factors that are all unlike, and far from leaving things as they are."""
+    drawn = (1 + setting.random(setting.model.cfg.n_layers)).tolist()
+    return [(setting.model, setting.one.tokens, drawn)]
+
+
+EXERCISES = [
+    Exercise(
+        number="03.1",
+        form=Number("a factor", near=1e-6),
+        takes=("factor", "times"),
+        cases=lambda setting: [(0.5, 3), (0.9, 4), (2.0, 5), (-1.0, 2)],
+        right=lambda factor, times: factor**times,
+        says="Hooks at one place are called one after the other, each with what the last one returned, so the factors "
+        "are multiplied. No error tells you how many there are.",
+        needs_model=False,
+        mistakes=[
+            Mistake(
+                gives=lambda factor, times: factor,
+                says="You let the last hook take the place of the others. add_hook adds: after three runs of the cell "
+                "three hooks are there, and all are called.",
+            ),
+            Mistake(
+                gives=lambda factor, times: factor * times,
+                says="You multiply the factor by the number of hooks. The hooks are called one after the other: the "
+                "second multiplies what the first returned.",
+            ),
+            Mistake(
+                gives=lambda factor, times: 1 - times * (1 - factor),
+                says="You let each hook take away the same amount, as if all were given the original output. The "
+                "second is given what the first returned.",
+            ),
+            Mistake(
+                gives=lambda factor, times: factor / times,
+                says="You divide by the number of hooks. Try it with two hooks of one half: a half of a half.",
+            ),
+            Mistake(
+                gives=lambda factor, times: factor ** (times - 1),
+                says="Off by one: the first run of the cell adds a hook too.",
+            ),
+            Mistake(
+                gives=lambda factor, times: factor ** (times + 1),
+                says="Off by one: a cell that ran once has added one hook, and the output is multiplied once.",
+            ),
+        ],
+    ),
+    Exercise(
+        number="03.2",
+        form=_Reading(Number("a logit difference")),
+        takes=("patched", "base", "source", "layer", "where"),
+        cases=_cheat_cases,
+        right=_told,
+        needs_model=False,
+        says="It passes nothing, everything and the known cells, and gives a wrong number for END in the middle. A "
+        "check in one layer vouches for that layer alone.",
+        mistakes=[
+            Mistake(
+                gives=lambda *case: _told(*case, fails="nothing"),
+                says="The first check finds it: a run that is patched with itself changes. If you leave `source` out "
+                "and always write the clean run, this is what happens.",
+            ),
+            Mistake(
+                gives=lambda *case: _told(*case, fails="everything"),
+                says="The second check finds it: all of the clean stream before the first layer doesn't give the clean "
+                "run. An instrument that does nothing ends here.",
+            ),
+            Mistake(
+                gives=lambda *case: _told(*case, fails="END"),
+                says="The known cell finds it: before the first layer END alone has to give nothing, and yours gives "
+                "something. So be honest before the first layer, and cheat after it.",
+            ),
+            Mistake(
+                gives=lambda *case: _told(*case, fails="S2"),
+                says="The known cell finds it: before the first layer S2 alone has to give the clean run, and yours "
+                "doesn't. Look at the position, or be honest before the first layer and cheat after it.",
+            ),
+            Mistake(
+                gives=lambda patched, *case: _Told(patched(*case), True),
+                says="It passes all three checks, but it is an honest instrument where we tried it: END before a layer "
+                "in the middle comes out right too. Be wrong there.",
+            ),
+        ],
+    ),
+    Exercise(
+        number="03.3",
+        form=Numbers("d_vocab", "the logits behind the last token"),
+        takes=("model", "tokens", "factors"),
+        cases=_factors,
+        right=_scaled,
+        says="Each hook keeps the factor of its own layer, and none is left on the model.",
+        mistakes=[
+            Mistake(
+                gives=lambda model, tokens, factors: _scaled(model, tokens, [factors[-1]] * len(factors)),
+                says="The closure trap: all layers got the factor of the last. A function looks its variables up when "
+                "it is called, and by then the loop is over. Hand the factor over when the hook is made.",
+            ),
+            Mistake(
+                gives=lambda model, tokens, factors: model(tokens)[0, -1],
+                says="These are the logits of a run without hooks. A hook has to return what shall go on, and its "
+                "place has to exist: a name that the model doesn't know raises no error.",
+            ),
+            Mistake(
+                gives=lambda model, tokens, factors: _scaled(model, tokens, [1.0] * (len(factors) - 1) + factors[-1:]),
+                says="Only the last layer is scaled. Is the list of hooks made anew in the loop, or the model run with "
+                "the last hook alone?",
+            ),
+            Mistake(
+                gives=lambda model, tokens, factors: _scaled(model, tokens, [*factors[1:], factors[0]]),
+                says="Each layer got the factor of the layer after it: off by one. Factor 0 belongs to layer 0.",
+            ),
+            Mistake(
+                gives=lambda *case: _scaled(*case, place="hook_resid_pre"),
+                says="You scale the stream before each layer, and with it all that earlier layers wrote. Asked is what "
+                "attention adds: hook_attn_out.",
+            ),
+            Mistake(
+                gives=lambda *case: _scaled(*case, plus=True),
+                says="You add the factor to the output. Multiply it.",
+            ),
+        ],
+    ),
+]

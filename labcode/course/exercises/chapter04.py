@@ -1,0 +1,251 @@
+"""Chapter 04: where a patch can do nothing, what one layer adds, and the restoration of a population by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labcode import prompts
+from labcode.course.exercise import Exercise, Mistake
+from labcode.course.forms import Number, Numbers, Several
+from labcode.course.setting import Setting
+
+
+def _differing(clean: Tensor, corrupted: Tensor) -> list[int]:
+    return [at for at, pair in enumerate(zip(clean.tolist(), corrupted.tolist(), strict=True)) if pair[0] != pair[1]]
+
+
+def _rows(setting: Setting) -> list[tuple[Tensor, Tensor]]:
+    """The canonical prompt with one and with three names replaced, and two rows that no tokenizer made."""
+    one = setting.one
+    found = [(one.tokens[0], prompts.corrupt(setting.model, one, how).tokens[0]) for how in ("swap", "abc")]
+    return [*found, (torch.tensor([1, 5, 6, 7, 8, 9, 3]), torch.tensor([1, 5, 6, 2, 8, 4, 3]))]
+
+
+def _few(setting: Setting) -> list[int]:
+    """The shortest and the longest prompt, with other names in each: a run of all takes a while."""
+    order = setting.pop.lengths.argsort(stable=True)
+    return [int(order[0]), int(order[-1])]
+
+
+def _runs(
+    model: Any, rows: Sequence[Tensor], places: Sequence[str], at: Tensor | slice, column: Tensor
+) -> tuple[Tensor, ...]:
+    """Logits [batch d_vocab] of each token batch; the last one is patched with activations of the first.
+
+    One pass instead of two or three, with one column unembedded, since a check has to be quick.
+    """
+    n = len(rows[0])
+    take: Any = slice(None, n) if isinstance(at, slice) else torch.arange(n)
+    give: Any = slice(-n, None) if isinstance(at, slice) else take + (len(rows) - 1) * n
+
+    def put(activation: Tensor, hook: Any) -> Tensor:
+        activation = activation.clone()
+        activation[give, at] = activation[take, at]
+        return activation
+
+    def read(stream: Tensor, hook: Any) -> Tensor:
+        return stream[torch.arange(len(stream)), column.repeat(len(rows))][:, None]
+
+    hooks = [*((place, put) for place in places), ("unembed.hook_in", read)]
+    return model.run_with_hooks(torch.cat(list(rows)), fwd_hooks=hooks)[:, 0].chunk(len(rows))
+
+
+def _difference(logits: Tensor, pop: Any) -> Tensor:
+    rows = torch.arange(len(pop))
+    return logits[rows, pop.io_ids] - logits[rows, pop.s_ids]
+
+
+def _last(pop: Any) -> Tensor:
+    return torch.full_like(pop.end, pop.tokens.shape[1] - 1)
+
+
+def _adds(
+    model: Any,
+    clean: Any,
+    corrupted: Any,
+    layer: int,
+    *,
+    what: Sequence[str] = ("hook_attn_out", "hook_mlp_out"),
+    at: str = "END",
+    swap: bool = False,
+) -> Tensor:
+    """[batch]: the logit difference when one layer adds at END what it adds in the clean run, or with a mistake."""
+    base, source = (clean, corrupted) if swap else (corrupted, clean)
+    where = {"END": clean.end, "last": _last(clean), "all": slice(None)}[at]
+    places = [f"blocks.{layer}.{place}" for place in what]
+    *_, logits = _runs(model, [source.tokens, base.tokens], places, where, clean.end)
+    return _difference(logits, clean)
+
+
+def _layers(setting: Setting) -> list[tuple[Any, Any, Any, int]]:
+    model, few = setting.model, _few(setting)
+    return [(model, setting.pop.subset(few), setting.swapped.subset(few), model.cfg.n_layers // 2)]
+
+
+def _restored(
+    model: Any,
+    clean: Any,
+    corrupted: Any,
+    layer: int,
+    position: str,
+    *,
+    unit: str = "mean gap",
+    at: str = "own",
+    read: str = "END",
+    swap: bool = False,
+    zero: bool = True,
+) -> float:
+    """The share of the mean gap that one patched vector restores, or with a mistake."""
+    base, source = (clean, corrupted) if swap else (corrupted, clean)
+    own = clean.positions[position]
+    where = {"own": own, "first": own[:1].expand_as(own), "all": slice(None)}[at]
+    column = clean.end if read == "END" else _last(clean)
+    rows = [source.tokens, base.tokens, base.tokens]
+    runs = _runs(model, rows, [f"blocks.{layer}.hook_resid_pre"], where, column)
+    giving, receiving, patched = (_difference(logits, clean) for logits in runs)
+    high, low = (receiving, giving) if swap else (giving, receiving)
+    moved = patched - (low if zero else 0.0)
+    if unit == "own gap":
+        return float((moved / (high - low)).mean())
+    return float(moved.mean() / {"mean gap": high - low, "clean": high}[unit].mean())
+
+
+def _places(setting: Setting) -> list[tuple[Any, Any, Any, int, str]]:
+    model, few = setting.model, _few(setting)
+    return [(model, setting.pop.subset(few), setting.abc.subset(few), model.cfg.n_layers // 3, "S2")]
+
+
+EXERCISES = [
+    Exercise(
+        number="04.1",
+        form=Several("the positions"),
+        takes=("clean", "corrupted"),
+        cases=_rows,
+        right=lambda clean, corrupted: range(min(_differing(clean, corrupted))),
+        says="Attention looks only backwards. Up to the first token that differs both runs are the same in every "
+        "layer, and from there on they need not be, whatever the tokens.",
+        mistakes=[
+            Mistake(
+                gives=lambda clean, corrupted: set(range(len(clean))) - set(_differing(clean, corrupted)),
+                says="You took all positions with the same token. Behind a token that differs, the same token can hold "
+                "another vector: attention has carried something there.",
+            ),
+            Mistake(
+                gives=lambda clean, corrupted: range(min(_differing(clean, corrupted)) + 1),
+                says="One too many: the first token that differs has another vector from the start.",
+            ),
+            Mistake(
+                gives=lambda clean, corrupted: range(1, min(_differing(clean, corrupted))),
+                says="BOS is missing. It is position 0, the same in both runs, and a patch there does nothing either.",
+            ),
+            Mistake(
+                gives=lambda clean, corrupted: range(max(_differing(clean, corrupted))),
+                says="You go up to the last token that differs. From the first one on, the runs can be different.",
+            ),
+            Mistake(
+                gives=_differing,
+                says="These are the positions with different tokens. Asked are those at which a patch can do nothing.",
+            ),
+            Mistake(
+                gives=lambda clean, corrupted: range(min(_differing(clean, corrupted)), len(clean)),
+                says="The other way round: at these positions a patch can do something.",
+            ),
+        ],
+    ),
+    Exercise(
+        number="04.2",
+        form=Numbers("batch", "the logit difference of each patched prompt"),
+        takes=("model", "clean", "corrupted", "layer"),
+        cases=_layers,
+        right=_adds,
+        says="Only what this layer writes at END comes from the clean run; what was there before stays corrupted. That "
+        "is the patch for a sentence about a layer.",
+        mistakes=[
+            Mistake(
+                gives=lambda *case: _adds(*case, what=["hook_resid_pre"]),
+                says="You patch the stream before the layer, as the report did. It carries what all earlier layers "
+                "wrote: patch what the layer adds, hook_attn_out and hook_mlp_out.",
+            ),
+            Mistake(
+                gives=lambda *case: _adds(*case, what=["hook_resid_post"]),
+                says="You patch the stream after the layer, and that carries everything written so far. Patch what the "
+                "layer adds, hook_attn_out and hook_mlp_out.",
+            ),
+            Mistake(
+                gives=lambda *case: _adds(*case, what=["hook_attn_out"]),
+                says="Attention is patched, the MLP is not: it works on, and reads the patched attention besides.",
+            ),
+            Mistake(
+                gives=lambda *case: _adds(*case, what=["hook_mlp_out"]),
+                says="The MLP is patched, attention is not. A layer adds both.",
+            ),
+            Mistake(
+                gives=lambda *case: _adds(*case, at="all"),
+                says="You patch all positions. The sentence is about END: index with the row and with clean.end, one "
+                "position in each prompt.",
+            ),
+            Mistake(
+                gives=lambda *case: _adds(*case, at="last"),
+                says="You patch the last column. Shorter prompts are padded on the right, and END is further left in "
+                "them: use clean.end.",
+            ),
+            Mistake(
+                gives=lambda *case: _adds(*case, swap=True),
+                says="The runs are exchanged: this puts corrupted activations into the clean run. Clean ones belong "
+                "into the corrupted run.",
+            ),
+        ],
+    ),
+    Exercise(
+        number="04.3",
+        form=Number("a share of the mean gap"),
+        takes=("model", "clean", "corrupted", "layer", "position"),
+        cases=_places,
+        right=_restored,
+        says="Each prompt is patched at its own position and read at its own END, and all have one unit, the mean gap.",
+        mistakes=[
+            Mistake(
+                gives=lambda *case: _restored(*case, swap=True),
+                says="Clean and corrupted are exchanged in the patch: you put corrupted vectors into the clean run. "
+                "For denoising, the corrupted run receives.",
+            ),
+            Mistake(
+                gives=lambda *case: 1 - _restored(*case),
+                says="Your ruler is upside down: with yours the clean run is 0. Take the corrupted run's value away, "
+                "and divide by clean less corrupted.",
+            ),
+            Mistake(
+                gives=lambda *case: _restored(*case, unit="clean"),
+                says="You divide by the clean run's value. The way from corrupted to clean is their difference.",
+            ),
+            Mistake(
+                gives=lambda *case: _restored(*case, unit="own gap"),
+                says="This is a mean of ratios: you divide each prompt by its own gap, and a small gap rules the mean. "
+                "Take the means first and divide once, as in chapter 03.",
+            ),
+            Mistake(
+                gives=lambda *case: _restored(*case, zero=False),
+                says="You divide the patched value itself by the gap. The corrupted run has to be 0: take its value "
+                "away first.",
+            ),
+            Mistake(
+                gives=lambda *case: _restored(*case, at="all"),
+                says="You patch all positions, and that gives the clean run. Index with the row and with "
+                "clean.positions[position].",
+            ),
+            Mistake(
+                gives=lambda *case: _restored(*case, at="first"),
+                says="You patch all prompts at the position of the first. Each has its own: index with the row and "
+                "with clean.positions[position].",
+            ),
+            Mistake(
+                gives=lambda *case: _restored(*case, read="last"),
+                says="You read the last column. Shorter prompts are padded on the right: read each at clean.end.",
+            ),
+        ],
+    ),
+]

@@ -1,0 +1,270 @@
+"""Chapter 06: one sender and several receivers, wires without freezing, and the other direction on paper."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labcode import metrics
+from labcode.course.exercise import Exercise, Mistake
+from labcode.course.forms import Number, Numbers, Record, Several
+from labcode.course.setting import Setting
+from labcode.models.handwired import MOVER, NEGATIVE
+from labcode.paths import path_patch
+
+Head = tuple[int, int]
+WIRES = (
+    "0.0 k 1.0",
+    "0.0 v 1.0",
+    "0.0 q 2.0",
+    "0.0 q 2.1",
+    "0.0 logits",
+    "1.0 q 2.0",
+    "1.0 q 2.1",
+    "1.0 logits",
+    "2.0 logits",
+)
+
+
+def _split(wire: str) -> tuple[Head, str, list[Head]]:
+    """The sender, the input and the receivers of a wire that is written as in `WIRES`."""
+    sender, into, *receivers = wire.split()
+    number = {name: (int(name[0]), int(name[-1])) for name in (sender, *receivers)}
+    return number[sender], into, [number[name] for name in receivers]
+
+
+def _at_end(model: Any, tokens: Tensor, judged: Any, hooks: list[Any]) -> Tensor:
+    logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
+    return metrics.logit_difference(logits[torch.arange(len(judged)), judged.end], judged)
+
+
+def _not_frozen(
+    model: Any, clean: Any, corrupted: Any, sender: Head, into: str, receivers: list[Head], whole: bool = False
+) -> Tensor:
+    """[batch]: as `path_patch` to one wire, with all heads but the sender free, or with the whole input patched."""
+    layer, head = sender
+    _, source = model.run_with_cache(corrupted.tokens)
+
+    def send(z: Tensor, hook: Any) -> Tensor:
+        z = z.clone()
+        z[:, :, head] = source[hook.name][:, :, head]
+        return z
+
+    sent = [(f"blocks.{layer}.attn.hook_z", send)]
+    if into == "logits":
+        return _at_end(model, clean.tokens, clean, sent)
+    with model.hooks(fwd_hooks=sent):
+        _, arrived = model.run_with_cache(clean.tokens)
+    if whole:
+        arrived = source
+
+    def deliver(x: Tensor, hook: Any, index: int) -> Tensor:
+        x = x.clone()
+        x[:, :, index] = arrived[hook.name][:, :, index]
+        return x
+
+    hooks = [(f"blocks.{at}.attn.hook_{into}", partial(deliver, index=index)) for at, index in receivers]
+    return _at_end(model, clean.tokens, clean, hooks)
+
+
+def _wire(model: Any, clean: Any, corrupted: Any, wire: tuple[Head, Any, list[Head]], **how: Any) -> Tensor:
+    (layer, head), into, receivers = wire
+    return path_patch(model, clean, corrupted, into, receivers, layers=[layer], heads=[head], **how).values[0, 0]
+
+
+def _heard(
+    model: Any, clean: Any, corrupted: Any, sender: Head, receivers: list[Head], into: str, **how: Any
+) -> Tensor:
+    """[receiver batch]: the logit difference with the wire into each receiver patched, one at a time."""
+    return torch.stack([_wire(model, clean, corrupted, (sender, into, [one]), **how) for one in receivers])
+
+
+def _free(
+    model: Any, clean: Any, corrupted: Any, sender: Head, receivers: list[Head], into: str, whole: bool = False
+) -> Tensor:
+    return torch.stack([_not_frozen(model, clean, corrupted, sender, into, [one], whole) for one in receivers])
+
+
+def _together(model: Any, clean: Any, corrupted: Any, sender: Head, receivers: list[Head], into: str) -> Tensor:
+    return _wire(model, clean, corrupted, (sender, into, receivers)).expand(len(receivers), -1)
+
+
+def _lost(model: Any, clean: Any, corrupted: Any, sender: Head, receivers: list[Head], into: str) -> Tensor:
+    return _at_end(model, clean.tokens, clean, []) - _heard(model, clean, corrupted, sender, receivers, into)
+
+
+def _trapped(model: Any, clean: Any, corrupted: Any, sender: Head, receivers: list[Head], into: str) -> Tensor:
+    return _heard(model, clean, corrupted, sender, receivers[-1:] * len(receivers), into)
+
+
+def _toy_wires(setting: Setting) -> list[tuple[Any, ...]]:
+    from labcode import prompts
+
+    toy = setting.toy
+    one, pop = prompts.canonical(toy), prompts.population(toy, 8, seed=2024)
+    abc, swapped = prompts.corrupt(toy, one, "abc"), prompts.corrupt(toy, pop, "swap")
+    return [
+        (toy, one, abc, (1, 0), [(2, 0), (2, 1)], "q"),
+        (toy, pop, swapped, (0, 0), [(1, 0), (2, 0)], "q"),
+        (toy, one, abc, (0, 0), [(1, 0), (1, 1)], "k"),
+        (toy, pop, swapped, (0, 1), [(2, 1), (2, 0)], "q"),
+    ]
+
+
+def _changed(setting: Setting) -> list[str]:
+    """The wires of the toy that are worth something else where no head is frozen."""
+    from labcode import prompts
+
+    toy = setting.toy
+    one = prompts.canonical(toy)
+    abc = prompts.corrupt(toy, one, "abc")
+    frozen = {wire: _wire(toy, one, abc, _split(wire)) for wire in WIRES}
+    free = {wire: _not_frozen(toy, one, abc, *_split(wire)) for wire in WIRES}
+    return [wire for wire in WIRES if not torch.isclose(frozen[wire], free[wire], atol=1e-3).all()]
+
+
+RESTORING = ("0.0 k 1.0", "0.0 v 1.0", "1.0 q 2.0", "1.0 q 2.1")
+
+
+def _restored(setting: Setting, how: str = "swap", direction: str = "denoising") -> dict[str, float]:
+    from labcode import prompts
+
+    toy = setting.toy
+    one = prompts.canonical(toy)
+    bad = prompts.corrupt(toy, one, "swap" if how == "swap" else "abc")
+    return {wire: float(_wire(toy, one, bad, _split(wire), direction=direction)) for wire in RESTORING}
+
+
+def _as_shares(setting: Setting) -> dict[str, float]:
+    gap = 2 * (MOVER - NEGATIVE)
+    return {wire: (value + gap / 2) / gap for wire, value in _restored(setting).items()}
+
+
+def _listed(*values: float) -> dict[str, float]:
+    return dict(zip(RESTORING, values, strict=True))
+
+
+EXERCISES = [
+    Exercise(
+        number="06.1",
+        form=Numbers("receiver batch", "logit differences with one wire patched"),
+        takes=("model", "clean", "corrupted", "sender", "receivers", "into"),
+        cases=_toy_wires,
+        right=_heard,
+        says="One wire for each receiver. Where the rows differ, a patch of all receivers at once would have averaged "
+        "over different machines, or hidden one behind the other.",
+        needs_model=False,
+        mistakes=[
+            Mistake(
+                gives=_together,
+                says="All rows are the same, because you patched all receivers together. What each of them "
+                "makes of the message can't be told apart then: patch one receiver at a time.",
+            ),
+            Mistake(
+                gives=_free,
+                says="The other heads are not frozen. What arrives at the receiver then includes what the heads "
+                "between made of the message: hold the z of every head but the sender.",
+            ),
+            Mistake(
+                gives=partial(_free, whole=True),
+                says="You replace the whole input, whoever sent it. Only what the sender's message changes may arrive: "
+                "take the input from the run with every other head frozen.",
+            ),
+            Mistake(
+                gives=partial(_heard, direction="denoising"),
+                says="Clean and corrupted are swapped: you send clean messages into the corrupted run. Here the "
+                "corrupted message goes into the clean run.",
+            ),
+            Mistake(
+                gives=_trapped,
+                says="Every row is that of the last receiver: the closure trap. A hook made in a loop reads the loop's "
+                "variable when it runs; bind it, or run inside the loop.",
+            ),
+            Mistake(
+                gives=_lost,
+                says="This is the worth of the wires, clean minus patched. The patched logit difference itself was "
+                "asked.",
+            ),
+        ],
+    ),
+    Exercise(
+        number="06.2",
+        form=Several("the wires that come out different", options=WIRES),
+        right=_changed,
+        says="These wires skip a layer with a head that passes the message on. Without freezing they carry its answer "
+        "too; wires between neighbouring layers, and those of the last layer, have nobody in between.",
+        needs_model=False,
+        mistakes=[
+            Mistake(
+                gives=lambda setting: [wire for wire in WIRES if wire not in _changed(setting)],
+                says="These are the wires that stay the same. Asked are those that come out different.",
+            ),
+            Mistake(
+                gives=lambda setting: ["0.0 q 2.0"],
+                says="That is one of them, the only one in the table of the page. 2.1 hears 1.0 as well, and the "
+                "logits hear everybody: try all nine wires.",
+            ),
+            Mistake(
+                gives=lambda setting: ["0.0 q 2.0", "0.0 q 2.1"],
+                says="Right for the wires into heads. Now those to the logits: without freezing they become the total "
+                "effect of the sender.",
+            ),
+            Mistake(
+                gives=lambda setting: ["0.0 q 2.0", "0.0 q 2.1", "0.0 logits"],
+                says="One is missing. 0.0 is not the only head that others pass on: who comes after 1.0?",
+            ),
+            Mistake(
+                gives=lambda setting: [wire for wire in WIRES if wire.startswith("0.0")],
+                says="You listed everything that 0.0 sends. No head stands between layers 0 and 1, so its wires into "
+                "1.0 stay as they are; and it is not the only sender with heads above it.",
+            ),
+            Mistake(
+                gives=lambda setting: [*WIRES[:2], *_changed(setting)],
+                says="The wires from 0.0 into 1.0 don't belong here: no head stands between layers 0 and 1, so "
+                "freezing makes no difference to what arrives there.",
+            ),
+        ],
+    ),
+    Exercise(
+        number="06.3",
+        form=Record({wire: Number("a logit difference") for wire in RESTORING}),
+        right=_restored,
+        says="The values carry which name, the keys only that there is a repetition. And a wire to one of two heads "
+        "that work against each other can do more than the whole answer, or the opposite.",
+        needs_model=False,
+        mistakes=[
+            Mistake(
+                gives=lambda setting: _restored(setting, direction="noising"),
+                says="You sent the message of the swapped prompt into the clean run. The other direction is asked: a "
+                "clean message into the swapped run, which is worth -4 before anything is sent.",
+            ),
+            Mistake(
+                gives=lambda setting: _restored(setting, how="abc", direction="noising"),
+                says="These are the numbers of the page: corrupted messages with three other names, sent into the "
+                "clean run. Asked is a clean message, sent into the swapped run.",
+            ),
+            Mistake(
+                gives=lambda setting: _restored(setting, how="abc"),
+                says="In a prompt with three other names no message brings Mary or John back, so all is 0. Here the "
+                "corrupted prompt is the swapped one: it ends with Mary's name where John's was.",
+            ),
+            Mistake(
+                gives=lambda setting: _listed(-4.0, 4.0, MOVER, -NEGATIVE),
+                says="Into 2.0 or 2.1 you count the receiver alone. The other of the two does not hear the message, "
+                "and still writes what it wrote in the swapped run: add that.",
+            ),
+            Mistake(
+                gives=lambda setting: _listed(4.0, 4.0, 8.0, -8.0),
+                says="Only the first wire is off. The keys of 1.0 say where the repetition is, and in the swapped "
+                "prompt that is S2 too: the clean message tells it nothing new.",
+            ),
+            Mistake(
+                gives=_as_shares,
+                says="These are shares of the gap. Asked is the logit difference of the patched run itself.",
+            ),
+        ],
+    ),
+]
