@@ -116,9 +116,13 @@ def _toy_wires(setting: Setting) -> list[tuple[Any, ...]]:
 
 def _changed(setting: Setting) -> list[str]:
     """The wires of the toy that are worth something else where no head is frozen."""
+    found: list[str] = setting.once("06 changed wires", lambda: _compared(setting.toy))
+    return found
+
+
+def _compared(toy: Any) -> list[str]:
     from labcode import prompts
 
-    toy = setting.toy
     one = prompts.canonical(toy)
     abc = prompts.corrupt(toy, one, "abc")
     frozen = {wire: _wire(toy, one, abc, _split(wire)) for wire in WIRES}

@@ -69,22 +69,23 @@ class _Small:
 
 
 def _prompts_and_sae(setting: Setting) -> list[tuple[Any, Any, _Small, int, int]]:
-    """Two prompts whose S2 stands at different places, and the latent that is most active there.
+    """Two prompts whose S2 stands at different places, and a latent that is active at both places of either.
 
     One case, and two prompts: a forward pass is slow.
     """
     model, s2 = setting.model, setting.pop.positions["S2"]
     pop = setting.pop.subset([0, int((s2 != s2[0]).int().argmax()) or 1])
-    layer, at = model.cfg.n_layers // 3, pop.positions["S2"]
+    layer, latent = model.cfg.n_layers // 3, 5
     name = f"blocks.{layer}.hook_out"
     _, cache = model.run_with_cache(pop.tokens, names_filter=[name], stop_at_layer=layer + 1)
-    h = cache[name].detach()[:, 1:]
-    decoder = torch.nn.functional.normalize(setting.random(64, h.shape[-1]), dim=-1)
+    h = cache[name].detach()
+    unit, center = torch.nn.functional.normalize, 0.5 * h[:, 1:].mean((0, 1))
+    decoder = setting.random(64, h.shape[-1])
+    decoder[latent] = unit(h[:, pop.positions["S2"]] - center, dim=-1).sum((0, 1))
+    decoder = unit(decoder, dim=-1)
     # The encoder is not the decoder turned round, and so long that taking a latent out can be seen on any model.
     encoder = 3 * (decoder + 0.5 * setting.random(64, h.shape[-1], seed=1) / h.shape[-1] ** 0.5).T
-    sae = _Small(decoder, encoder, 0.5 * h.mean((0, 1)), k=12)
-    active = sae.encode(h)[torch.arange(len(pop)), at - 1]
-    return [(model, pop, sae, layer, int(active.amin(0).argmax()))]
+    return [(model, pop, _Small(decoder, encoder, center, k=12), layer, latent)]
 
 
 Change = Callable[[Tensor, Tensor, Tensor, Any, int], Tensor]
@@ -249,7 +250,8 @@ EXERCISES = [
             ),
             Mistake(
                 gives=_run(_kept, lambda pop: (torch.arange(len(pop)), pop.end)),
-                says="The latent is taken out at END. The message that we look for stands at S2, and heads carry it on.",
+                says="The latent is taken out at END. The message that we look for stands at S2, and heads carry it "
+                "on from there.",
             ),
         ],
     ),
