@@ -206,7 +206,7 @@ EXERCISES = [
     ),
     Exercise(
         number="16.3",
-        form=Numbers("batch", "logit differences", near=3e-4),
+        form=Numbers("batch", "logit differences"),
         takes=("model", "pop", "sae", "layer", "latent"),
         cases=_prompts_and_sae,
         right=_run(_kept, _at_s2),
