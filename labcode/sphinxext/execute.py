@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -78,13 +78,20 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def from_both_ends(chapters: Sequence[T]) -> list[T]:
-    """The first, the last, the second, the last but one, and so on.
+def in_turn(chapters: Sequence[T], size: Callable[[T], int]) -> list[T]:
+    """The largest, then the first, the last, the second, the last but one, and so on.
 
-    Neighbours share measurements. Begun together, one of them would only wait until the other has measured.
+    The largest would else run alone at the end. Neighbours share measurements: begun together, one of them would only
+    wait until the other has measured.
     """
-    back = list(reversed(chapters))
-    return [chapter for pair in zip(chapters, back, strict=True) for chapter in pair][: len(chapters)]
+    largest = max(chapters, key=size, default=None)
+    rest = [chapter for chapter in chapters if chapter is not largest]
+    both_ends = [chapter for pair in zip(rest, reversed(rest), strict=True) for chapter in pair][: len(rest)]
+    return both_ends if largest is None else [largest, *both_ends]
+
+
+def _cells(chapter: Chapter) -> int:
+    return sum(cell.cell_type == "code" for cell in chapter.notebook.cells)
 
 
 def _chapter(env: BuildEnvironment, docname: str) -> Chapter | None:
@@ -107,7 +114,7 @@ def _run_all(chapters: list[Chapter], at_once: int, timeout: int, cache: Jupyter
     begun = time.monotonic()
     finished: list[Run] = []
     with ThreadPoolExecutor(at_once) as pool:
-        futures = [pool.submit(run, chapter, timeout) for chapter in from_both_ends(chapters)]
+        futures = [pool.submit(run, chapter, timeout) for chapter in in_turn(chapters, _cells)]
         try:
             for done in as_completed(futures):
                 result = done.result()

@@ -216,8 +216,9 @@ def test_durations_are_words(seconds, said):
     assert execute.duration(seconds) == said
 
 
-def test_neighbours_do_not_begin_together():
-    assert execute.from_both_ends([]) == []
-    assert execute.from_both_ends([1]) == [1]
-    assert execute.from_both_ends([1, 2, 3, 4]) == [1, 4, 2, 3]
-    assert execute.from_both_ends([1, 2, 3, 4, 5]) == [1, 5, 2, 4, 3]
+def test_the_largest_begins_and_neighbours_do_not_begin_together():
+    sizes = {1: 0, 2: 3, 3: 9, 4: 3, 5: 1, 6: 1}
+    assert execute.in_turn([], sizes.get) == []
+    assert execute.in_turn([1], sizes.get) == [1]
+    assert execute.in_turn([1, 2, 3, 4, 5], sizes.get) == [3, 1, 5, 2, 4]
+    assert execute.in_turn([1, 2, 3, 4, 5, 6], sizes.get) == [3, 1, 6, 2, 5, 4]
