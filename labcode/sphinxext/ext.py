@@ -18,6 +18,7 @@ from labcode.sphinxext import (
     costtable,
     coursemap,
     execute,
+    exercisenumbers,
     fingerprint,
     glossarylinks,
     ledger,
@@ -110,6 +111,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     coursemap.setup(app)
     glossarylinks.setup(app)
     predictions.setup(app)
+    exercisenumbers.setup(app)
     notebooks.setup(app)
     # Before myst-nb reads its own settings.
     app.connect("config-inited", choose_and_key, priority=100)

@@ -469,13 +469,13 @@ It is {glue:text}`n:d`, after [two](02-two.md).
 
 %s
 ```{exercise-start} First
-:label: ex-01-1
+:label: ex-01-3
 ```
 Do it.
 ```{exercise-end}
 ```
 
-```{solution-start} ex-01-1
+```{solution-start} ex-01-3
 ```
 ```{code-cell} python3
 print(n + 1)
@@ -528,6 +528,14 @@ def test_a_page_offers_its_notebooks(built):
         assert shown in label
     assert page.index("<h1>") < page.index("lab-notebooks") < page.index("It is")
     assert "lab-notebooks" not in html(folder, "index")
+
+
+def test_an_exercise_has_the_number_of_its_label_on_the_page_and_in_the_notebook(built):
+    folder = built[0]
+    title = re.search(r'id="ex-01-3">\s*<p class="admonition-title">(.*?)</p>', html(folder, "01-one"), re.S)
+    assert title
+    assert re.sub(r"<.*?>", "", title[1]) == "Exercise 01.3  (First)"
+    assert "### Exercise 01.3: First" in prose(notebooks(folder)["01-one.ipynb"])
 
 
 def test_a_build_writes_only_what_changed_and_takes_away_what_is_gone(built):

@@ -1,0 +1,28 @@
+"""Exercises under the numbers that `course.check` knows them by: "Exercise 09.1" and not the 25th of the book.
+
+Used by every chapter, through the build.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from docutils import nodes
+    from sphinx.application import Sphinx
+
+LABEL = re.compile(r"ex-(\d\d)-(\d+)\Z")
+
+
+def renumber(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Give the page's exercises the number in their label; the writer reads it from there."""
+    numbers = app.env.toc_fignumbers.get(docname, {}).get("exercise", {})
+    for label in numbers:
+        if found := LABEL.match(label):
+            numbers[label] = found.groups()  # type: ignore[assignment]
+
+
+def setup(app: Sphinx) -> None:
+    """Register the event."""
+    app.connect("doctree-resolved", renumber)
