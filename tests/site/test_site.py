@@ -59,7 +59,7 @@ def page_with(selector: str) -> str:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_whole(visit, site, name, scheme):
+def test_a_page_is_whole_and_fits_a_phone(visit, site, name, scheme):
     seen = visit(name, scheme)
     page = seen.page
     assert [url for url in seen.requests if not url.startswith((site, "data:", "blob:"))] == []
@@ -71,22 +71,21 @@ def test_a_page_is_whole(visit, site, name, scheme):
         if figure.is_visible():  # one in a closed solution waits
             assert figure.locator("svg.main-svg").first.bounding_box()["width"] > 100
             assert figure.locator(".js-plotly-plot").count() == 1, "drawn once"
+    ids = page.eval_on_selector_all("[id]", "nodes => nodes.map(node => node.id)")
+    assert sorted({name for name in ids if ids.count(name) > 1}) == []
     empty = "nodes => nodes.filter(n => n.checkVisibility() && !n.getBoundingClientRect().width).map(n => n.outerHTML)"
     assert page.locator("article math").evaluate_all(empty) == []
     assert page.locator("article math:not([alttext])").count() == 0
     assert page.locator("img:not([alt]), img[alt='']").count() == 0
 
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_fits_a_phone(visit, name, scheme):
-    seen = visit(name, scheme, PHONE)
-    width, inner = seen.page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+    page.set_viewport_size(PHONE)
+    page.wait_for_timeout(300)  # figures follow the width
+    width, inner = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
     assert inner == PHONE["width"]
     assert width <= inner
     assert seen.errors == []
     # Nothing may stick out of the article unless a box around it scrolls.
-    stray = seen.page.evaluate("""() => [...document.querySelectorAll("article *")].filter((node) => {
+    stray = page.evaluate("""() => [...document.querySelectorAll("article *")].filter((node) => {
       if (!node.checkVisibility() || node.getBoundingClientRect().right <= innerWidth + 1) return false;
       for (let box = node; box && box.tagName !== "ARTICLE"; box = box.parentElement)
         if (["auto", "scroll", "hidden", "clip"].includes(getComputedStyle(box).overflowX)) return false;
@@ -147,6 +146,18 @@ def test_a_figure_in_a_closed_solution_is_drawn_when_it_opens(visit):
                 closed.first.locator("svg.main-svg").first.wait_for(timeout=10_000)
                 return
     pytest.skip("no closed solution with a figure")
+
+
+def test_an_exercise_has_its_number_and_folds_its_hint_and_its_solution(visit):
+    page = visit(page_with('id="ex-01-1"')).page
+    exercise = page.locator("#ex-01-1")
+    assert exercise.locator(".admonition-title").first.inner_text().startswith("Exercise 01.1")
+    solution = page.locator("#ex-01-1 + .solution")
+    for folded, inside in ((exercise.locator(".dropdown"), "p:not(.admonition-title)"), (solution, ".lab-check")):
+        assert not folded.locator(inside).first.is_visible()
+        folded.locator("button.toggle-button").first.press("Enter")
+        folded.locator(inside).first.wait_for(state="visible")
+    assert solution.locator(".lab-check").inner_text().startswith("✓ 01.1 is right.")
 
 
 def test_without_scripts_a_figure_is_told_in_words(browser, site):
