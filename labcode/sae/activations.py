@@ -17,7 +17,6 @@ import torch
 
 from labcode.progress import progress
 from labcode.sae.errors import SaeError
-from labcode.sae.precision import fast
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -56,7 +55,7 @@ def choose_layer(model: TransformerBridge, tokens: Int[Tensor, "context pos"], d
     Used in chapter 14.
     """
     names = [hook(layer) for layer in range(model.cfg.n_layers)]
-    with torch.no_grad(), fast():
+    with torch.no_grad():
         _, cache = model.run_with_cache(tokens, names_filter=names, stop_at_layer=model.cfg.n_layers)
     norms = torch.stack([cache[name].float().norm(dim=-1) for name in names])  # [layer context pos]
     later = norms[:, :, 1:].flatten(1)
@@ -101,8 +100,7 @@ def collect(
 ) -> Activations:
     """The output of block `layer` at every token, without position 0 and without massive vectors.
 
-    The model is run up to that layer only, with bfloat16 products where the processor has them, see
-    `labcode.sae.precision`.
+    The model is run up to that layer only.
 
     Raises:
         SaeError: no such layer, no contexts, or a NaN among the activations.
@@ -132,9 +130,9 @@ def collect(
 def residual(
     model: TransformerBridge, tokens: Int[Tensor, "context pos"], layer: int
 ) -> Float[Tensor, "context pos d_model"]:
-    """The output of block `layer`, all positions, float32, computed with `precision.fast`."""
+    """The output of block `layer`, all positions, float32."""
     name = hook(layer)
-    with torch.no_grad(), fast():
+    with torch.no_grad():
         _, cache = model.run_with_cache(tokens, names_filter=[name], stop_at_layer=layer + 1)
     return cache[name].float()
 

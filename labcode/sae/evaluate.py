@@ -21,7 +21,6 @@ import torch
 from labcode.progress import progress
 from labcode.sae.activations import check_layer, collect, hook, ordinary
 from labcode.sae.errors import SaeError
-from labcode.sae.precision import fast
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -151,7 +150,7 @@ def splice(
     for piece in progress(tokens.split(batch_size), "splicing", -(-len(tokens) // batch_size)):
         for name, replace in conditions.items():
             hooks = [] if replace is None else [(hook(layer), _splice(replace, median))]
-            with torch.no_grad(), fast(), model.hooks(fwd_hooks=hooks):
+            with torch.no_grad(), model.hooks(fwd_hooks=hooks):
                 logits = model(piece, return_type="logits")
             rows[name].append(cross_entropy(logits, piece))
     return {name: torch.cat(parts) for name, parts in rows.items()}
@@ -169,8 +168,7 @@ def _splice(replace: Replace, median: float) -> Callable[..., Tensor]:
     def change(activation: Tensor, hook: Any) -> Tensor:
         mask = ordinary(activation, median)
         changed = activation.clone()
-        with torch.autocast("cpu", enabled=False):
-            changed[mask] = replace(activation[mask].float()).to(activation.dtype)
+        changed[mask] = replace(activation[mask])
         return changed
 
     return change

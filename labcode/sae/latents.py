@@ -64,7 +64,7 @@ def scan(
     layer: int | None = None,
     batch_size: int = 32,
 ) -> Codes:
-    """The codes of a corpus, with bfloat16 products in the model where the processor has them.
+    """The codes of a corpus.
 
     Raises:
         SaeError: an autoencoder that does not fit the model.
@@ -99,13 +99,10 @@ def codes(
 def stream(
     model: TransformerBridge, sae: Any, tokens: Int[Tensor, "batch pos"], layer: int | None = None
 ) -> Float[Tensor, "batch pos d_model"]:
-    """What the autoencoder reads: the output of its block, in float32 throughout."""
+    """What the autoencoder reads: the output of its block."""
     layer = layer_of(sae) if layer is None else layer
     check_fits(sae, model, layer)
-    name = f"blocks.{layer}.hook_out"
-    with torch.no_grad():
-        _, cache = model.run_with_cache(tokens, names_filter=[name], stop_at_layer=layer + 1)
-    return cache[name]
+    return residual(model, tokens, layer)
 
 
 def encode(sae: Any, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_sae"]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FOLDER = corpus.DATA / "sae-smollm2"
 LIVE_SAMPLES = 60_000
 LIVE_CONTEXTS = 256
-VERSION = 1  # of the live training: raise it when it would give another autoencoder
+VERSION = 2  # of the live training: raise it when it would give another autoencoder
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ import torch
 from labcode.progress import progress
 from labcode.sae.activations import hook
 from labcode.sae.errors import SaeError
-from labcode.sae.precision import native_bfloat16
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -108,7 +107,7 @@ def train(
         "seed": seed,
         "steps": steps,
     }
-    settings |= {"layer": data.layer, "vectors": n, "bfloat16": native_bfloat16()}
+    settings |= {"layer": data.layer, "vectors": n}
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -149,7 +148,6 @@ def _trainer(
         lr_decay_steps=steps // 4,
         dead_feature_window=DEAD_AFTER,
         feature_sampling_window=10**9,
-        autocast=native_bfloat16(),
         logger=LoggingConfig(log_to_wandb=False),
     )
     trainer = SAETrainer(cfg=cfg, sae=sae, data_provider=iter(()))

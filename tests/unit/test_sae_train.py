@@ -180,7 +180,7 @@ def test_collected_activations_are_those_of_a_plain_run_without_position_0(tiny)
     assert len(found) + found.dropped == 4 * 11
     there = plain[found.context, found.position]
     relative = (found.values.float() - there).norm() / there.norm()
-    assert relative < 0.02  # bfloat16 products, stored as float16
+    assert relative < 1e-3  # stored as float16
     assert found.values.dtype == torch.float16
 
 
@@ -219,15 +219,6 @@ def test_a_nan_in_the_model_is_an_error(tiny):
 
     with tiny.hooks(fwd_hooks=[("blocks.0.hook_out", break_it)]), pytest.raises(SaeError, match="NaN"):
         activations.collect(tiny, tokens(), 1)
-
-
-def test_fast_products_cost_little_of_the_variance(smollm2):
-    """What the docstring of `labcode.sae.precision` promises."""
-    text = torch.tensor([[1, *smollm2.tokenizer.encode("The house that Jack built stands near the river.")]])
-    found = activations.residual(smollm2, text, 10)[:, 1:]
-    _, cache = smollm2.run_with_cache(text, names_filter=["blocks.10.hook_out"])
-    plain = cache["blocks.10.hook_out"][:, 1:]
-    assert (found - plain).pow(2).sum() < 1e-3 * (plain - plain.mean((0, 1))).pow(2).sum()
 
 
 def test_data_can_be_cut_without_changing_the_rest():
