@@ -29,7 +29,7 @@ MOST = 7  # families on one board: 128 states
 
 @dataclass(frozen=True)
 class Group:
-    """One switch of the board: heads that are ticked together. `nodes` may be empty."""
+    """One switch of the board: heads that are ticked together. `nodes` may be empty. Used in chapter 10."""
 
     title: str
     nodes: tuple[Node, ...]

@@ -132,7 +132,7 @@ def best_of_each_context(acts: Float[Tensor, "context pos"], n: int) -> list[tup
 
     One place for each context, since a latent that fires through a whole text would fill the list with one text.
 
-    Used in chapter 15.
+    Used in chapter 15, through `dashboard`.
     """
     value, position = acts.max(dim=-1)
     order = value.argsort(descending=True, stable=True)[:n].tolist()
@@ -142,7 +142,7 @@ def best_of_each_context(acts: Float[Tensor, "context pos"], n: int) -> list[tup
 def around(acts: Float[Tensor, "context pos"], quantile: float, n: int) -> list[tuple[int, int]]:
     """Up to `n` places, in different contexts, whose activation is nearest to a quantile of those that are not zero.
 
-    Used in chapter 15.
+    Used in chapter 15, through `dashboard`.
     """
     places = (acts > 0).nonzero()
     values = acts[acts > 0]

@@ -18,7 +18,7 @@ PER_LINE = 5  # heads in one line of a box
 
 @dataclass(frozen=True)
 class Box:
-    """A family in the drawing: `title`, `position` (S1+1, S2 or END), its heads and its colour."""
+    """A family in the drawing: `title`, `position` (S1+1, S2 or END), its heads and its colour. Used in chapter 10."""
 
     title: str
     position: str

@@ -38,6 +38,8 @@ class LabError(Exception):
     """An input or an environment that labcode cannot work with; the message says what and how to mend it.
 
     Its text ends with the name of its entry on the page "Troubleshooting".
+
+    Used in chapters 03 and 12.
     """
 
     def __str__(self) -> str:

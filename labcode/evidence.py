@@ -74,7 +74,7 @@ def measure(
     Source: Wang et al. 2022 (arXiv 2211.00593), sections 3.1 to 3.3. Limits: one corruption, one head at a time; two
     heads that stand in for each other show in neither `total`.
 
-    Used in chapters 07, 08, 10 and 12.
+    Used in chapters 07, 08, 10 and 12, through `labcode.families`.
     """
     looking = position_attentions(model, pop, LOOKS)
     found = {f"attention {a}→{b}": seen for (a, b), seen in zip(LOOKS, looking, strict=True)}

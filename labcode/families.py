@@ -276,7 +276,7 @@ def judge(table: dict[str, Tensor], rows: Sequence[int] | None = None) -> Discov
     Raises:
         FamilyError: fewer than two draws: no interval, so no verdict.
 
-    Used in chapters 07 to 12.
+    Used in chapter 12.
     """
     index = torch.arange(len(table["draws"])) if rows is None else torch.tensor(list(rows))
     draws = table["draws"][index]
@@ -311,7 +311,10 @@ def judge(table: dict[str, Tensor], rows: Sequence[int] | None = None) -> Discov
 
 
 def passes(found: dict[str, Evidence], test: Test, head: Head) -> bool:
-    """Whether a head passes one test: reaches the threshold, effects with an interval on the same side of 0."""
+    """Whether a head passes one test: reaches the threshold, effects with an interval on the same side of 0.
+
+    Used in chapter 12.
+    """
     seen = found[test.measure]
     if test.over:
         return bool(found[f"{test.measure} − {test.over}"].low[head] > 0)

@@ -118,7 +118,7 @@ def position_attention(
     Raises:
         HeadError: an unknown position; a prompt in which the target comes after the source; a pattern with NaN.
 
-    Used in chapter 09.
+    Used in chapters 07 to 09.
     """
     return position_attentions(model, pop, [(source, target)], batch_size)[0]
 
@@ -166,7 +166,7 @@ def same_layer_heads(
     Raises:
         HeadError: fewer other heads in the model than `heads`.
 
-    Used in chapter 09.
+    Used in chapters 07 to 11.
     """
     taken = {*heads, *exclude}
     every = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]

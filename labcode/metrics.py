@@ -40,7 +40,7 @@ def end_logits(model: TransformerBridge, pop: Population, batch_size: int = 16) 
     Raises:
         MetricError: a logit is NaN or infinite.
 
-    Used in chapters 01 and 02.
+    Used in chapters 01 to 05, 07 to 11 and 16.
     """
     rows = []
     pieces = list(pop.chunks(batch_size))
@@ -68,7 +68,7 @@ def logit_difference(logits: Float[Tensor, "batch d_vocab"], pop: Population) ->
     Raises:
         MetricError: rows and prompts differ in number, or a logit that is needed is NaN.
 
-    Used in chapters 01 to 16.
+    Used in chapters 01 to 06, 08 to 11 and 16.
     """
     _check_rows(logits, pop)
     rows = torch.arange(len(pop))
@@ -80,13 +80,13 @@ def logit_difference(logits: Float[Tensor, "batch d_vocab"], pop: Population) ->
 
 
 def p_io(logits: Float[Tensor, "batch d_vocab"], pop: Population) -> Float[Tensor, " batch"]:
-    """The probability that the model gives to IO at END, over the whole vocabulary. Used in chapter 01."""
+    """The probability that the model gives to IO at END, over the whole vocabulary. Used in chapters 01 and 11."""
     _check_rows(logits, pop)
     return logits.softmax(dim=-1)[torch.arange(len(pop)), pop.io_ids]
 
 
 def prefers_io(logits: Float[Tensor, "batch d_vocab"], pop: Population) -> Float[Tensor, " batch"]:
-    """1 where IO is ranked above S at END, else 0; its mean is the accuracy. Used in chapter 01."""
+    """1 where IO is ranked above S at END, else 0; its mean is the accuracy. Used in chapters 01 and 11."""
     return (logit_difference(logits, pop) > 0).float()
 
 
@@ -102,7 +102,7 @@ def restoration(
     Raises:
         MetricError: the mean gap is below 1e-3: there is nothing to restore.
 
-    Used in chapters 03 to 06.
+    Used in chapters 03 to 06, through `labcode.patching`.
     """
     gap = (clean - corrupted).mean()
     if not gap.abs() > 1e-3:
@@ -115,7 +115,10 @@ def restoration(
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its bootstrap interval: `mean`, `low` and `high` in the unit of the values, over `n` prompts."""
+    """A mean with its bootstrap interval: `mean`, `low` and `high` in the unit of the values, over `n` prompts.
+
+    Used in chapters 07 and 12.
+    """
 
     mean: float
     low: float
@@ -141,7 +144,7 @@ def bootstrap(
     Raises:
         MetricError: no values, a NaN, or groups of another length.
 
-    Used in chapters 01 to 16.
+    Used in chapters 01 to 03 and 05 to 16.
     """
     return bootstrap_cells(values[None], groups, level, n_resamples, seed)[0]
 
@@ -153,7 +156,10 @@ def bootstrap_cells(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> list[Interval]:
-    """`bootstrap` for each row of a table. The values of one prompt stay together over all cells."""
+    """`bootstrap` for each row of a table. The values of one prompt stay together over all cells.
+
+    Used in chapters 02, 03, 06, 08, 09, 15 and 16.
+    """
     table = values.detach().cpu().double().numpy()  # [cell batch]
     n = table.shape[-1]
     if n == 0:

@@ -78,7 +78,7 @@ def path_patch(
     Limits: norms on the way are recomputed, so the effect of a wire depends on what else is in the stream; and wires
     that only matter together show in none.
 
-    Used in chapters 06 to 09.
+    Used in chapters 06 to 08.
     """
     wanted = _receivers(model, into, receivers)
     work = plan(model, clean, "z", sender_at, layers, heads)

@@ -35,7 +35,10 @@ def bars(
     high: Sequence[float] | None = None,
     horizontal: bool = False,
 ) -> go.Figure:
-    """Signed bars, coloured by sign, with intervals where `low` and `high` are given. Used in chapters 01 and 02."""
+    """Signed bars, coloured by sign, with intervals where `low` and `high` are given.
+
+    Used in chapters 02, 04, 06, 11, 14 and 16.
+    """
     import plotly.graph_objects as go
 
     error = None
@@ -66,7 +69,7 @@ def bars(
 
 
 def histogram(groups: Mapping[str, Sequence[float]], *, alt: str, value_title: str, bin_width: float) -> go.Figure:
-    """Counts of prompts by value, one colour a group, with a line at 0. Used in chapter 01."""
+    """Counts of prompts by value, one colour a group, with a line at 0. Used in chapters 01 and 14."""
     import plotly.graph_objects as go
 
     fig = go.Figure()
@@ -91,7 +94,10 @@ def lines(
     low: Mapping[str, Sequence[float]] | None = None,
     high: Mapping[str, Sequence[float]] | None = None,
 ) -> go.Figure:
-    """One line a series over labelled stages, with bands where `low` and `high` have the series. Used in chapter 02."""
+    """One line a series over labelled stages, with bands where `low` and `high` have the series.
+
+    Used in chapters 02, 04, 10, 11, 13 and 14.
+    """
     import plotly.graph_objects as go
 
     fig = go.Figure()
@@ -138,7 +144,7 @@ def heatmap(
 
     `x` and `y` label columns and rows; tokens may repeat. The hover text names both, or is `hover`.
 
-    Used in chapters 02, 04, 05 and 06.
+    Used in chapters 02 to 06 and 09.
     """
     import plotly.graph_objects as go
 
@@ -172,7 +178,7 @@ def scatter(
 ) -> go.Figure:
     """One point for each labelled thing, with the line on which both measures agree; those furthest out are named.
 
-    Used in chapters 05 and 06.
+    Used in chapters 05, 06 and 09.
     """
     import plotly.graph_objects as go
 
@@ -209,7 +215,7 @@ def points(
 ) -> go.Figure:
     """Means with their intervals, several series side by side for each label. `series` holds `metrics.Interval`s.
 
-    Used in chapter 05.
+    Used in chapters 03, 05, 07 to 13, 15 and 16.
     """
     import plotly.graph_objects as go
 
@@ -262,7 +268,7 @@ def _finish(fig: go.Figure, alt: str, height: int = 420) -> go.Figure:
         meta={"alt": alt},
         height=height,
         margin={"l": 60, "r": 20, "t": 30, "b": 60},
-        legend={"orientation": "h", "y": 1.08, "x": 0},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
     )
     return fig
 

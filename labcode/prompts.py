@@ -120,7 +120,7 @@ def token_id(model: TransformerBridge, word: str) -> int:
     Raises:
         PromptError: if it is several tokens; the message lists them.
 
-    Used in chapter 01.
+    Used in chapters 01 to 03, 07, 09, 11 and 16.
     """
     ids = model.tokenizer.encode(word, add_special_tokens=False)
     unknown = model.tokenizer.unk_token_id
@@ -136,7 +136,7 @@ def token_id(model: TransformerBridge, word: str) -> int:
 def quoted(model: TransformerBridge, token: Int[Tensor, ""] | int) -> str:
     """A token as text that a sentence or a table can show: in quotes, so that its space can be seen.
 
-    Used in all chapters.
+    Used in chapters 01, 03 and 11.
     """
     text = model.tokenizer.decode([int(token)])
     return "“" + text.replace("\n", "\\n") + "”"
@@ -145,7 +145,7 @@ def quoted(model: TransformerBridge, token: Int[Tensor, ""] | int) -> str:
 def single_token_names(model: TransformerBridge) -> tuple[list[str], list[str]]:
     """`NAMES` split into those that are one token after a space, and those that are not (dropped).
 
-    Used in chapter 01.
+    Used in chapters 01, 02, 07 and 09.
     """
     kept: list[str] = []
     dropped: list[str] = []
@@ -167,7 +167,7 @@ def build(model: TransformerBridge, prompts: Sequence[Prompt], dropped: Sequence
     Raises:
         PromptError: no prompts; a name of several tokens; IO not found once or S not found twice.
 
-    Used in chapters 01 and 11.
+    Used in chapters 03 and 10.
     """
     if not prompts:
         raise PromptError("an empty population: give at least one prompt")
@@ -208,7 +208,7 @@ def canonical(model: TransformerBridge, io: str = "Mary", s: str = "John", subje
 
     "When John and Mary went to the store, John gave a drink to": subject first, so IO is Mary.
 
-    Used in chapters 01 and 02.
+    Used in chapters 01 to 07, 15 and 16.
     """
     first, second = (s, io) if subject_first else (io, s)
     text = CANONICAL.format(A=first, B=second, S=s, place="store", object="drink")
@@ -232,7 +232,7 @@ def population(model: TransformerBridge, n: int, seed: int = 0, templates: Seque
         PromptError: LAB_PROMPTS is no even number from 4 on and no multiple; n odd, below 2, or more than there are
             distinct prompts; fewer than two usable names.
 
-    Used in chapters 01 and 02.
+    Used in chapters 01 to 12 and 16.
     """
     n = _asked(n)
     if n < 2 or n % 2:
@@ -289,7 +289,7 @@ def corrupt(model: TransformerBridge, pop: Population, how: Literal["swap", "abc
     Raises:
         PromptError: unknown `how`; a population that is corrupted already; fewer than five usable names ("abc").
 
-    Used in chapters 01 and 03 to 12.
+    Used in chapters 03 to 10, 12 and 16.
     """
     if how not in ("swap", "abc"):
         raise PromptError(f"unknown corruption {how!r}: the known ones are 'swap' and 'abc'")

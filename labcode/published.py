@@ -11,12 +11,31 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """A published value: what it is, its value, how far a repetition may be off (same unit), and where it stands."""
+    """A published value of GPT-2 small.
+
+    Attributes:
+        quantity: what it is.
+        value: as published.
+        tolerance: how far off a repetition may be, in the same unit.
+        source: where it stands.
+        bound: "above" or "below" where the source says only that; then the other side agrees without limit.
+    """
 
     quantity: str
     value: float
     tolerance: float
     source: str
+    bound: str = ""
+
+    def agrees(self, value: float) -> bool:
+        """Whether a measured value repeats this one."""
+        off = value - self.value
+        short = {"above": -off, "below": off}.get(self.bound, abs(off))
+        return short <= self.tolerance
+
+    def __str__(self) -> str:
+        """The value with its tolerance: "+3.56 ± 0.8", "above +0.95 ± 0.05"."""
+        return f"{self.bound} {self.value:+.2f} ± {self.tolerance:.2g}".strip()
 
 
 WANG = "Wang et al. 2022"
@@ -74,10 +93,10 @@ PUBLISHED: dict[str, Figure] = {
     "wang.naive": Figure("logit difference of the naive circuit", 0.1, 0.5, f"{WANG}, section 4.3"),
     "wang.greedy": Figure("incompleteness of the worst greedy set", 3.09, 1.0, f"{WANG}, section 4.1"),
     "wang.movers_out": Figure("share lost without the name movers", 0.05, 0.1, f"{WANG}, section 3.4"),
-    "wang.copy.name_movers": Figure("name movers' copy score (above)", 0.95, 0.05, f"{WANG}, section 3.1"),
+    "wang.copy.name_movers": Figure("name movers' copy score", 0.95, 0.05, f"{WANG}, section 3.1", "above"),
     "wang.copy.negative": Figure("negative movers' negated copy score", 0.98, 0.05, f"{WANG}, section 3.1"),
-    "wang.copy.average": Figure("average head's copy score (below)", 0.20, 0.2, f"{WANG}, section 3.1"),
-    "wang.correlation": Figure("attention END → IO against writing IO (above)", 0.81, 0.15, f"{WANG}, section 3.1"),
+    "wang.copy.average": Figure("average head's copy score", 0.20, 0.05, f"{WANG}, section 3.1", "below"),
+    "wang.correlation": Figure("attention END → IO against writing IO", 0.81, 0.15, f"{WANG}, section 3.1", "above"),
     "wang.signal.original.original": Figure("token original, position original", 3.55, 0.8, f"{WANG}, appendix A"),
     "wang.signal.original.inverted": Figure("token original, position inverted", -0.99, 0.8, f"{WANG}, appendix A"),
     "wang.signal.random.original": Figure("token random, position original", 2.45, 0.8, f"{WANG}, appendix A"),

@@ -35,7 +35,7 @@ def rare_names(model: TransformerBridge) -> list[str]:
     Raises:
         PromptError: fewer than two.
 
-    Used in chapter 11.
+    Used in chapter 11, through `labcode.breakage`.
     """
     found: dict[int, str] = {}
     for name in (*RARE, *NAMES):

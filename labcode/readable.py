@@ -58,6 +58,8 @@ class Text:
     Args:
         tokens: the contexts, start token at position 0, which is never counted.
         decode: a token id to its text.
+
+    Used in chapter 15.
     """
 
     def __init__(self, tokens: Int[Tensor, "context pos"], decode: Callable[[int], str]) -> None:
@@ -84,7 +86,7 @@ class Text:
 
 
 def repeats(tokens: Int[Tensor, "context pos"]) -> Bool[Tensor, "context pos"]:
-    """Where a token stands that was in its context before. Used in chapter 15."""
+    """Where a token stands that was in its context before. Used in chapter 15, through `fit`."""
     seen = torch.zeros_like(tokens, dtype=torch.bool)
     for row, context in zip(seen, tokens.tolist(), strict=True):
         before: set[int] = set()

@@ -83,15 +83,14 @@ def compare(values: Mapping[str, float], same_model: bool) -> None:
     Raises:
         ReportError: an unknown key.
 
-    Used in chapters 01 and 02.
+    Used in chapters 01, 02, 04, 05, 07, 08 and 10 to 12.
     """
     rows, lines = [], []
     for key, value in values.items():
         figure = _figure(key)
-        near = abs(float(value) - figure.value) <= figure.tolerance
-        verdict = ("agrees" if near else "differs") if same_model else "other model"
+        verdict = ("agrees" if figure.agrees(float(value)) else "differs") if same_model else "other model"
         said = {"agrees": "✓ agrees", "differs": "✗ differs", "other model": "another model: no verdict"}[verdict]
-        measured, published = f"{float(value):+.2f}", f"{figure.value:+.2f} ± {figure.tolerance:.2g}"
+        measured, published = f"{float(value):+.2f}", str(figure)
         rows.append([figure.quantity, measured, published, figure.source, said])
         lines.append(f"{figure.quantity}: {measured} here, {published} published ({figure.source}): {said}")
         _record(
@@ -102,6 +101,7 @@ def compare(values: Mapping[str, float], same_model: bool) -> None:
                 "measured": float(value),
                 "published": figure.value,
                 "tolerance": figure.tolerance,
+                "bound": figure.bound,
                 "source": figure.source,
                 "verdict": verdict,
             }
@@ -116,7 +116,7 @@ def published(keys: Sequence[str]) -> None:
     Raises:
         ReportError: an unknown key.
 
-    Used in chapters 04 and 05.
+    Used in chapters 04, 05 and 10.
     """
     figures = [_figure(key) for key in keys]
     rows = [[figure.quantity, f"{figure.value:+.2f}", figure.source] for figure in figures]
@@ -125,7 +125,10 @@ def published(keys: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of an expected-versus-observed table: what, what one would expect, what came, whether it fits."""
+    """One line of an expected-versus-observed table: what, what one would expect, what came, whether it fits.
+
+    Used in all chapters.
+    """
 
     what: str
     expected: str

@@ -67,7 +67,7 @@ def decompose(model: TransformerBridge, pop: Population, batch_size: int = 16) -
         MetricError: the terms miss the stream by more than 1e-3 of its norm: the model adds something that this
             decomposition does not know, or computes in a lower precision.
 
-    Used in chapter 02.
+    Used in chapters 02, 05 to 07 and 10.
     """
     pieces = [_decompose(model, piece) for piece in progress(list(pop.chunks(batch_size)), "decomposing")]
     whole = replace(
@@ -97,6 +97,8 @@ def bias_difference(model: TransformerBridge, pop: Population) -> Float[Tensor, 
     """The part of the logit difference that is the unembedding's bias, the same whatever the stream holds.
 
     Folding a LayerNorm's bias into the unembedding makes one; an RMSNorm model has none, so it is 0 there.
+
+    Used in chapter 02.
     """
     return model.b_U[pop.io_ids] - model.b_U[pop.s_ids]
 
@@ -108,7 +110,7 @@ def direct_attribution(model: TransformerBridge, pop: Population, parts: Decompo
     term, so this is not what would be lost without the term, and it is blind to all that a term does through later
     layers (Wang et al. 2022, section 3.1, use the same measure as path patching to the logits).
 
-    Used in chapter 02.
+    Used in chapters 02, 05 to 07 and 10.
     """
     direction = logit_direction(model, pop).cpu()
     return torch.einsum("tbm,bm->tb", parts.terms, direction) / parts.scale

@@ -48,7 +48,7 @@ def remember(
     Returns:
         The tensors, by name. Where the cache folder can't be used there is a warning, and they are measured.
 
-    Used in chapters 07 to 12 and 14 to 16.
+    Used in chapters 07 to 12 and 14 to 16, through `labcode.families` and `labcode.sae`.
     """
     from safetensors.torch import load_file, save_file
 

@@ -70,7 +70,7 @@ def ablate(
     Limits: other heads may take over what was taken out (Wang et al. 2022, section 3.4), so a small drop does not mean
     a small role.
 
-    Used in chapters 05, 07 to 10.
+    Used in chapters 05, 09 and 10.
     """
     outputs = _outputs(model, heads, mlps)
     if how not in ("zero", "mean", "template-mean", "resample"):

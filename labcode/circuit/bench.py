@@ -57,7 +57,7 @@ def values(
     Limits: a mean of few reference prompts is noisy; and the state with everything replaced is one that the model never
     saw in training.
 
-    Used in chapter 10.
+    Used in chapter 10, through `Bench.values`.
     """
     check(model, pop, states)
     return Bench(model, pop, reference, max_bytes=max_bytes).values(states)

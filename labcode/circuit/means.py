@@ -32,6 +32,8 @@ class Means:
 
     Raises:
         CircuitError: a prompt whose template the reference lacks, with S2 and END at the same positions.
+
+    Used in chapter 10.
     """
 
     def __init__(self, model: TransformerBridge, pop: Population, reference: Population, batch_size: int = 16) -> None:

@@ -276,7 +276,7 @@ def ratio(
     Raises:
         CircuitError: the mean of `whole` is 0.
 
-    Used in chapter 10.
+    Used in chapter 10, through `faithfulness`.
     """
     a, b = part.double().numpy(), whole.double().numpy()
     if abs(b.mean()) < 1e-6:

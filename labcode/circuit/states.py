@@ -30,14 +30,17 @@ class CircuitError(PatchError):
 
 @dataclass(frozen=True)
 class Keep:
-    """Only `nodes` keep their own output; every other head, at every position but the first, gets the mean."""
+    """Only `nodes` keep their own output; every other head, at every position but the first, gets the mean.
+
+    Used in chapter 10.
+    """
 
     nodes: Sequence[Node] = ()
 
 
 @dataclass(frozen=True)
 class Out:
-    """Only `nodes` get the mean; everything else keeps its own output."""
+    """Only `nodes` get the mean; everything else keeps its own output. Used in chapter 10."""
 
     nodes: Sequence[Node] = ()
 

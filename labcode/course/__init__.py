@@ -35,7 +35,7 @@ def begin(model: Any) -> None:
     Raises:
         CourseError: `model` is not a loaded model.
 
-    Used in all chapters.
+    Used in chapters 01 to 12 and 14 to 16.
     """
     global _setting
     if not hasattr(model, "hook_dict"):

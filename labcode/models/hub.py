@@ -29,7 +29,10 @@ def offline() -> bool:
 
 
 def cached() -> Path | None:
-    """The folder of the pinned revision in the hub's cache if every needed file is in it, else None."""
+    """The folder of the pinned revision in the hub's cache if every needed file is in it, else None.
+
+    Used in chapter 12.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     found = [try_to_load_from_cache(GPT2.source, name, revision=GPT2.revision) for name in NEEDED]

@@ -71,7 +71,7 @@ def sweep(
     what either direction shows. Limits: one patch at a time, so an effect that two heads share shows in neither; and
     the value of a patch is that of this pair of runs, not of the component as such.
 
-    Used in chapters 03 to 09.
+    Used in chapters 03 to 06 and 12.
     """
 
     def patched(piece: Piece, source: Run, suffix: Suffix | None) -> Float[Tensor, "cell batch"]:

@@ -105,7 +105,7 @@ def collect(
     Raises:
         SaeError: no such layer, no contexts, or a NaN among the activations.
 
-    Used in chapters 14 to 16.
+    Used in chapters 14 and 15.
     """
     check_layer(model, layer)
     if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] < 2:
@@ -130,7 +130,7 @@ def collect(
 def residual(
     model: TransformerBridge, tokens: Int[Tensor, "context pos"], layer: int
 ) -> Float[Tensor, "context pos d_model"]:
-    """The output of block `layer`, all positions, float32."""
+    """The output of block `layer`, all positions, float32. Used in chapter 14."""
     name = hook(layer)
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens, names_filter=[name], stop_at_layer=layer + 1)
@@ -149,6 +149,8 @@ def hook(layer: int) -> str:
 
     Only this one of its names works on every kind of bridge: on `sae_lens.SAETransformerBridge` a hook on the alias
     `blocks.N.hook_resid_post` never fires, and nothing says so.
+
+    Used in chapter 14.
     """
     return f"blocks.{layer}.hook_out"
 

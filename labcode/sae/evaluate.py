@@ -142,7 +142,7 @@ def splice(
     Args:
         median: of norms, for the rule on massive vectors in `activations.ordinary`.
 
-    Used in chapter 14.
+    Used in chapter 14, through `evaluate`.
     """
     check_layer(model, layer)
     conditions: dict[str, Replace | None] = {"clean": None, **replacements}
@@ -159,7 +159,7 @@ def splice(
 def cross_entropy(
     logits: Float[Tensor, "context pos d_vocab"], tokens: Int[Tensor, "context pos"]
 ) -> Float[Tensor, " context"]:
-    """Mean over positions 1 to the last but one of -log P(next token), in nats."""
+    """Mean over positions 1 to the last but one of -log P(next token), in nats. Used in chapter 14."""
     log_p = logits[:, 1:-1].float().log_softmax(-1)
     return -log_p.gather(-1, tokens[:, 2:, None])[..., 0].mean(-1)
 

@@ -69,7 +69,7 @@ def scan(
     Raises:
         SaeError: an autoencoder that does not fit the model.
 
-    Used in chapters 15 and 16.
+    Used in chapter 16.
     """
     layer = layer_of(sae) if layer is None else layer
     check_fits(sae, model, layer)
@@ -99,14 +99,14 @@ def codes(
 def stream(
     model: TransformerBridge, sae: Any, tokens: Int[Tensor, "batch pos"], layer: int | None = None
 ) -> Float[Tensor, "batch pos d_model"]:
-    """What the autoencoder reads: the output of its block."""
+    """What the autoencoder reads: the output of its block. Used in chapter 16."""
     layer = layer_of(sae) if layer is None else layer
     check_fits(sae, model, layer)
     return residual(model, tokens, layer)
 
 
 def encode(sae: Any, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_sae"]:
-    """`sae.encode`, with nothing at position 0."""
+    """`sae.encode`, with nothing at position 0. Used in chapter 16."""
     with torch.no_grad():
         code = sae.encode(h)
     code[:, 0] = 0.0
@@ -114,7 +114,10 @@ def encode(sae: Any, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "ba
 
 
 def neighbours(sae: Any, latent: int, n: int = 8) -> list[tuple[int, float]]:
-    """The latents whose decoder directions are nearest to that of `latent`, with their cosines. Used in chapter 15."""
+    """The latents whose decoder directions are nearest to that of `latent`, with their cosines.
+
+    Used in chapter 15, through `labcode.dashboards`.
+    """
     directions = torch.nn.functional.normalize(sae.W_dec.detach(), dim=-1)
     cosine = directions @ directions[latent]
     cosine[latent] = -torch.inf
@@ -128,7 +131,7 @@ def match(a: Any, b: Any) -> tuple[Int[Tensor, " d_sae"], Float[Tensor, " d_sae"
     Raises:
         SaeError: the two are for residual streams of different width.
 
-    Used in chapters 14 and 16.
+    Used in chapter 14.
     """
     if a.cfg.d_in != b.cfg.d_in:
         raise SaeError(f"directions of {a.cfg.d_in} and {b.cfg.d_in} numbers can't be compared")

@@ -23,6 +23,8 @@ def res_jb(model: TransformerBridge, name: str, block: int = 9) -> tuple[Any, in
 
     Returns:
         None for another model, or where the hub does not answer; whatever else goes wrong is said, and is no error.
+
+    Used in chapter 16.
     """
     from labcode.models import hub
 

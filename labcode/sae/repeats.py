@@ -78,7 +78,7 @@ def rates(codes: Codes, words: Bool[Tensor, " d_vocab"]) -> Rates:
 
 
 def repeated(tokens: Int[Tensor, "context pos"]) -> Bool[Tensor, "context pos"]:
-    """Whether each token stood earlier in its context; the start token does not count."""
+    """Whether each token stood earlier in its context; the start token does not count. Used in chapter 16."""
     seen = torch.zeros_like(tokens, dtype=torch.bool)
     for position in range(2, tokens.shape[1]):
         seen[:, position] = (tokens[:, 1:position] == tokens[:, position, None]).any(1)
@@ -86,6 +86,9 @@ def repeated(tokens: Int[Tensor, "context pos"]) -> Bool[Tensor, "context pos"]:
 
 
 def words(tokenizer: Any) -> Bool[Tensor, " d_vocab"]:
-    """Which tokens are a word, or the beginning of one: at least four letters, with or without a space before them."""
+    """Which tokens are a word, or the beginning of one: at least four letters, with or without a space before them.
+
+    Used in chapter 16.
+    """
     texts = [tokenizer.decode([i]) for i in range(len(tokenizer))]
     return torch.tensor([WORD.fullmatch(text) is not None for text in texts])

@@ -41,7 +41,7 @@ def write(
     Args:
         model: a plain Hugging Face model of any decoder-only kind, in the precision to sample in.
 
-    Used in chapter 14.
+    Used in chapter 14, through `labcode.sae.corpus`.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + first)
     prefixes = [
@@ -75,7 +75,7 @@ def nucleus(
 
     At most `top_k` tokens are considered; where these hold less than `top_p`, the draw is among all of them.
 
-    Source: Holtzman et al. 2020, section 3.1, with the cut at `top_k` added. Used in chapter 14.
+    Source: Holtzman et al. 2020, section 3.1, with the cut at `top_k` added. Used in chapter 14, through `write`.
     """
     top, index = logits.topk(min(top_k, logits.shape[-1]), dim=-1)  # [batch k], falling
     share = (top - logits.logsumexp(-1, keepdim=True)).exp()
@@ -141,7 +141,7 @@ def register() -> None:
 def distinct(contexts: Int[Tensor, "context pos"], n: int = 4) -> Float[Tensor, " context"]:
     """The share of distinct n-grams within each context, its start token left out: 1 where nothing is repeated.
 
-    Used in chapter 14.
+    Used in chapter 14, through `labcode.sae.writing`.
     """
     return torch.tensor([_distinct(row, n) for row in contexts[:, 1:].tolist()])
 

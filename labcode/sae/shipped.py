@@ -53,7 +53,7 @@ def get(model: TransformerBridge, text: corpus.Corpus | None = None) -> Shipped:
     Raises:
         SaeError: files that are missing or altered.
 
-    Used in chapters 15 and 16.
+    Used in chapters 14 to 16.
     """
     mark = weights_key(model)
     if (FOLDER / files.RECORD).exists():

@@ -88,7 +88,7 @@ def train(
     Raises:
         SaeError: fewer vectors than one batch, an impossible k, or a NaN, in the data or during training.
 
-    Source: Gao et al. 2024, section 2.3 (TopK) and appendix A (initialisation). Used in chapters 14 and 16.
+    Source: Gao et al. 2024, section 2.3 (TopK) and appendix A (initialisation). Used in chapter 14.
     """
     n, d_model = data.values.shape
     if n < batch:

@@ -153,7 +153,7 @@ class CodeLinks(SphinxPostTransform):
         known = dict(self._known())
         done = set()
         for literal in list(self.document.findall(nodes.literal)):
-            name = literal.astext().partition("(")[0].removeprefix("labcode.")
+            name = literal.astext().partition("(")[0]
             if name not in known or name in done or not plain_text(literal):
                 continue
             done.add(name)
@@ -164,16 +164,22 @@ class CodeLinks(SphinxPostTransform):
             link += literal
 
     def _known(self) -> Iterator[tuple[str, tuple[str, str, str]]]:
-        """Each name as a chapter may write it: with its module, and without where only one module has it."""
+        """Each name as a chapter may write it: with its module, and a function or class also alone, if only one has it.
+
+        Other bare names are left alone: `heads` or `place` is more often an argument than the module or attribute.
+        """
         objects = [one for one in self.env.get_domain("py").get_objects() if one[0].startswith("labcode.")]
         bare: dict[str, list[tuple[str, str, str]]] = {}
-        for full, _, _, docname, target, _ in objects:
+        for full, _, kind, docname, target, _ in objects:
             short = full.removeprefix("labcode.")
-            yield short, (docname, target, full)
+            yield full, (docname, target, full)
+            if "." in short:
+                yield short, (docname, target, full)
             module, _, last = short.rpartition(".")
             if "." in module:  # what a package's own module defines, the package offers
                 yield f"{module.partition('.')[0]}.{last}", (docname, target, full)
-            bare.setdefault(short.rpartition(".")[2], []).append((docname, target, full))
+            if kind in ("function", "class", "exception"):
+                bare.setdefault(short.rpartition(".")[2], []).append((docname, target, full))
         for name, owners in bare.items():
             if len(owners) == 1 and len(name) > 3:
                 yield name, owners[0]

@@ -112,7 +112,8 @@ def _verdict(verdict: str) -> nodes.Node:
 
 def _published(row: dict[str, Any]) -> str:
     tolerance = row.get("tolerance")
-    return _value(row.get("published")) + ("" if tolerance is None else f" ± {_value(tolerance)}")
+    value = f"{row.get('bound') or ''} {_value(row.get('published'))}".strip()
+    return value + ("" if tolerance is None else f" ± {_value(tolerance)}")
 
 
 def _value(value: Any) -> str:

@@ -170,6 +170,14 @@ def test_a_chapter_says_what_the_map_needs(number):
     assert found.builds_on or number == 1
 
 
+@pytest.mark.parametrize("number", sorted(CHAPTERS))
+def test_the_minutes_for_doing_hold_the_exercises(number):
+    text = CHAPTERS[number].read_text(encoding="utf8")
+    exercises = [int(minutes) for minutes in re.findall(r"^\*(\d+) minutes, (?:easy|medium|hard)", text, re.MULTILINE)]
+    assert len(exercises) == text.count("{exercise-start}")
+    assert chapters.describe("", "", text).doing >= sum(exercises)
+
+
 def test_every_chapter_has_its_question_for_a_class():
     asked = re.findall(r"^\| \{chapter\}`(\d+)` \|", page("teaching"), re.MULTILINE)
     assert [int(n) for n in asked] == list(range(1, 17))

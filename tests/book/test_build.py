@@ -19,6 +19,8 @@ from labcode.sphinxext import fingerprint
 ROOT = Path(__file__).parents[2]
 # Little is enough where the question is whether every cell runs, not what comes out.
 FEW = {"LAB_PROMPTS": "4", "LAB_TOKENS": "4096"}
+# The other worker runs the notebooks meanwhile: a third kernel would only take their core.
+ALONE = {"LAB_JOBS": "1"}
 
 
 class Build(NamedTuple):
@@ -70,7 +72,7 @@ def strict(tmp_path_factory) -> Build:
 @pytest.fixture(scope="module")
 def ignorant(tmp_path_factory, random_gpt2_folder) -> Build:
     flags = ("-W", "-n", "--keep-going")
-    return build(tmp_path_factory.mktemp("ignorant"), str(random_gpt2_folder), *flags, **FEW)
+    return build(tmp_path_factory.mktemp("ignorant"), str(random_gpt2_folder), *flags, **FEW, **ALONE)
 
 
 def code_pages() -> list[str]:

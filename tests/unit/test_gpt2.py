@@ -23,7 +23,7 @@ DEMOS = (
 
 def expect(key: str, value: float) -> None:
     figure = PUBLISHED[key]
-    assert value == pytest.approx(figure.value, abs=figure.tolerance), figure.quantity
+    assert figure.agrees(value), f"{figure.quantity}: {value}, published {figure}"
 
 
 def difference(model, pop) -> torch.Tensor:

@@ -12,6 +12,7 @@ from nbclient import NotebookClient
 
 from labcode import metrics, report
 from labcode.errors import ReportError
+from labcode.published import Figure
 
 CELL = """
 import torch
@@ -50,6 +51,17 @@ def test_numbers_arrive_plain(glued):
 def test_claims_are_recorded_with_their_evidence(glued):
     claims = [json.loads(value) for name, value in glued.items() if name.startswith("ledger.claim.")]
     assert [(claim["holds"], claim["evidence"]) for claim in claims] == [(True, "observational"), (False, "necessary")]
+
+
+@pytest.mark.parametrize(
+    ("bound", "agreeing", "off"),
+    [("", (0.45, 0.55), (0.3, 0.7)), ("above", (0.45, 9.0), (0.3,)), ("below", (-9.0, 0.55), (0.7,))],
+)
+def test_a_published_bound_is_open_on_its_own_side(bound, agreeing, off):
+    figure = Figure("q", 0.5, 0.1, "s", bound)
+    assert all(figure.agrees(value) for value in agreeing)
+    assert not any(figure.agrees(value) for value in off)
+    assert str(figure) == f"{bound} +0.50 ± 0.1".strip()
 
 
 def test_comparisons_give_a_verdict_only_on_the_same_model(glued):

@@ -158,8 +158,8 @@ EXERCISES = [
         takes=("model", "clean", "corrupted", "sender", "receivers", "into"),
         cases=_toy_wires,
         right=_heard,
-        says="One wire for each receiver. Where the rows differ, a patch of all receivers at once would have averaged "
-        "over different machines, or hidden one behind the other.",
+        says="One wire for each receiver. Where the wires differ, a patch of all receivers at once would have mixed "
+        "different mechanisms, or hidden one behind the other.",
         needs_model=False,
         mistakes=[
             Mistake(

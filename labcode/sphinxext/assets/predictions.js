@@ -115,7 +115,7 @@
       const form = make("form", {},
         make("label", { for: text.id }, "Your prediction"), text,
         make("p", { id: `${box.id}-kept`, className: "lab-small" },
-          "Kept in this browser only. Once you commit, what came is shown beside it."),
+          "Kept in this browser only. Once you commit, what the run gave is shown beside it."),
         make("button", { type: "submit" }, "Commit"));
       form.noValidate = true;
       form.addEventListener("submit", (event) => {
