@@ -1,4 +1,4 @@
-"""Head families found by stated criteria: the same ones on every model, written down before any of them was run.
+"""Head families found by stated criteria: the same ones on every model, written down before the search.
 
 A family's definition asks for both kinds of evidence, where a head looks and what it costs to intervene on it. The
 thresholds stand here and nowhere else. They are round numbers taken from the literature, not fitted: an effect of one

@@ -163,6 +163,9 @@ def same_layer_heads(
         heads: the heads to be replaced; none of them is drawn.
         exclude: further heads that are not to be drawn, such as those of other families.
 
+    Returns:
+        The drawn heads in the order of the model, not of `heads`.
+
     Raises:
         HeadError: fewer other heads in the model than `heads`.
 

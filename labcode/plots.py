@@ -48,7 +48,7 @@ def bars(
             "symmetric": False,
             "array": [h - v for h, v in zip(high, values, strict=True)],
             "arrayminus": [v - lo for lo, v in zip(low, values, strict=True)],
-            "color": NEUTRAL,
+            "color": NEUTRAL,  # the page draws it in the colour of its text
             "thickness": 1.5,
         }
     colours = [TOWARDS if v >= 0 else AGAINST for v in values]
@@ -105,7 +105,13 @@ def lines(
     for (name, values), colour in zip(series.items(), _colours(series), strict=True):
         if low and high and name in low:
             edge = [*high[name], *reversed(low[name])]
-            band = {"fill": "toself", "fillcolor": _faint(colour), "line_width": 0, "hoverinfo": "skip"}
+            band = {
+                "mode": "lines",
+                "fill": "toself",
+                "fillcolor": _faint(colour),
+                "line_width": 0,
+                "hoverinfo": "skip",
+            }
             fig.add_trace(go.Scatter(x=[*index, *reversed(index)], y=edge, showlegend=False, **band))
         hover = [f"{_text(label)}: {v:+.2f}" for label, v in zip(labels, values, strict=True)]
         fig.add_trace(
@@ -174,9 +180,13 @@ def scatter(
     alt: str,
     x_title: str,
     y_title: str,
+    groups: Sequence[str] | None = None,
     named: int = 8,
 ) -> go.Figure:
     """One point for each labelled thing, with the line on which both measures agree; those furthest out are named.
+
+    Args:
+        groups: the group of each point; groups differ in colour and mark, and stand in the legend.
 
     Used in chapters 05, 06 and 09.
     """
@@ -186,22 +196,24 @@ def scatter(
     text = [_text(label) if i in far else "" for i, label in enumerate(labels)]
     hover = [f"{_text(label)}: {a:+.2f}, {b:+.2f}" for label, a, b in zip(labels, x, y, strict=True)]
     edges = [min([*x, *y, 0.0]), max([*x, *y, 0.0])]
-    fig = go.Figure(
-        [
-            go.Scatter(x=edges, y=edges, mode="lines", line={"color": NEUTRAL, "dash": "dash"}, hoverinfo="skip"),
+    dash = {"color": NEUTRAL, "dash": "dash"}
+    fig = go.Figure(go.Scatter(x=edges, y=edges, mode="lines", line=dash, hoverinfo="skip", showlegend=False))
+    for number, group in enumerate(dict.fromkeys(groups or [""])):
+        own = [i for i in range(len(labels)) if groups is None or groups[i] == group]
+        fig.add_trace(
             go.Scatter(
-                x=list(x),
-                y=list(y),
+                x=[x[i] for i in own],
+                y=[y[i] for i in own],
+                name=group,
                 mode="markers+text",
-                text=text,
+                text=[text[i] for i in own],
                 textposition="top center",
-                marker={"color": SERIES[0], "size": 7},
-                hovertext=hover,
+                marker={"color": SERIES[number], "size": 7, "symbol": number},
+                hovertext=[hover[i] for i in own],
                 hoverinfo="text",
-            ),
-        ]
-    )
-    fig.update_layout(showlegend=False, xaxis_title=x_title, yaxis_title=y_title)
+            )
+        )
+    fig.update_layout(showlegend=groups is not None, xaxis_title=x_title, yaxis_title=y_title)
     return _finish(fig, alt, height=440)
 
 

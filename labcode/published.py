@@ -35,7 +35,12 @@ class Figure:
 
     def __str__(self) -> str:
         """The value with its tolerance: "+3.56 ± 0.8", "above +0.95 ± 0.05"."""
-        return f"{self.bound} {self.value:+.2f} ± {self.tolerance:.2g}".strip()
+        return f"{self.bound} {signed(self.value)} ± {self.tolerance:.2g}".strip()
+
+
+def signed(value: float) -> str:
+    """A number with its sign and two decimals, three where it is small: "+3.56", "+0.004"."""
+    return f"{value:+.2f}" if abs(value) >= 0.1 else f"{value:+.3f}"
 
 
 WANG = "Wang et al. 2022"
@@ -43,7 +48,7 @@ DEMOS = "TransformerLens demos, eight prompts"
 LAB = "this project's first lab, one prompt"
 
 PUBLISHED: dict[str, Figure] = {
-    "wang.logit_difference": Figure("mean logit difference, 100,000 prompts", 3.56, 0.8, f"{WANG}, section 2"),
+    "wang.logit_difference": Figure("mean logit difference", 3.56, 0.8, f"{WANG}, section 2, 100,000 prompts"),
     "wang.accuracy": Figure("share of prompts with IO above S", 0.993, 0.02, f"{WANG}, section 2"),
     "wang.p_io": Figure("mean P(IO)", 0.49, 0.12, f"{WANG}, section 2"),
     "demos.logit_difference": Figure("mean logit difference, eight prompts", 3.5519, 0.01, DEMOS),

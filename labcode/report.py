@@ -15,10 +15,11 @@ from itertools import count
 from typing import Any, Literal, get_args
 
 from labcode.errors import ReportError
-from labcode.published import PUBLISHED, Figure
+from labcode.published import PUBLISHED, Figure, signed
 
 Evidence = Literal["observational", "sufficient", "necessary", "sufficient and necessary"]
 EVIDENCE = get_args(Evidence)
+LONG = ' class="lab-long"'  # a cell that holds a sentence
 
 _numbers = count(1)
 
@@ -90,7 +91,7 @@ def compare(values: Mapping[str, float], same_model: bool) -> None:
         figure = _figure(key)
         verdict = ("agrees" if figure.agrees(float(value)) else "differs") if same_model else "other model"
         said = {"agrees": "✓ agrees", "differs": "✗ differs", "other model": "another model: no verdict"}[verdict]
-        measured, published = f"{float(value):+.2f}", str(figure)
+        measured, published = signed(float(value)), str(figure)
         rows.append([figure.quantity, measured, published, figure.source, said])
         lines.append(f"{figure.quantity}: {measured} here, {published} published ({figure.source}): {said}")
         _record(
@@ -119,7 +120,7 @@ def published(keys: Sequence[str]) -> None:
     Used in chapters 04, 05 and 10.
     """
     figures = [_figure(key) for key in keys]
-    rows = [[figure.quantity, f"{figure.value:+.2f}", figure.source] for figure in figures]
+    rows = [[figure.quantity, signed(figure.value), figure.source] for figure in figures]
     show_table(["quantity, GPT-2 small", "published", "source"], rows)
 
 
@@ -149,8 +150,12 @@ def expected(rows: Sequence[Row]) -> None:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """An HTML table of escaped text."""
     top = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     return f'<table class="lab-table"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _cell(text: str) -> str:
+    return f"<td{LONG if len(text) > 40 else ''}>{html.escape(text)}</td>"
 
 
 def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -166,7 +166,7 @@ class CodeLinks(SphinxPostTransform):
     def _known(self) -> Iterator[tuple[str, tuple[str, str, str]]]:
         """Each name as a chapter may write it: with its module, and a function or class also alone, if only one has it.
 
-        Other bare names are left alone: `heads` or `place` is more often an argument than the module or attribute.
+        Ordinary words are left alone: `heads`, `place` or `whole` is more often an argument than something of labcode.
         """
         objects = [one for one in self.env.get_domain("py").get_objects() if one[0].startswith("labcode.")]
         bare: dict[str, list[tuple[str, str, str]]] = {}
@@ -181,7 +181,7 @@ class CodeLinks(SphinxPostTransform):
             if kind in ("function", "class", "exception"):
                 bare.setdefault(short.rpartition(".")[2], []).append((docname, target, full))
         for name, owners in bare.items():
-            if len(owners) == 1 and len(name) > 3:
+            if len(owners) == 1 and ("_" in name or not name.islower()):
                 yield name, owners[0]
 
 

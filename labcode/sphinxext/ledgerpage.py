@@ -6,6 +6,7 @@ the page can put its own headings between them. Used by the page "Ledger".
 
 from __future__ import annotations
 
+import ast
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -50,27 +51,27 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 
 def _claims(app: Sphinx, here: str) -> list[nodes.Node]:
     rows = [
-        [_chapter(app, here, name), claim["text"], str(claim.get("evidence") or ""), _mark(claim["holds"])]
+        [_mark(claim["holds"]), claim["text"], str(claim.get("evidence") or ""), _chapter(app, here, name)]
         for name, page in in_order(app.env)
         for claim in page.claims
     ]
-    return _table(["Chapter", "Claim", "Evidence", "Holds on this run"], rows, "claims")
+    return _table(["On this run", "Claim", "Evidence", "Chapter"], rows, "claims")
 
 
 def _comparisons(app: Sphinx, here: str) -> list[nodes.Node]:
     rows = [
         [
-            _chapter(app, here, name),
             row["quantity"],
             _value(row["measured"]),
             _published(row),
             row.get("source") or "",
             _verdict(row["verdict"]),
+            _chapter(app, here, name),
         ]
         for name, page in in_order(app.env)
         for row in page.comparisons
     ]
-    return _table(["Chapter", "Quantity", "This run", "Published", "Source", "Verdict"], rows, "comparisons")
+    return _table(["Quantity", "This run", "Published", "Source", "Verdict", "Chapter"], rows, "comparisons")
 
 
 def _numbers(app: Sphinx, here: str) -> list[nodes.Node]:
@@ -82,7 +83,9 @@ def _numbers(app: Sphinx, here: str) -> list[nodes.Node]:
                     "", f'<details class="lab-numbers"><summary>{_summary(app, name, page)}</summary>', format="html"
                 ),
                 *_table(
-                    ["Name", "Value"], [[nodes.literal("", key), text] for key, text in page.numbers.items()], "numbers"
+                    ["Name", "Value"],
+                    [[nodes.literal("", key), _value(_plain(text))] for key, text in page.numbers.items()],
+                    "numbers",
                 ),
                 nodes.raw("", "</details>", format="html"),
             ]
@@ -114,6 +117,14 @@ def _published(row: dict[str, Any]) -> str:
     tolerance = row.get("tolerance")
     value = f"{row.get('bound') or ''} {_value(row.get('published'))}".strip()
     return value + ("" if tolerance is None else f" ± {_value(tolerance)}")
+
+
+def _plain(text: str) -> Any:
+    """What was glued: a number or a text, of which the page stores the repr."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _value(value: Any) -> str:

@@ -32,6 +32,14 @@
     };
   }
 
+  // A long title is cut off on a phone, so it breaks at the space nearest to its middle.
+  function inTwo(text) {
+    const spaces = [...text.matchAll(/ /g)].map((found) => found.index);
+    if (text.length < 32 || text.includes("<") || !spaces.length) return text;
+    const middle = spaces.reduce((a, b) => (Math.abs(b - text.length / 2) < Math.abs(a - text.length / 2) ? b : a));
+    return `${text.slice(0, middle)}<br>${text.slice(middle + 1)}`;
+  }
+
   // On a phone the colour bar lies above the plot and the legend below it, so that the plot keeps its width.
   function fit(data, layout) {
     const lay = (bar) => (bar && (bar.x !== undefined || bar.y !== undefined) ? bar : {
@@ -43,15 +51,26 @@
     for (const key of Object.keys(layout)) {
       if (key.startsWith("coloraxis")) layout[key].colorbar = lay(layout[key].colorbar);
     }
+    for (const key of Object.keys(layout)) {
+      if (/^[xy]axis/.test(key) && layout[key].title?.text) layout[key].title.text = inTwo(layout[key].title.text);
+    }
     layout.font = { size: 11, ...layout.font };
     layout.legend = { orientation: "h", y: -0.25, yanchor: "top", x: 0, ...layout.legend };
     layout.margin = { ...layout.margin, l: Math.min(layout.margin?.l ?? 40, 40), r: 8 };
+  }
+
+  // Intervals on bars take the colour of the text: any fixed one would drown in one of the bars' colours or schemes.
+  function whiskers(data) {
+    return data.flatMap((trace, index) => ["error_x", "error_y"]
+      .filter((key) => trace.type === "bar" && trace[key]?.array)
+      .map((key) => ({ index, key, error: trace[key] })));
   }
 
   function draw(host) {
     if (host.dataset.drawn) return;
     host.dataset.drawn = "yes";
     const { data, layout, colors } = JSON.parse(host.querySelector("script").textContent);
+    whiskers(data).forEach(({ error }) => { error.color = token("--lab-figure-ink"); });
     const touch = matchMedia("(pointer: coarse)").matches;
     if (host.clientWidth && host.clientWidth < NARROW) fit(data, layout);
     if (touch) layout.dragmode = false; // a finger scrolls the page
@@ -84,8 +103,12 @@
     hosts.forEach((host) => near.observe(host));
 
     const drawn = () => hosts.filter((host) => host.labCanvas);
+    const dye = (host) => whiskers(host.labCanvas.data).forEach(({ index, key }) => {
+      Plotly.restyle(host.labCanvas, { [`${key}.color`]: token("--lab-figure-ink") }, [index]);
+    });
     const reskin = () => drawn().forEach((host) => {
       Plotly.relayout(host.labCanvas, { template: skin(host.labColors) });
+      dye(host);
     });
     new MutationObserver(reskin).observe(document.documentElement, { attributeFilter: ["data-theme"] });
 
@@ -93,10 +116,12 @@
       hosts.forEach(draw);
       drawn().forEach((host) => {
         Plotly.relayout(host.labCanvas, { template: skin(host.labColors), width: 640 });
+        dye(host);
       });
     });
     addEventListener("afterprint", () => drawn().forEach((host) => {
       Plotly.relayout(host.labCanvas, { template: skin(host.labColors), width: null, autosize: true });
+      dye(host);
     }));
   }
 
