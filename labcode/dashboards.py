@@ -19,6 +19,7 @@ import torch
 
 from labcode.errors import MetricError
 from labcode.sae import latents
+from labcode.wording import masked, masked_tokens
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -116,11 +117,11 @@ def card(
         density=float(fired[:, 1:].float().mean()),
         peak=peak,
         counts=tuple(torch.histc(acts[fired], bins=BINS, min=0, max=peak).int().tolist()),
-        words=tuple(word for word, _ in words.most_common(4)),
+        words=tuple(masked(word) for word, _ in words.most_common(4)),
         top=snippets(strongest[:TOP]),
         lower=tuple((f"{q:.0%} quantile", snippets(around(acts, q, EACH))) for q in LOWER),
-        promoted=tuple((model.tokenizer.decode([i]), value) for i, value in high),
-        suppressed=tuple((model.tokenizer.decode([i]), value) for i, value in low),
+        promoted=tuple((masked(model.tokenizer.decode([i])), value) for i, value in high),
+        suppressed=tuple((masked(model.tokenizer.decode([i])), value) for i, value in low),
         neighbours=tuple(latents.neighbours(sae, latent, 5)),
         rule=rule,
         f1=f1,
@@ -176,7 +177,7 @@ def _snippet(model: Any, codes: Codes, acts: Tensor, peak: float, context: int, 
     window = slice(max(0, position - BEFORE), position + AFTER + 1)
     ids = codes.tokens[context, window].tolist()
     return Snippet(
-        tokens=tuple(model.tokenizer.decode([i]) for i in ids),
+        tokens=masked_tokens([model.tokenizer.decode([i]) for i in ids]),
         strength=tuple(round(value / peak, 3) for value in acts[context, window].tolist()),
         at=position - window.start,
         value=float(acts[context, position]),

@@ -78,11 +78,15 @@ class Text:
             ("repeated token", f"the token has come before and is a {name}"): seen & c
             for name, c in zip(CLASSES, classes, strict=True)
         }
-        rules |= {("position", f"among the first {edge} tokens"): position <= edge for edge in EDGES}
-        rules |= {("position", f"after the first {edge} tokens"): position > edge for edge in EDGES}
+        rules |= {("position", f"among the first {_tokens(edge)}"): position <= edge for edge in EDGES}
+        rules |= {("position", f"after the first {_tokens(edge)}"): position > edge for edge in EDGES}
         self.rules = list(rules)
         self.fixed = torch.stack(list(rules.values()))  # [rule context pos]
         self.fixed[:, :, 0] = False
+
+
+def _tokens(n: int) -> str:
+    return "token" if n == 1 else f"{n} tokens"
 
 
 def repeats(tokens: Int[Tensor, "context pos"]) -> Bool[Tensor, "context pos"]:

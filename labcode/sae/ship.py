@@ -3,6 +3,9 @@
 Longer than the chapter can: all of the corpus but its held-out contexts, more latents, more passes. It shows progress,
 and writes `book/data/sae-smollm2` only when it is done and was judged on the held-out contexts.
 
+The shipped one was trained with bfloat16 products, as its record says. The same command, in float32 today, gives a
+slightly different one.
+
 Used for chapters 15 and 16.
 """
 

@@ -35,7 +35,7 @@
   // A long title is cut off on a phone, so it breaks at the space nearest to its middle.
   function inTwo(text) {
     const spaces = [...text.matchAll(/ /g)].map((found) => found.index);
-    if (text.length < 32 || text.includes("<") || !spaces.length) return text;
+    if (text.length < 26 || text.includes("<") || !spaces.length) return text;
     const middle = spaces.reduce((a, b) => (Math.abs(b - text.length / 2) < Math.abs(a - text.length / 2) ? b : a));
     return `${text.slice(0, middle)}<br>${text.slice(middle + 1)}`;
   }
