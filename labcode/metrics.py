@@ -160,22 +160,51 @@ def bootstrap_cells(
 
     Used in chapters 02, 03, 06, 08, 09, 15 and 16.
     """
-    table = values.detach().cpu().double().numpy()  # [cell batch]
+    return bootstrap_ratios(values, torch.ones(values.shape[-1]), groups, level, n_resamples, seed)
+
+
+def bootstrap_ratios(
+    parts: Float[Tensor, "cell batch"],
+    whole: Float[Tensor, " batch"],
+    groups: Int[Tensor, " batch"] | None = None,
+    level: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> list[Interval]:
+    """For each row, the ratio of its mean to the mean of `whole`, with a percentile bootstrap interval.
+
+    Both means are taken over the same resampled prompts, so that a part which is the whole has a ratio of 1 exactly.
+
+    Args:
+        groups: prompts with the same number are drawn together, as for `bootstrap`.
+
+    Raises:
+        MetricError: no prompts, NaN, not one group for each prompt, or a mean of `whole` that is 0.
+
+    Limits: where the mean of `whole` may be 0, the interval can be very wide.
+
+    Used in chapters 04, 05 and 10, through `labcode.patching` and `labcode.circuit`.
+    """
+    table, unit = (x.detach().cpu().double().numpy() for x in (parts, whole))  # [cell batch], [batch]
     n = table.shape[-1]
     if n == 0:
         raise MetricError("the mean of no prompts is undefined: the population is empty")
-    if np.isnan(table).any():
+    if np.isnan(table).any() or np.isnan(unit).any():
         raise MetricError("NaN among the values to average: look for it in the run that made them")
+    if abs(unit.mean()) < 1e-9:
+        raise MetricError("a share of nothing: the mean that is divided by is 0")
     labels = np.arange(n) if groups is None else groups.cpu().numpy()
     if len(labels) != n:
         raise MetricError(f"{len(labels)} groups for {n} values: give one group to each prompt")
     _, member = np.unique(labels, return_inverse=True)
-    size = np.bincount(member)  # [group]
     sums = np.stack([np.bincount(member, weights=row) for row in table])  # [cell group]
+    size = np.bincount(member, weights=unit)  # [group]
     draws = np.random.default_rng(seed).multinomial(len(size), np.full(len(size), 1 / len(size)), size=n_resamples)
-    means = (sums @ draws.T) / (draws @ size)  # [cell resample]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=-1)
-    rows = zip(table.mean(axis=-1), low, high, strict=True)
+    bottom = draws @ size  # [resample]
+    usable = np.abs(bottom) > 1e-9
+    ratios = (sums @ draws[usable].T) / bottom[usable]
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2], axis=-1)
+    rows = zip(table.mean(axis=-1) / unit.mean(), low, high, strict=True)
     return [Interval(float(mean), float(lo), float(hi), n) for mean, lo, hi in rows]
 
 

@@ -13,11 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from labcode.circuit.states import CircuitError, Keep, Node, Out
-from labcode.metrics import Interval, bootstrap
+from labcode.metrics import Interval, bootstrap, bootstrap_ratios
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -268,8 +267,6 @@ def ratio(
     whole: Float[Tensor, " batch"],
     groups: Int[Tensor, " batch"],
     level: float = 0.95,
-    n_resamples: int = 2000,
-    seed: int = 0,
 ) -> Interval:
     """The ratio of two means over the same prompts, with a percentile bootstrap over groups.
 
@@ -278,17 +275,9 @@ def ratio(
 
     Used in chapter 10, through `faithfulness`.
     """
-    a, b = part.double().numpy(), whole.double().numpy()
-    if abs(b.mean()) < 1e-6:
+    if abs(float(whole.double().mean())) < 1e-6:
         raise CircuitError("a share of nothing: the whole model's mean logit difference is 0 on these prompts")
-    _, member = np.unique(groups.numpy(), return_inverse=True)
-    sums = np.stack([np.bincount(member, weights=values) for values in (a, b)])  # [2 group]
-    n = sums.shape[1]
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
-    top, bottom = sums @ drawn.T
-    kept = np.where(np.abs(bottom) < 1e-9, np.nan, bottom)
-    low, high = np.nanquantile(top / kept, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(a.mean() / b.mean()), float(low), float(high), len(a))
+    return bootstrap_ratios(part[None], whole, groups, level)[0]
 
 
 def _without(circuit: Sequence[Node], removed: Iterable[Node]) -> tuple[Out, Keep]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from labcode.metrics import Interval, bootstrap_cells, restoration
+from labcode.metrics import Interval, bootstrap_ratios, restoration
 from labcode.patching.plan import Axis
 
 if TYPE_CHECKING:
@@ -64,8 +64,15 @@ class Grid:
         return self.effect().mean(-1)
 
     def intervals(self, level: float = 0.95) -> list[Interval]:
-        """Bootstrap interval of the mean effect of each cell, in row-major order of the cells."""
-        return bootstrap_cells(self.effect().flatten(0, -2), self.draws, level)
+        """Bootstrap interval of the mean effect of each cell, in row-major order of the cells.
+
+        The mean gap, its unit, is that of the same resampled prompts: a cell that restores every prompt has no width.
+        """
+        start, goal = self.corrupted, self.clean
+        if self.direction == "noising":
+            start, goal = goal, start
+        self.effect()  # for its error: no gap, nothing to restore
+        return bootstrap_ratios((self.values - start).flatten(0, -2), goal - start, self.draws, level)
 
     def bounds(self, level: float = 0.95) -> tuple[Float[Tensor, "*cells"], Float[Tensor, "*cells"]]:
         """Lower and upper bound of `intervals`, shaped like `mean()`."""

@@ -63,7 +63,7 @@ def test_an_answer_is_committed_by_keyboard_and_what_came_is_shown_beside_it(tab
     assert box.locator("blockquote").inner_text() == "One half, 7 of 10."
     assert box.get_by_role("status").inner_text() == "Committed."
     # The focus moves to the result, not to the top of the page.
-    assert tab.evaluate("document.activeElement.textContent") == "What came"
+    assert tab.evaluate("document.activeElement.textContent") == "What the run gave"
     finding = box.locator("ul a").first
     target = finding.get_attribute("href")
     there = tab.locator(target)
@@ -80,14 +80,14 @@ def test_the_answer_and_the_mark_are_there_after_a_reload(tab):
     box = tab.locator(".admonition.predict").first
     commit(tab, box, HOSTILE)
     box.get_by_label("It came otherwise").check()
-    note = box.get_by_label("What came, and what would have to be true for it to fit?")
+    note = box.get_by_label("What the run gave, and what would have to be true for it to fit?")
     note.fill("twice as much")
     note.blur()
     tab.reload()
     box = tab.locator(".admonition.predict").first
     assert box.locator("blockquote").inner_text() == HOSTILE
     assert box.get_by_label("It came otherwise").is_checked()
-    assert box.get_by_label("What came, and what would").input_value() == "twice as much"
+    assert box.get_by_label("What the run gave, and what would").input_value() == "twice as much"
     assert tab.evaluate("window.bad") is None
     assert tab.locator(".lab-prediction img, .lab-reminder img").count() == 0
     # The other box is still open, and its answer is its own.

@@ -113,6 +113,29 @@ def test_cells_are_the_rows():
     assert metrics.bootstrap_cells(table)[1] == metrics.bootstrap(table[1])
 
 
+def test_a_part_that_is_the_whole_has_no_width():
+    whole = torch.rand(40, generator=torch.Generator().manual_seed(0)) + 1
+    (found,) = metrics.bootstrap_ratios(whole[None], whole)
+    assert (found.mean, found.low, found.high) == pytest.approx((1, 1, 1))
+
+
+def test_a_ratio_covers_the_true_one_as_often_as_it_says():
+    rng = np.random.default_rng(3)
+    hits = 0
+    for trial in range(200):
+        whole = rng.normal(4.0, 1.0, 60)
+        part = 0.3 * whole + rng.normal(0.0, 0.5, 60)
+        pair = torch.from_numpy(part)[None], torch.from_numpy(whole)
+        (found,) = metrics.bootstrap_ratios(*pair, n_resamples=400, seed=trial)
+        hits += found.low <= 0.3 <= found.high
+    assert 176 <= hits <= 199
+
+
+def test_a_share_of_nothing_is_an_error():
+    with pytest.raises(MetricError, match="a share of nothing"):
+        metrics.bootstrap_ratios(torch.ones(1, 2), torch.tensor([1.0, -1.0]))
+
+
 @pytest.mark.parametrize(
     ("values", "groups", "message"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -45,11 +47,16 @@ def test_sign_stability_is_the_share_that_agrees_with_the_mean():
 def test_intervals_lie_around_the_means_and_take_draws_together():
     some = grid()
     low, high = some.bounds()
-    assert (low[0, 1], high[0, 1]) == (0, 1)
+    assert (low[0, 1], high[0, 1]) == (0, 0.75)  # 0 / 3 and 4.5 / 6: a prompt is drawn with its own gap
     assert bool((low <= some.mean() + 1e-6).all())
     assert bool((some.mean() <= high + 1e-6).all())
     one_draw = grid(draws=torch.tensor([3, 3])).bounds()
     torch.testing.assert_close(one_draw[0], one_draw[1])
+
+
+def test_a_cell_that_restores_every_prompt_has_no_width():
+    whole = replace(grid(), values=torch.tensor([4.0, 2.0]).expand(2, 3, 2))
+    assert {(cell.mean, cell.low, cell.high) for cell in whole.intervals()} == {(1, 1, 1)}
 
 
 def test_cells_are_named_as_the_field_names_them():

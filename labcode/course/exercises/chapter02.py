@@ -197,7 +197,7 @@ EXERCISES = [
         takes=("model", "pop", "layer"),
         cases=_layers,
         right=_lens,
-        says="The stream behind the block, at END, through the final norm and along IO − S: a stage is read as if the "
+        says="The stream after the block, at END, through the final norm and along IO − S: a stage is read as if the "
         "model ended there.",
         mistakes=[
             Mistake(

@@ -101,7 +101,7 @@ def _told(
 def _scaled(
     model: Any, tokens: Tensor, factors: list[float], *, place: str = "hook_attn_out", plus: bool = False
 ) -> Tensor:
-    """[d_vocab]: the logits behind the last token, with each layer's attention output times its own factor."""
+    """[d_vocab]: the logits at the last token, with each layer's attention output times its own factor."""
 
     def hook_of(factor: float) -> Callable[..., Tensor]:
         return lambda output, hook: output + factor if plus else factor * output
@@ -195,7 +195,7 @@ EXERCISES = [
     ),
     Exercise(
         number="03.3",
-        form=Numbers("d_vocab", "the logits behind the last token"),
+        form=Numbers("d_vocab", "the logits at the last token"),
         takes=("model", "tokens", "factors"),
         cases=_factors,
         right=_scaled,

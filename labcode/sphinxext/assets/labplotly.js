@@ -51,8 +51,13 @@
     for (const key of Object.keys(layout)) {
       if (key.startsWith("coloraxis")) layout[key].colorbar = lay(layout[key].colorbar);
     }
-    for (const key of Object.keys(layout)) {
-      if (/^[xy]axis/.test(key) && layout[key].title?.text) layout[key].title.text = inTwo(layout[key].title.text);
+    for (const key of Object.keys(layout).filter((key) => /^[xy]axis/.test(key))) {
+      const axis = layout[key];
+      if (axis.title?.text) axis.title.text = inTwo(axis.title.text);
+      if (key.startsWith("x") && axis.tickvals?.length > 12) {
+        const step = Math.ceil(axis.tickvals.length / 12);
+        for (const ticks of ["tickvals", "ticktext"]) axis[ticks] = axis[ticks]?.filter((_, at) => at % step === 0);
+      }
     }
     layout.font = { size: 11, ...layout.font };
     layout.legend = { orientation: "h", y: -0.25, yanchor: "top", x: 0, ...layout.legend };

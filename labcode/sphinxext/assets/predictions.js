@@ -140,7 +140,7 @@
         finding.id ||= `${box.id}-finding-${i + 1}`;
         return make("li", {}, make("a", { href: `#${finding.id}` }, came[i]));
       }));
-      const beside = make("p", { tabIndex: -1, className: "lab-came" }, make("strong", {}, "What came"));
+      const beside = make("p", { tabIndex: -1, className: "lab-came" }, make("strong", {}, "What the run gave"));
       const marks = make("fieldset", {}, make("legend", {}, "Was it right?"));
       for (const [mark, words] of Object.entries(MARKS)) {
         const radio = make("input", { type: "radio", name: `${box.id}-mark`, value: mark, checked: entry.mark === mark });
@@ -165,7 +165,7 @@
         make("p", {}, make("strong", {}, "You predicted"), day(entry.at) ? ` on ${day(entry.at)}` : ""),
         make("blockquote", {}, entry.text),
         beside, ...(found.length ? [links] : [make("p", {}, "It stands in the cells below.")]),
-        marks, make("label", { for: note.id }, "What came, and what would have to be true for it to fit?"), note, back);
+        marks, make("label", { for: note.id }, "What the run gave, and what would have to be true for it to fit?"), note, back);
       remind(entry);
       change(id, { came }); // a later build may have found other numbers
       if (focus) beside.focus();
@@ -199,7 +199,7 @@
     const told = (entry) => [
       make("p", {}, make("strong", {}, "You predicted"), day(entry.at) ? ` on ${day(entry.at)}` : ""),
       make("blockquote", {}, entry.text),
-      ...(entry.came.length ? [make("p", {}, make("strong", {}, "What came")),
+      ...(entry.came.length ? [make("p", {}, make("strong", {}, "What the run gave")),
         make("ul", {}, ...entry.came.map((line) => make("li", {}, line)))] : []),
       make("p", { className: `lab-mark-${entry.mark || "open"}` }, make("strong", {}, MARKS[entry.mark] ?? "Not marked yet"),
         entry.note ? `: ${entry.note}` : ""),
@@ -248,7 +248,7 @@
       for (const entry of order.map((id) => all[id])) {
         if (entry.title !== chapter) lines.push("", `## ${(chapter = entry.title)}`);
         lines.push("", `**${entry.question}**`, "", ...entry.text.split(/\r?\n/).map((line) => `> ${line}`.trimEnd()), "");
-        if (entry.came.length) lines.push("What came:", "", ...entry.came.map((line) => `* ${line}`), "");
+        if (entry.came.length) lines.push("What the run gave:", "", ...entry.came.map((line) => `* ${line}`), "");
         lines.push(`${MARKS[entry.mark] ?? "Not marked yet"}${entry.note ? `: ${entry.note}` : "."}`);
       }
       return `${lines.join("\n")}\n`;
