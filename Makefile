@@ -11,7 +11,7 @@ book: $(READY)
 	$(BIN)/jupyter-book build . $(STRICT)
 
 test: $(READY)
-	LAB_MODEL=smollm2 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	LAB_MODEL=smollm2 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 serve:
 	$(PYTHON) -m http.server --bind 127.0.0.1 --directory _build/html 8000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -17,27 +16,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from jupyter_client.manager import KernelManager, start_new_kernel
-from myst_nb.core.config import NbParserConfig
-from myst_nb.core.read import create_nb_reader
-from myst_parser.config.main import MdParserConfig
-from nbclient import NotebookClient
+from jupyter_client.manager import KernelManager
 from nbclient.exceptions import CellExecutionError
+from onekernel import BOOK, chapter, emptied, run, started
 
 from labcode.sphinxext import authoryear, installcell, notebookcells
 from labcode.sphinxext.plaininline import Page
 
 ROOT = Path(__file__).parents[2]
-BOOK = ROOT / "book"
 TOOLS = Path(sys.executable).parent
-
-
-def chapter(name: str) -> nbformat.NotebookNode:
-    """A chapter as the build reads it."""
-    path = BOOK / f"{name}.md"
-    reader = create_nb_reader(str(path), MdParserConfig(), NbParserConfig(), path.read_text())
-    assert reader is not None
-    return reader.read(path.read_text())
 
 
 def code(notebook: nbformat.NotebookNode) -> list[str]:
@@ -46,29 +33,8 @@ def code(notebook: nbformat.NotebookNode) -> list[str]:
 
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[KernelManager]:
-    """One kernel for all notebooks, emptied for each: half of a short run would go into importing torch again."""
-    # Little is enough here: the question is whether the cells run, not what comes out.
-    few = {"LAB_MODEL": "smollm2", "LAB_PROMPTS": "4", "LAB_TOKENS": "4096", "OMP_NUM_THREADS": "1"}
-    manager, channels = start_new_kernel(cwd=str(BOOK), env={**os.environ, **few})
-    channels.stop_channels()
-    yield manager
-    manager.shutdown_kernel(now=True)
-
-
-@contextlib.contextmanager
-def emptied(kernel: KernelManager, notebook: nbformat.NotebookNode) -> Iterator[NotebookClient]:
-    runner = NotebookClient(notebook, km=kernel, timeout=600, resources={"metadata": {"path": str(BOOK)}})
-    with runner.setup_kernel():
-        empty = nbformat.v4.new_code_cell("%reset -f\nfrom labcode import course; course._setting = None")
-        notebook.cells.insert(0, empty)
-        runner.execute_cell(notebook.cells[0], 0)
-        del notebook.cells[0]
-        yield runner
-
-
-def run(runner: NotebookClient, cells: list[nbformat.NotebookNode]) -> None:
-    for cell in cells:
-        runner.execute_cell(cell, runner.nb.cells.index(cell))
+    with started("smollm2") as manager:
+        yield manager
 
 
 def notebook_of(name: str, solved: bool) -> nbformat.NotebookNode:
