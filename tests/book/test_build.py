@@ -76,7 +76,7 @@ def ignorant(tmp_path_factory, random_gpt2_folder) -> Build:
         for name, value in FEW.items():
             given.setenv(name, value)
         mark = fingerprint.fingerprint(ROOT, models.fingerprint(models.prepare(model)))
-    cache = get_cache(output / "_build" / ".jupyter_cache" / mark)
+    cache = get_cache(ROOT / "_build" / ".jupyter_cache" / mark)
     with started(model) as kernel:
         for name in code_pages():
             notebook, begun = chapter(name), time.monotonic()
