@@ -21,6 +21,26 @@ from both import Pair, load_both
 from labcode import models
 
 
+# Begun first: a worker that comes to one of them last would work on alone.
+LONGEST = (
+    *(
+        "test_build",
+        "test_running_notebooks",
+        "test_sphinxext_build",
+        "test_site",
+        "test_predictions",
+        "test_notebooks",
+    ),
+    *("test_models_embedded", "test_models_hub", "test_prediction_boxes"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; all others stay in order."""
+    rank = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Any:
     """The embedded model, whatever LAB_MODEL says."""

@@ -82,6 +82,7 @@ def ignorant(tmp_path_factory, random_gpt2_folder) -> Build:
             notebook, begun = chapter(name), time.monotonic()
             with emptied(kernel, notebook) as runner:
                 run(runner, [cell for cell in notebook.cells if cell.cell_type == "code"])
+            notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}  # as the kernel says
             took = {"execution_seconds": time.monotonic() - begun}
             bundle = CacheBundleIn(notebook, str(BOOK / f"{name}.md"), data=took)
             cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
