@@ -20,7 +20,6 @@ from both import Pair, load_both
 
 from labcode import models
 
-
 # Begun first: a worker that comes to one of them last would work on alone.
 LONGEST = (
     *(
