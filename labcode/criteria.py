@@ -69,8 +69,7 @@ def _look(source: str, target: str) -> Test:
     return Test(text, "looks", f"attention {source}→{target}")
 
 
-def costs(place: str) -> Test:
-    """Corrupting the head at a named position loses part of the answer."""
+def _costs(place: str) -> Test:
     text = f"corrupting it at {place} loses at least {EFFECT:.0%} of the gap"
     return Test(text, "acts", f"total {place}")
 
@@ -79,8 +78,8 @@ def _more(text: str, measure: str, over: str) -> Test:
     return Test(text, "looks" if measure.startswith("attention") else "acts", measure, over=over)
 
 
-WRITES_FOR = Test(f"its wire to the logits is worth at least {EFFECT:.0%} of the gap", "acts", "direct")
-WRITES_AGAINST = Test(f"its wire to the logits is worth at most −{EFFECT:.0%} of the gap", "acts", "direct", sign=-1)
+_WRITES_FOR = Test(f"its wire to the logits is worth at least {EFFECT:.0%} of the gap", "acts", "direct")
+_WRITES_AGAINST = Test(f"its wire to the logits is worth at most −{EFFECT:.0%} of the gap", "acts", "direct", sign=-1)
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -90,7 +89,7 @@ FAMILIES: dict[str, Family] = {
             "previous-token heads",
             "S1+1",
             "At the word after the first S it looks back at S, and corrupting it there costs part of the answer.",
-            (_look("S1+1", "S1"), costs("S1+1")),
+            (_look("S1+1", "S1"), _costs("S1+1")),
             "#999999",
         ),
         Family(
@@ -98,7 +97,7 @@ FAMILIES: dict[str, Family] = {
             "duplicate-token heads",
             "S2",
             "At the second S it looks at the first, and corrupting it there costs part of the answer.",
-            (_look("S2", "S1"), costs("S2")),
+            (_look("S2", "S1"), _costs("S2")),
             "#E69F00",
         ),
         Family(
@@ -106,7 +105,7 @@ FAMILIES: dict[str, Family] = {
             "induction heads",
             "S2",
             "At the second S it looks at the word after the first, and corrupting it there costs part of the answer.",
-            (_look("S2", "S1+1"), costs("S2")),
+            (_look("S2", "S1+1"), _costs("S2")),
             "#F0E442",
         ),
         Family(
@@ -125,7 +124,7 @@ FAMILIES: dict[str, Family] = {
             "name movers",
             "END",
             "At END it looks at IO and writes for the answer, more by raising IO than by lowering S.",
-            (_look("END", "IO"), WRITES_FOR, _more("raises IO more than it lowers S", "for IO", "against S")),
+            (_look("END", "IO"), _WRITES_FOR, _more("raises IO more than it lowers S", "for IO", "against S")),
             "#0072B2",
         ),
         Family(
@@ -133,7 +132,7 @@ FAMILIES: dict[str, Family] = {
             "subject suppressors",
             "END",
             "At END it looks at the second S and writes for the answer, more by lowering S than by raising IO.",
-            (_look("END", "S2"), WRITES_FOR, _more("lowers S more than it raises IO", "against S", "for IO")),
+            (_look("END", "S2"), _WRITES_FOR, _more("lowers S more than it raises IO", "against S", "for IO")),
             "#009E73",
         ),
         Family(
@@ -141,7 +140,7 @@ FAMILIES: dict[str, Family] = {
             "negative name movers",
             "END",
             "At END it looks at IO and writes against the answer.",
-            (_look("END", "IO"), WRITES_AGAINST),
+            (_look("END", "IO"), _WRITES_AGAINST),
             "#D55E00",
         ),
         Family(
@@ -163,5 +162,10 @@ FAMILIES: dict[str, Family] = {
     )
 }
 
-UNKNOWN = ("writes for the answer", "writes against the answer", "acts at S2", "acts at END")
+UNKNOWN: dict[str, Test] = {
+    "writes for the answer": _WRITES_FOR,
+    "writes against the answer": _WRITES_AGAINST,
+    "acts at S2": _costs("S2"),
+    "acts at END": _costs("END"),
+}
 """What a head does that matters and passes no definition: it is listed under the first of these that fits."""

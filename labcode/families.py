@@ -15,19 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from labcode import evidence
-from labcode.criteria import (
-    EFFECT,
-    FAMILIES,
-    LOOKS,
-    UNKNOWN,
-    WRITES_AGAINST,
-    WRITES_FOR,
-    FamilyError,
-    Head,
-    Node,
-    Test,
-    costs,
-)
+from labcode.criteria import EFFECT, FAMILIES, LOOKS, UNKNOWN, FamilyError, Head, Node, Test
 from labcode.metrics import Interval, bootstrap_cells
 
 if TYPE_CHECKING:
@@ -252,10 +240,9 @@ def _one_family_each(families: dict[str, list[Head]], found: dict[str, Evidence]
 
 
 def _unknown(known: set[Head], heads: list[Head], found: dict[str, Evidence]) -> dict[str, list[Head]]:
-    tests = dict(zip(UNKNOWN, (WRITES_FOR, WRITES_AGAINST, costs("S2"), costs("END")), strict=True))
     placed = set(known)
     unknown: dict[str, list[Head]] = {}
-    for name, test in tests.items():
+    for name, test in UNKNOWN.items():
         unknown[name] = [head for head in heads if head not in placed and passes(found, test, head)]
         placed |= set(unknown[name])
     return unknown

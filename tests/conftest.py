@@ -22,16 +22,9 @@ from labcode import models
 
 # Begun first: a worker that comes to one of them last would work on alone.
 LONGEST = (
-    *(
-        "test_build",
-        "test_running_notebooks",
-        "test_sphinxext_build",
-        "test_site",
-        "test_predictions",
-        "test_notebooks",
-    ),
-    *("test_models_embedded", "test_models_hub", "test_prediction_boxes"),
-)
+    "test_build test_running_notebooks test_sphinxext_build test_site test_predictions test_notebooks "
+    "test_models_embedded test_models_hub test_prediction_boxes"
+).split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

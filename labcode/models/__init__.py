@@ -47,8 +47,6 @@ def load(name: str | None = None, device: str = "cpu") -> TransformerBridge:
     Raises:
         ModelError: The model can't be had or loaded, or this device computes it wrongly.
 
-    Used by every chapter.
-
     Used in all chapters.
     """
     from labcode.models.boot import boot

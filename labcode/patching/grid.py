@@ -47,6 +47,12 @@ class Grid:
         """
         return restoration(self.values, self.clean, self.corrupted)
 
+    @property
+    def _ends(self) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """What runs are worth without a patch, and where a patch can carry them."""
+        ends = self.corrupted, self.clean
+        return ends if self.direction == "denoising" else ends[::-1]
+
     def effect(self) -> Float[Tensor, "*cells batch"]:
         """The share of the gap that the patch crosses: 0 if it does nothing, 1 if it carries the run all the way.
 
@@ -55,9 +61,8 @@ class Grid:
         Raises:
             MetricError: as `restoration`.
         """
-        if self.direction == "denoising":
-            return self.restoration()
-        return restoration(self.values, self.corrupted, self.clean)
+        start, goal = self._ends
+        return restoration(self.values, goal, start)
 
     def mean(self) -> Float[Tensor, "*cells"]:
         """Mean effect of each cell over the prompts."""
@@ -68,11 +73,9 @@ class Grid:
 
         The mean gap, its unit, is that of the same resampled prompts: a cell that restores every prompt has no width.
         """
-        start, goal = self.corrupted, self.clean
-        if self.direction == "noising":
-            start, goal = goal, start
-        self.effect()  # for its error: no gap, nothing to restore
-        return bootstrap_ratios((self.values - start).flatten(0, -2), goal - start, self.draws, level)
+        start, goal = self._ends
+        whole = restoration(goal, goal, start)  # each prompt's own gap, in units of the mean gap
+        return bootstrap_ratios(self.effect().flatten(0, -2), whole, self.draws, level)
 
     def bounds(self, level: float = 0.95) -> tuple[Float[Tensor, "*cells"], Float[Tensor, "*cells"]]:
         """Lower and upper bound of `intervals`, shaped like `mean()`."""

@@ -11,25 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onekernel import BOOK, chapter
 
 from labcode.sphinxext import api
 
-BOOK = Path(__file__).parents[2] / "book"
-CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(?:---\n.*?\n---\n|(?::[^\n]*\n)*)(.*?)^```$", re.MULTILINE | re.DOTALL)
 SAYS = re.compile(
     r"Used in (?:(?P<all>all chapters)|chapters? (?P<list>\d\d(?:(?:, | and | to )\d\d)*))(?P<rest>[^.]*)"
 )
 
 
-def cells(page: Path) -> Iterator[ast.Module]:
-    for source in CELL.findall(page.read_text(encoding="utf8")):
-        yield ast.parse(source)
-
-
 def used_by(page: Path) -> set[Any]:
     """The functions and classes of labcode that the cells of a chapter name."""
     names: dict[str, Any] = {}
-    trees = list(cells(page))
+    trees = [ast.parse(cell.source) for cell in chapter(page.stem).cells if cell.cell_type == "code"]
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "labcode":
             for alias in node.names:
@@ -68,9 +62,9 @@ def public() -> Iterator[tuple[str, Any]]:
 
 PUBLIC = dict(public())
 USES: dict[str, set[int]] = defaultdict(set)
-for chapter, things in CHAPTERS.items():
+for number, things in CHAPTERS.items():
     for thing in things:
-        USES[f"{thing.__module__}.{thing.__qualname__}"].add(chapter)
+        USES[f"{thing.__module__}.{thing.__qualname__}"].add(number)
 
 
 @pytest.mark.parametrize(

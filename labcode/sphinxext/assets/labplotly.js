@@ -111,23 +111,18 @@
     const dye = (host) => whiskers(host.labCanvas.data).forEach(({ index, key }) => {
       Plotly.restyle(host.labCanvas, { [`${key}.color`]: token("--lab-figure-ink") }, [index]);
     });
-    const reskin = () => drawn().forEach((host) => {
-      Plotly.relayout(host.labCanvas, { template: skin(host.labColors) });
+    const paint = (host, size = {}) => {
+      Plotly.relayout(host.labCanvas, { template: skin(host.labColors), ...size });
       dye(host);
-    });
+    };
+    const reskin = () => drawn().forEach((host) => paint(host));
     new MutationObserver(reskin).observe(document.documentElement, { attributeFilter: ["data-theme"] });
 
     addEventListener("beforeprint", () => {
       hosts.forEach(draw);
-      drawn().forEach((host) => {
-        Plotly.relayout(host.labCanvas, { template: skin(host.labColors), width: 640 });
-        dye(host);
-      });
+      drawn().forEach((host) => paint(host, { width: 640 }));
     });
-    addEventListener("afterprint", () => drawn().forEach((host) => {
-      Plotly.relayout(host.labCanvas, { template: skin(host.labColors), width: null, autosize: true });
-      dye(host);
-    }));
+    addEventListener("afterprint", () => drawn().forEach((host) => paint(host, { width: null, autosize: true })));
   }
 
   start();
