@@ -26,6 +26,7 @@ bench: $(READY)
 	$(BIN)/python tests/benchmarks/bench_patching.py
 
 lint: $(READY)
+	@mkdir -p _build/packages && ln -sfn ../../book _build/packages/labbook
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 clean:

@@ -16,8 +16,8 @@ from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from onekernel import BOOK, FEW, chapter, emptied, run, started
 
+from labbook._ext import fingerprint
 from labcode import models
-from labcode.sphinxext import fingerprint
 
 ROOT = Path(__file__).parents[2]
 

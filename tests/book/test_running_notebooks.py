@@ -20,8 +20,8 @@ from jupyter_client.manager import KernelManager
 from nbclient.exceptions import CellExecutionError
 from onekernel import BOOK, chapter, emptied, run, started
 
-from labcode.sphinxext import authoryear, installcell, notebookcells
-from labcode.sphinxext.plaininline import Page
+from labbook._ext import authoryear, installcell, notebookcells
+from labbook._ext.plaininline import Page
 
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(sys.executable).parent

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from onekernel import BOOK, chapter
 
-from labcode.sphinxext import api
+from labbook._ext import api
 
 SAYS = re.compile(
     r"Used in (?:(?P<all>all chapters)|chapters? (?P<list>\d\d(?:(?:, | and | to )\d\d)*))(?P<rest>[^.]*)"

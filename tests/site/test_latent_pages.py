@@ -16,7 +16,7 @@ from labcode import dashboards, latentpage
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
 pytestmark = pytest.mark.skipif(not BROWSER, reason="no chromium or google-chrome on the PATH")
 
-ASSETS = Path(dashboards.__file__).parent / "sphinxext" / "assets"
+ASSETS = Path(__file__).parents[2] / "book" / "_ext" / "assets"
 EVIL = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title='broken'\">"
 
 

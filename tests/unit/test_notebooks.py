@@ -20,9 +20,9 @@ from myst_nb.core.read import create_nb_reader
 from myst_parser.config.main import MdParserConfig
 from test_sphinxext_build import book, build, html
 
-from labcode.sphinxext import authoryear, installcell, notebookcells
-from labcode.sphinxext.authoryear import Work
-from labcode.sphinxext.plaininline import Page
+from labbook._ext import authoryear, installcell, notebookcells
+from labbook._ext.authoryear import Work
+from labbook._ext.plaininline import Page
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = [path for path in sorted((ROOT / "book").glob("[0-9][0-9]-*.md")) if "{code-cell}" in path.read_text()]

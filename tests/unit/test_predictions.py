@@ -11,7 +11,7 @@ import pytest
 from docutils import nodes
 from test_sphinxext_build import book, build, html, words
 
-from labcode.sphinxext import api, chapters, costtable, coursemap, glossarylinks, measure, passes, predictions
+from labbook._ext import api, chapters, costtable, coursemap, glossarylinks, measure, passes, predictions
 
 ROW = "| Model | Reading | Doing | Builds on |\n|---|---|---|---|\n| model_title | {} minutes | {} minutes | {} |\n"
 BOX = ":::{{admonition}} Predict before you run\n:class: predict\n{}\n:::\n"
@@ -221,14 +221,14 @@ def test_the_api_page_has_the_package_and_links_both_ways(small):
     page = html(folder, "api")
     for name in ("labcode.metrics.bootstrap", "labcode.patching.sweep", "labcode.prompts.population"):
         assert f'id="{name}"' in page
-    assert "labcode.sphinxext" not in page
+    assert "labbook._ext" not in page
     assert re.search(r'Used in chapters? <a class="reference internal" href="01-one.html"', page)
     assert re.search(r'href="api.html#labcode.metrics.bootstrap"', html(folder, "01-one"))
     assert "Float[Tensor, " in words(page)
 
 
 def test_every_module_with_something_public_is_found(tmp_path):
-    for name in ("a.py", "pack/__init__.py", "pack/b.py", "pack/_c.py", "sphinxext/d.py", "__main__.py"):
+    for name in ("a.py", "pack/__init__.py", "pack/b.py", "pack/_c.py", "__main__.py"):
         path = tmp_path / "lib" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("def f(): ...\n" if name != "pack/__init__.py" else "X = 1\n")

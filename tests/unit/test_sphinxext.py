@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from math_core import LatexError
 
-from labcode.sphinxext import closing, execute, fingerprint, ledger, mathml, plotlymime, subject
+from labbook._ext import closing, execute, fingerprint, ledger, mathml, plotlymime, subject
 
 HOSTILE = '</script><!-- "quoted" & \u2028 <b>'
 
@@ -66,12 +66,10 @@ def test_a_missing_alternative_is_seen(layout):
 
 @pytest.fixture
 def tree(tmp_path):
-    package = tmp_path / "labcode"
-    for name in ("plots.py", "models/known.py", "sphinxext/ext.py", "sphinxext/assets/lab.css"):
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        (package / name).write_text(name)
+    for name in ("labcode/plots.py", "labcode/a/b.py", "book/show/x.py", "book/checks/x.py", "book/data/x.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
     (tmp_path / "requirements.txt").write_text("torch")
-    (tmp_path / "book" / "data").mkdir(parents=True)
     return tmp_path
 
 
@@ -80,7 +78,15 @@ def key(tree: Path, model: str = "m") -> str:
 
 
 @pytest.mark.parametrize(
-    "changed", ["labcode/plots.py", "labcode/models/known.py", "requirements.txt", "book/data/a.json"]
+    "changed",
+    [
+        "labcode/plots.py",
+        "labcode/a/b.py",
+        "book/show/x.py",
+        "book/checks/x.py",
+        "requirements.txt",
+        "book/data/a.json",
+    ],
 )
 def test_what_can_change_an_output_changes_the_key(tree, changed):
     before = key(tree)
@@ -95,7 +101,7 @@ def test_the_model_and_a_new_name_change_the_key(tree):
     assert key(tree) != before
 
 
-@pytest.mark.parametrize("changed", ["labcode/sphinxext/ext.py", "labcode/__pycache__/plots.pyc", "README.md"])
+@pytest.mark.parametrize("changed", ["book/_ext/ext.py", "book/01-a.md", "labcode/__pycache__/plots.pyc", "README.md"])
 def test_what_cannot_change_an_output_keeps_the_key(tree, changed, monkeypatch):
     before = key(tree)
     (tree / changed).parent.mkdir(exist_ok=True)
@@ -187,7 +193,7 @@ def test_without_a_model_the_build_ends_with_the_one_line_that_says_why():
         [
             sys.executable,
             "-c",
-            "from labcode.sphinxext import subject; subject.chosen(True)",
+            "from labbook._ext import subject; subject.chosen(True)",
         ],
         env={**os.environ, "LAB_MODEL": "gpt5"},
         capture_output=True,
@@ -200,7 +206,7 @@ def test_without_a_model_the_build_ends_with_the_one_line_that_says_why():
 
 
 def test_the_extension_imports_no_torch():
-    code = "import sys, labcode.sphinxext.ext, labcode.sphinxext.plotlymime; sys.exit('torch' in sys.modules)"
+    code = "import sys, labbook._ext.ext, labbook._ext.plotlymime; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

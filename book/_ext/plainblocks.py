@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from myst_parser.parsers.options import TokenizeError, options_to_items
 from sphinx.directives.code import LiteralInclude, LiteralIncludeReader
 
-from labcode.sphinxext.picture import pictures
-from labcode.sphinxext.plaininline import Page, inline
+from labbook._ext.picture import pictures
+from labbook._ext.plaininline import Page, inline
 
 OPEN = re.compile(r"^(?P<indent>\s*)(?P<fence>`{3,}|~{3,}|:{3,})\s*(?P<info>[^`]*)$")
 DIRECTIVE = re.compile(r"\{(?P<name>[^}]+)\}\s*(?P<argument>.*)")

@@ -14,7 +14,7 @@ from docutils import nodes
 from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective
 
-from labcode.sphinxext.chapters import Chapter, chapters, hours, link, minutes, skip
+from labbook._ext.chapters import Chapter, chapters, hours, link, minutes, skip
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx

@@ -14,7 +14,7 @@ from typing import IO
 
 from sphinx.util import logging
 
-from labcode.sphinxext.halt import halt
+from labbook._ext.halt import halt
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from labcode.sphinxext import plainblocks
-from labcode.sphinxext.plainblocks import Piece
-from labcode.sphinxext.plaininline import Page
+from labbook._ext import plainblocks
+from labbook._ext.plainblocks import Piece
+from labbook._ext.plaininline import Page
 
 GLUED = "application/papermill.record/"
 PLOTLY = "application/vnd.plotly.v1+json"

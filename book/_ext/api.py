@@ -20,13 +20,13 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
 
 import labcode
-from labcode.sphinxext.chapters import number
+from labbook._ext.chapters import number
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 PACKAGE = Path(labcode.__file__).parent
-LEFT_OUT = {"sphinxext", "__main__", "exercises"}  # the book's own side, and what is right in its exercises
+LEFT_OUT = {"__main__", "exercises"}  # what is right in the exercises isn't for readers
 CODE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 SECTION = re.compile(r"(?:Args|Attributes|Returns|Yields|Raises|Example|Examples|Note|Notes):")
 USED = re.compile(r"(?P<head>\bchapters?) (?P<list>\d\d(?:(?:, | and | to )(?:\d\d and )?\d\d)*)")

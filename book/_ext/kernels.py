@@ -18,7 +18,7 @@ from typing import Any
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from labcode.sphinxext.measure import watch
+from labbook._ext.measure import watch
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from labcode.sphinxext.chapters import number, skip
+from labbook._ext.chapters import number, skip
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx

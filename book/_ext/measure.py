@@ -14,7 +14,7 @@ from typing import Any
 
 from nbclient import NotebookClient
 
-PASSES = "__import__('labcode.sphinxext.passes', fromlist=['passes'])"
+PASSES = "__import__('labbook._ext.passes', fromlist=['passes'])"
 
 
 def usage(pid: int, proc: Path = Path("/proc")) -> dict[str, float]:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx.util import logging
 
-from labcode.sphinxext import ledger
-from labcode.sphinxext.halt import halt
+from labbook._ext import ledger
+from labbook._ext.halt import halt
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx

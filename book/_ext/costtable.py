@@ -12,8 +12,8 @@ from jupyter_cache import get_cache
 from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx.util.docutils import SphinxDirective
 
-from labcode.sphinxext.chapters import skip
-from labcode.sphinxext.execute import duration
+from labbook._ext.chapters import skip
+from labbook._ext.execute import duration
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from myst_nb.core.variables import format_plain_text
 
-from labcode.sphinxext.authoryear import Work
+from labbook._ext.authoryear import Work
 
 UNKNOWN_YET = "…"
 SPAN = re.compile(

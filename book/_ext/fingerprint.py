@@ -18,17 +18,17 @@ KEPT = 3  # old caches that are worth their place: switching between two models 
 
 
 def fingerprint(book: Path, model: str, package: Path | None = None) -> str:
-    """Hash labcode (not its Sphinx side), the lock, the book's recorded data, the model and the Python version.
+    """Hash labcode, what `book/` adds to it, the lock, the model and the Python version; the Sphinx side isn't in it.
 
     Args:
-        book: The folder with `requirements.txt` and `book/data`, where there are any.
+        book: The folder with `requirements.txt` and `book/`, where there are any.
         model: What `labcode.models` says identifies weights and tokenizer.
         package: The folder of labcode, if not the installed one.
     """
     package = package or Path(labcode.__file__).parent
-    data = book / "book" / "data"
-    files = [path for path in package.rglob("*") if "sphinxext" not in path.relative_to(package).parts]
-    files += [book / "requirements.txt", *data.rglob("*")]
+    files = [book / "requirements.txt", *package.rglob("*")]
+    for folder in ("show", "checks", "data"):
+        files += (book / "book" / folder).rglob("*")
     caps = [os.environ.get(name, "") for name in ("LAB_PROMPTS", "LAB_TOKENS")]  # less to measure, other numbers
     digest = hashlib.sha256("\0".join([platform.python_version(), model, *caps, ""]).encode())
     for path in sorted(files):

@@ -1,6 +1,6 @@
 """The Sphinx extension of the book: it wires the other modules of this package to Sphinx's events.
 
-Add `labcode.sphinxext.ext` to the extensions in `_config.yml`. Used by every chapter.
+Add `labbook._ext.ext` to the extensions in `_config.yml`. Used by every chapter.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labcode import __version__
-from labcode.sphinxext import (
+from labbook._ext import (
     api,
     chapters,
     closing,
@@ -29,7 +28,8 @@ from labcode.sphinxext import (
     predictions,
     subject,
 )
-from labcode.sphinxext.halt import halt
+from labbook._ext.halt import halt
+from labcode import __version__
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx

@@ -14,7 +14,7 @@ from docutils import nodes
 from sphinx import addnodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-from labcode.sphinxext.chapters import ChapterNode, number
+from labbook._ext.chapters import ChapterNode, number
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx

@@ -19,8 +19,8 @@ from myst_nb.core.read import create_nb_reader
 from sphinx.util import logging
 from sphinx.util.osutil import relative_uri
 
-from labcode.sphinxext import authoryear, installcell, notebookcells
-from labcode.sphinxext.plaininline import Page
+from labbook._ext import authoryear, installcell, notebookcells
+from labbook._ext.plaininline import Page
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode

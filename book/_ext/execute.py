@@ -19,8 +19,8 @@ from jupyter_cache.cache.main import JupyterCacheBase
 from myst_nb.core.read import create_nb_reader
 from sphinx.util import logging
 
-from labcode.sphinxext.halt import halt
-from labcode.sphinxext.kernels import Chapter, Run, run, stop
+from labbook._ext.halt import halt
+from labbook._ext.kernels import Chapter, Run, run, stop
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx

@@ -14,7 +14,7 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
 
-from labcode.sphinxext.ledger import Page, in_order
+from labbook._ext.ledger import Page, in_order
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx

@@ -1,0 +1,1 @@
+"""Recorded data that chapters read, and in `make` the commands that made it."""
