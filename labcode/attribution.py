@@ -51,9 +51,9 @@ def attribution(
     Used in chapter 05.
     """
     if kind not in (*STREAM_KINDS, "z"):
-        raise PatchError(f"no attribution for {kind!r}: choose resid_pre, attn_out, mlp_out or z")
+        raise PatchError(f"no attribution for {kind!r}: choose resid_pre, attn_out, mlp_out or z", see="unknown-kind")
     if direction not in ("denoising", "noising"):
-        raise PatchError(f"unknown direction {direction!r}: choose 'denoising' or 'noising'")
+        raise PatchError(f"unknown direction {direction!r}: choose 'denoising' or 'noising'", see="unknown-direction")
     base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
     first_difference(base, source)
     work = plan(model, clean, kind, at, layers, heads)

@@ -67,7 +67,9 @@ def states(groups: Sequence[Group]) -> list[Keep | Out]:
     Used in chapter 10.
     """
     if not 0 < len(groups) <= MOST:
-        raise CircuitError(f"a board of {len(groups)} families: choose between 1 and {MOST}, or group some")
+        raise CircuitError(
+            f"a board of {len(groups)} families: choose between 1 and {MOST}, or group some", see="board-size"
+        )
     found: list[Keep | Out] = []
     for state in range(2 ** len(groups)):
         ticked: list[Node] = []
@@ -87,7 +89,9 @@ def board(groups: Sequence[Group], values: Float[Tensor, "state batch"], draws: 
     Used in chapter 10.
     """
     if len(values) != 2 * 2 ** len(groups):
-        raise CircuitError(f"{len(values)} states for a board of {len(groups)} families: run those of states(groups)")
+        raise CircuitError(
+            f"{len(values)} states for a board of {len(groups)} families: run those of states(groups)", see="states"
+        )
     circuit, model = values[0::2], values[1::2]
     return Board(tuple(groups), *(bootstrap_cells(part, draws) for part in (circuit, model, model - circuit)))
 

@@ -130,14 +130,17 @@ def vary(model: TransformerBridge, pop: Population, name: str, seed: int = 0) ->
     Used in chapter 11.
     """
     if name not in VARIANTS:
-        raise PromptError(f"unknown variant {name!r}: choose among {', '.join(VARIANTS)}")
+        raise PromptError(f"unknown variant {name!r}: choose among {', '.join(VARIANTS)}", see="unknown-variant")
     variant, prompts, thirds = VARIANTS[name], [], []
     names, rare = single_token_names(model)[0], rare_names(model) if VARIANTS[name].rare else []
     for prompt in _fit(pop):
         rng = random.Random(f"{seed} {prompt.draw}")
         free = [other for other in names if other not in (prompt.io, prompt.s)]
         if not free:
-            raise PromptError(f"no third name is left beside {prompt.io} and {prompt.s}: this tokenizer has too few")
+            raise PromptError(
+                f"no third name is left beside {prompt.io} and {prompt.s}: this tokenizer has too few",
+                see="too-few-names",
+            )
         third, text, io, s = rng.choice(free), prompt.text, prompt.io, prompt.s
         if variant.rare:
             pair = rng.sample(rare, 2)  # the same for both roles, whoever is IO
@@ -159,7 +162,10 @@ def gap(model: TransformerBridge, pop: Population, sentences: int) -> Population
     Used in chapter 11.
     """
     if not 0 <= sentences <= len(FILLERS):
-        raise PromptError(f"{sentences} filler sentences asked for: there are {len(FILLERS)}, so take 0 to that many")
+        raise PromptError(
+            f"{sentences} filler sentences asked for: there are {len(FILLERS)}, so take 0 to that many",
+            see="filler-sentences",
+        )
     prompts = _fit(pop)
     if sentences:
         edit = _between(" ".join(FILLERS[:sentences]))
@@ -170,12 +176,15 @@ def gap(model: TransformerBridge, pop: Population, sentences: int) -> Population
 
 def _fit(pop: Population) -> list[Prompt]:
     if pop.corruption:
-        raise PromptError(f"these prompts are edited already ({pop.corruption!r}): take the clean population")
+        raise PromptError(
+            f"these prompts are edited already ({pop.corruption!r}): take the clean population", see="corrupted-twice"
+        )
     for prompt in pop.prompts:
         if prompt.text.count(". ") != 1:
             raise PromptError(
                 f"{prompt.text!r} is not two sentences, so nothing fits between them: draw the prompts with "
-                "prompts.population(model, n, templates=breakage.FRAMES)"
+                "prompts.population(model, n, templates=breakage.FRAMES)",
+                see="not-two-sentences",
             )
     return list(pop.prompts)
 
@@ -205,7 +214,9 @@ def _build(
         who = {"IO": prompt.io, "S": prompt.s, "third": third}
         at = {key: _places(row, ids(" " + name)) for key, name in who.items() if name}
         if not at["IO"] or not at["S"] or not at[variant.giver]:
-            raise PromptError(f"{prompt.io}, {prompt.s} or the giver is not found in {prompt.text!r} as tokens")
+            raise PromptError(
+                f"{prompt.io}, {prompt.s} or the giver is not found in {prompt.text!r} as tokens", see="giver-not-found"
+            )
         s1 = at["S"][0]
         places = {"IO": at["IO"][0], "S1": s1, "S1+1": s1 + len(ids(" " + prompt.s)), "S2": at[variant.giver][-1]}
         if variant.extra:

@@ -12,17 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from labcode.errors import LabError
+from labcode.errors import FamilyError as FamilyError
 
 Head = tuple[int, int]
 Node = tuple[int, int, str]
 
 LOOKS = 0.1  # mean attention that counts as looking somewhere
 EFFECT = 0.02  # mean effect that counts, as a share of the gap; its interval must lie on the same side of 0
-
-
-class FamilyError(LabError):
-    """Families that are not defined as asked."""
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ def card(
     fired = acts > 0
     if not fired.any():
         raise MetricError(
-            f"latent {latent} does not fire on these {len(acts)} contexts: take more text, or leave it out"
+            f"latent {latent} does not fire on these {len(acts)} contexts: take more text, or leave it out",
+            see="silent-latent",
         )
     peak = float(acts.max())
 

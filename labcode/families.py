@@ -85,7 +85,9 @@ class Discovery:
             place = "S2" if name == "acts at S2" else "END"
             return [(*head, place) for head in self.unknown[name]]
         if name not in FAMILIES:
-            raise FamilyError(f"unknown family {name!r}: choose among {', '.join([*FAMILIES, *UNKNOWN])}")
+            raise FamilyError(
+                f"unknown family {name!r}: choose among {', '.join([*FAMILIES, *UNKNOWN])}", see="unknown-family"
+            )
         return [(*head, FAMILIES[name].position) for head in self.families[name]]
 
     @property
@@ -129,7 +131,8 @@ def judge(table: dict[str, Tensor], rows: Sequence[int] | None = None) -> Discov
     draws = table["draws"][index]
     if draws.unique().numel() < 2:
         raise FamilyError(
-            f"{draws.unique().numel()} draw of prompts is too few for an interval: take at least 4 prompts"
+            f"{draws.unique().numel()} draw of prompts is too few for an interval: take at least 4 prompts",
+            see="too-few-draws",
         )
     gaps = (table["clean"] - table["corrupted"])[index]
     gap = bootstrap_cells(gaps[None], draws)[0]
@@ -210,7 +213,7 @@ def shuffled_control(
             elif how == "roles":
                 mixed[key] = values * sign
             else:
-                raise FamilyError(f"unknown shuffle {how!r}: choose 'heads', 'layers' or 'roles'")
+                raise FamilyError(f"unknown shuffle {how!r}: choose 'heads', 'layers' or 'roles'", see="unknown-family")
         found = judge(mixed)
         counts.append(len({head for members in found.families.values() for head in members}))
     return torch.tensor(counts, dtype=torch.float)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from labcode.errors import LabError
+from labcode.errors import HeadError
 from labcode.metrics import Interval, bootstrap_cells
 from labcode.progress import progress
 
@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 
 Head = tuple[int, int]
 KINDS = ("previous", "duplicate", "induction")
-
-
-class HeadError(LabError):
-    """Head scores that are not defined as asked."""
 
 
 @dataclass(frozen=True)
@@ -136,13 +132,16 @@ def position_attentions(
     for source, target in pairs:
         for name in (source, target):
             if name not in pop.positions:
-                raise HeadError(f"unknown position {name!r}: choose among {', '.join(pop.positions)}")
+                raise HeadError(
+                    f"unknown position {name!r}: choose among {', '.join(pop.positions)}", see="unknown-position"
+                )
         ahead = (pop.positions[target] > pop.positions[source]).nonzero().flatten().tolist()
         if ahead:
             raise HeadError(
                 f"{target} comes after {source} in {len(ahead)} of {len(pop)} prompts, first in "
                 f"{pop.prompts[ahead[0]].text!r}: no head looks ahead. Exchange the two, or take a subset of the "
-                "prompts"
+                "prompts",
+                see="looking-ahead",
             )
     queries, keys = (torch.stack([pop.positions[pair[i]] for pair in pairs]) for i in (0, 1))  # [pair batch]
 
@@ -175,7 +174,10 @@ def same_layer_heads(
     every = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
     free = [head for head in every if head not in taken]
     if len(free) < len(heads):
-        raise HeadError(f"{len(heads)} heads to replace, and only {len(free)} others in this model: take a smaller set")
+        raise HeadError(
+            f"{len(heads)} heads to replace, and only {len(free)} others in this model: take a smaller set",
+            see="too-few-heads",
+        )
     rng, drawn = random.Random(seed), []
     for layer, _ in heads:
         rng.shuffle(free)
@@ -189,17 +191,24 @@ def _sequences(
     model: TransformerBridge, length: int, n: int, seeds: Sequence[int]
 ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, " batch"]]:
     if length < 3 or n < 1 or not seeds:
-        raise HeadError(f"length = {length}, n = {n}, {len(seeds)} seeds: take a length of 3 or more, and one of each")
+        raise HeadError(
+            f"length = {length}, n = {n}, {len(seeds)} seeds: take a length of 3 or more, and one of each",
+            see="random-tokens",
+        )
     if 2 * length + 1 > model.cfg.n_ctx:
         raise HeadError(
             f"twice {length} tokens and the start token are {2 * length + 1}, this model's context is "
-            f"{model.cfg.n_ctx}: take a length of at most {(model.cfg.n_ctx - 1) // 2}"
+            f"{model.cfg.n_ctx}: take a length of at most {(model.cfg.n_ctx - 1) // 2}",
+            see="context-too-short",
         )
     tokenizer = model.tokenizer
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     ordinary = [i for i in range(min(len(tokenizer), model.cfg.d_vocab)) if i not in special]
     if len(ordinary) < length:
-        raise HeadError(f"{length} different tokens asked for, this vocabulary has {len(ordinary)} ordinary ones")
+        raise HeadError(
+            f"{length} different tokens asked for, this vocabulary has {len(ordinary)} ordinary ones",
+            see="vocabulary-too-small",
+        )
     rows, origin = [], []
     for seed in seeds:
         rng = random.Random(seed)
@@ -221,7 +230,9 @@ def _read_patterns(
 
         def keep(pattern: Tensor, hook: Any, layer: int, rows: slice, layers: dict[int, Tensor]) -> None:
             if torch.isnan(pattern).any():
-                raise HeadError(f"NaN in the attention of layer {layer}: check the model's weights")
+                raise HeadError(
+                    f"NaN in the attention of layer {layer}: check the model's weights", see="nan-in-the-run"
+                )
             layers[layer] = read(pattern, rows).float().cpu()
 
         hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = [

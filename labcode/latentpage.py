@@ -51,7 +51,7 @@ def browser(cards: Sequence[Card]) -> Page:
     """
     known = {card.latent for card in cards}
     if not cards or len(known) < len(cards):
-        raise ReportError("the dashboards need at least one card, and each latent only once")
+        raise ReportError("the dashboards need at least one card, and each latent only once", see="dashboard-cards")
     head = "".join(f'<th scope="col">{name}</th>' for name in HEAD)
     rows = "".join(_row(card) for card in cards)
     filter_box = (

@@ -55,7 +55,8 @@ def end_logits(model: TransformerBridge, pop: Population, batch_size: int = 16) 
         first = pop.prompts[int(bad.nonzero()[0])].text
         raise MetricError(
             f"NaN or infinite logits on {int(bad.sum())} of {len(pop)} prompts, first on {first!r}: check the model's "
-            "weights, and the device if it is an accelerator (device='cpu' is the reference)"
+            "weights, and the device if it is an accelerator (device='cpu' is the reference)",
+            see="nan-in-the-run",
         )
     return logits
 
@@ -75,7 +76,9 @@ def logit_difference(logits: Float[Tensor, "batch d_vocab"], pop: Population) ->
     difference = logits[rows, pop.io_ids] - logits[rows, pop.s_ids]
     if torch.isnan(difference).any():
         row = int(torch.isnan(difference).nonzero()[0])
-        raise MetricError(f"the logit difference is NaN on {pop.prompts[row].text!r}: check the model's weights")
+        raise MetricError(
+            f"the logit difference is NaN on {pop.prompts[row].text!r}: check the model's weights", see="nan-in-the-run"
+        )
     return difference
 
 
@@ -108,7 +111,8 @@ def restoration(
     if not gap.abs() > 1e-3:
         raise MetricError(
             f"clean and corrupted runs differ by {float(gap):.1g} in logit difference on average: restoration divides "
-            "by this gap. Check that the corruption changes the answer."
+            "by this gap. Check that the corruption changes the answer.",
+            see="no-gap",
         )
     return (patched - corrupted) / gap
 
@@ -188,14 +192,18 @@ def bootstrap_ratios(
     table, unit = (x.detach().cpu().double().numpy() for x in (parts, whole))  # [cell batch], [batch]
     n = table.shape[-1]
     if n == 0:
-        raise MetricError("the mean of no prompts is undefined: the population is empty")
+        raise MetricError("the mean of no prompts is undefined: the population is empty", see="empty-population")
     if np.isnan(table).any() or np.isnan(unit).any():
-        raise MetricError("NaN among the values to average: look for it in the run that made them")
+        raise MetricError(
+            "NaN among the values to average: look for it in the run that made them", see="nan-in-the-values"
+        )
     if abs(unit.mean()) < 1e-9:
-        raise MetricError("a share of nothing: the mean that is divided by is 0")
+        raise MetricError("a share of nothing: the mean that is divided by is 0", see="share-of-nothing")
     labels = np.arange(n) if groups is None else groups.cpu().numpy()
     if len(labels) != n:
-        raise MetricError(f"{len(labels)} groups for {n} values: give one group to each prompt")
+        raise MetricError(
+            f"{len(labels)} groups for {n} values: give one group to each prompt", see="groups-and-values"
+        )
     _, member = np.unique(labels, return_inverse=True)
     sums = np.stack([np.bincount(member, weights=row) for row in table])  # [cell group]
     size = np.bincount(member, weights=unit)  # [group]
@@ -211,5 +219,6 @@ def bootstrap_ratios(
 def _check_rows(logits: Tensor, pop: Population) -> None:
     if logits.ndim != 2 or len(logits) != len(pop):
         raise MetricError(
-            f"logits of shape {tuple(logits.shape)} for {len(pop)} prompts: expected [batch, d_vocab], logits at END"
+            f"logits of shape {tuple(logits.shape)} for {len(pop)} prompts: expected [batch, d_vocab], logits at END",
+            see="shape-of-logits",
         )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from labcode import prompts
-from labcode.errors import LabError
+from labcode.errors import HeadError
 from labcode.progress import progress
 
 if TYPE_CHECKING:
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 Head = tuple[int, int]
 
 
-class OvError(LabError):
-    """OV measures that are not defined as asked."""
+OvError = HeadError
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,9 @@ def copy_scores(
     names = known if n is None else random.Random(seed).sample(known, min(n, len(known)))
     chosen = list(range(model.cfg.n_layers)) if layers is None else list(layers)
     if not names or not chosen:
-        raise OvError(f"{len(names)} names and {len(chosen)} layers: take at least one of each")
+        raise OvError(
+            f"{len(names)} names and {len(chosen)} layers: take at least one of each", see="copy-score-settings"
+        )
     ids = torch.tensor([prompts.token_id(model, " " + name) for name in names])
     stream = name_streams(model, ids)
     found = [ov_ranks(model, layer, stream, ids) for layer in progress(chosen, "OV circuits")]
@@ -116,9 +117,11 @@ def ov_ranks(
     Used in chapter 07.
     """
     if layer not in range(model.cfg.n_layers):
-        raise OvError(f"no layer {layer}: this model has {model.cfg.n_layers}, counted from 0")
+        raise OvError(f"no layer {layer}: this model has {model.cfg.n_layers}, counted from 0", see="no-such-part")
     if len(stream) != len(ids):
-        raise OvError(f"{len(stream)} streams for {len(ids)} tokens: give one stream for each token")
+        raise OvError(
+            f"{len(stream)} streams for {len(ids)} tokens: give one stream for each token", see="streams-and-tokens"
+        )
     block, cfg = model.blocks[layer], model.cfg
     group = cfg.n_heads // (cfg.n_key_value_heads or cfg.n_heads)
     with torch.no_grad():

@@ -83,11 +83,17 @@ def path_patch(
     wanted = _receivers(model, into, receivers)
     work = plan(model, clean, "z", sender_at, layers, heads)
     if receiver_at != "all" and receiver_at not in clean.positions:
-        raise PatchError(f"unknown position {receiver_at!r}: choose 'all' or among {', '.join(clean.positions)}")
+        raise PatchError(
+            f"unknown position {receiver_at!r}: choose 'all' or among {', '.join(clean.positions)}",
+            see="unknown-position",
+        )
 
     def patched(piece: Piece, source: Run, suffix: Suffix | None) -> Float[Tensor, "cell batch"]:
         if suffix is None:
-            raise PatchError("path patching needs a GPT-2-like or Llama-like model; sweep() works on this one, slowly")
+            raise PatchError(
+                "path patching needs a GPT-2-like or Llama-like model; sweep() works on this one, slowly",
+                see="unsupported-model",
+            )
         where = "END" if into == "logits" else receiver_at
         place = torch.full_like(piece.start, ALL) if where == "all" else piece.clean.positions[where]
         paths = Paths(model, suffix, source, into, wanted, place, freeze_mlps)
@@ -204,14 +210,19 @@ def _receivers(model: TransformerBridge, into: str, receivers: Sequence[Head]) -
         PatchError: an unknown input or head, or receivers that `into` has no use for, or none where it needs them.
     """
     if into not in ("logits", "q", "k", "v"):
-        raise PatchError(f"unknown input {into!r}: choose 'logits', 'q', 'k' or 'v'")
+        raise PatchError(f"unknown input {into!r}: choose 'logits', 'q', 'k' or 'v'", see="unknown-kind")
     if (into == "logits") == bool(receivers):
-        raise PatchError("give receivers, as (layer, head), for into='q', 'k' or 'v', and none for into='logits'")
+        raise PatchError(
+            "give receivers, as (layer, head), for into='q', 'k' or 'v', and none for into='logits'", see="receivers"
+        )
     cfg = model.cfg
     group = cfg.n_heads // (cfg.n_key_value_heads or cfg.n_heads) if into in GROUPED_KINDS else 1
     wanted: dict[int, set[int]] = {}
     for layer, head in receivers:
         if layer not in range(cfg.n_layers) or head not in range(cfg.n_heads):
-            raise PatchError(f"no head {layer}.{head}: this model has {cfg.n_layers} layers of {cfg.n_heads} heads")
+            raise PatchError(
+                f"no head {layer}.{head}: this model has {cfg.n_layers} layers of {cfg.n_heads} heads",
+                see="no-such-part",
+            )
         wanted.setdefault(layer, set()).add(head // group)
     return {layer: sorted(wanted[layer]) for layer in sorted(wanted)}

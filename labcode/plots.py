@@ -275,7 +275,9 @@ def prompt_html(tokens: Sequence[str], positions: Mapping[str, int]) -> str:
 
 def _finish(fig: go.Figure, alt: str, height: int = 420) -> go.Figure:
     if not alt.strip():
-        raise ReportError("a figure needs alt=..., one or two sentences that say what it shows")
+        raise ReportError(
+            "a figure needs alt=..., one or two sentences that say what it shows", see="figure-without-alt"
+        )
     fig.update_layout(
         meta={"alt": alt},
         height=height,

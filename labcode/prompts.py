@@ -94,7 +94,9 @@ class Population:
         """The prompts at `index`, in that order, without columns that hold padding only."""
         chosen = list(index)
         if not chosen:
-            raise PromptError("this selection leaves an empty population: choose at least one prompt")
+            raise PromptError(
+                "this selection leaves an empty population: choose at least one prompt", see="empty-population"
+            )
         rows = torch.tensor(chosen)
         lengths = self.lengths[rows]
         return replace(
@@ -128,7 +130,8 @@ def token_id(model: TransformerBridge, word: str) -> int:
         pieces = [model.tokenizer.decode([i]) for i in ids]
         raise PromptError(
             f"{word!r} is {len(ids)} tokens of this tokenizer, {pieces}: the logit difference needs one known token. "
-            "Choose another name; labcode.prompts.single_token_names(model) lists those that work."
+            "Choose another name; labcode.prompts.single_token_names(model) lists those that work.",
+            see="name-of-several-tokens",
         )
     return int(ids[0])
 
@@ -170,7 +173,7 @@ def build(model: TransformerBridge, prompts: Sequence[Prompt], dropped: Sequence
     Used in chapters 03 and 10.
     """
     if not prompts:
-        raise PromptError("an empty population: give at least one prompt")
+        raise PromptError("an empty population: give at least one prompt", see="empty-population")
     bos = model.tokenizer.bos_token_id
     rows: list[list[int]] = []
     found: dict[str, list[int]] = {name: [] for name in POSITIONS}
@@ -183,7 +186,8 @@ def build(model: TransformerBridge, prompts: Sequence[Prompt], dropped: Sequence
         if len(at_io) != 1 or len(at_s) != 2:
             raise PromptError(
                 f"the prompt {prompt.text!r} names {prompt.io} {len(at_io)} times and {prompt.s} {len(at_s)} times: "
-                "IO has to occur once and S twice, each with a space before it"
+                "IO has to occur once and S twice, each with a space before it",
+                see="names-missing",
             )
         rows.append(row)
         io_ids.append(io)
@@ -236,13 +240,21 @@ def population(model: TransformerBridge, n: int, seed: int = 0, templates: Seque
     """
     n = _asked(n)
     if n < 2 or n % 2:
-        raise PromptError(f"n = {n}: prompts come in pairs with swapped roles, so n has to be even and at least 2")
+        raise PromptError(
+            f"n = {n}: prompts come in pairs with swapped roles, so n has to be even and at least 2",
+            see="odd-number-of-prompts",
+        )
     names, dropped = single_token_names(model)
     if len(names) < 2:
-        raise PromptError(f"this tokenizer holds {len(names)} of our {len(NAMES)} names as one token: two are needed")
+        raise PromptError(
+            f"this tokenizer holds {len(names)} of our {len(NAMES)} names as one token: two are needed",
+            see="too-few-names",
+        )
     limit = len(templates) * len(PLACES) * len(OBJECTS) * len(names) * (len(names) - 1)  # a pair of names, either role
     if n > limit:
-        raise PromptError(f"n = {n}: these templates and names give at most {limit} distinct prompts")
+        raise PromptError(
+            f"n = {n}: these templates and names give at most {limit} distinct prompts", see="too-many-prompts"
+        )
     rng = random.Random(seed)
     order = rng.sample(range(len(templates)), len(templates))
     prompts: list[Prompt] = []
@@ -273,7 +285,8 @@ def _asked(n: int) -> int:
     if not asked.isdigit() or int(asked) < 4 or int(asked) % 2:
         raise PromptError(
             f"LAB_PROMPTS={asked}: use an even number of prompts, at least 4, or a multiple such as x2, "
-            "or leave it unset"
+            "or leave it unset",
+            see="lab-prompts",
         )
     return min(n, int(asked))
 
@@ -292,9 +305,12 @@ def corrupt(model: TransformerBridge, pop: Population, how: Literal["swap", "abc
     Used in chapters 03 to 10, 12 and 16.
     """
     if how not in ("swap", "abc"):
-        raise PromptError(f"unknown corruption {how!r}: the known ones are 'swap' and 'abc'")
+        raise PromptError(f"unknown corruption {how!r}: the known ones are 'swap' and 'abc'", see="unknown-corruption")
     if pop.corruption:
-        raise PromptError(f"these prompts are corrupted already ({pop.corruption!r}): corrupt the clean population")
+        raise PromptError(
+            f"these prompts are corrupted already ({pop.corruption!r}): corrupt the clean population",
+            see="corrupted-twice",
+        )
     tokens, rows = pop.tokens.clone(), torch.arange(len(pop))
     if how == "swap":
         tokens[rows, pop.positions["S2"]] = pop.io_ids
@@ -302,7 +318,7 @@ def corrupt(model: TransformerBridge, pop: Population, how: Literal["swap", "abc
         names, _ = single_token_names(model)
         ids = [token_id(model, " " + name) for name in names]
         if len(ids) < 5:
-            raise PromptError(f"'abc' needs five usable names, this tokenizer has {len(ids)}")
+            raise PromptError(f"'abc' needs five usable names, this tokenizer has {len(ids)}", see="too-few-names")
         rng = random.Random(seed)
         for row in range(len(pop)):
             taken = {int(pop.io_ids[row]), int(pop.s_ids[row])}

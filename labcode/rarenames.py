@@ -43,7 +43,10 @@ def rare_names(model: TransformerBridge) -> list[str]:
         if len(ids) > 1:
             found.setdefault(ids[0], name)
     if len(found) < 2:
-        raise PromptError(f"{len(found)} names of several tokens that differ in the first: two are needed, extend RARE")
+        raise PromptError(
+            f"{len(found)} names of several tokens that differ in the first: two are needed, extend RARE",
+            see="too-few-names",
+        )
     return list(found.values())
 
 
@@ -69,7 +72,9 @@ def log_probability(
     Used in chapter 11.
     """
     if len(words) != len(pop) or not all(words):
-        raise PromptError(f"{len(words)} continuations for {len(pop)} prompts: give one to each, none of them empty")
+        raise PromptError(
+            f"{len(words)} continuations for {len(pop)} prompts: give one to each, none of them empty", see="no-partner"
+        )
     added = [model.tokenizer.encode(word, add_special_tokens=False) for word in words]
     found = []
     for piece in progress([range(i, min(i + batch_size, len(pop))) for i in range(0, len(pop), batch_size)], "names"):

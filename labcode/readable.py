@@ -118,12 +118,15 @@ def fit(text: Text, fires: Bool[Tensor, "context pos"], chosen_on: Bool[Tensor, 
     Used in chapter 15.
     """
     if fires.shape != text.word.shape or chosen_on.shape != fires.shape[:1]:
-        raise MetricError(f"firing of shape {tuple(fires.shape)} for a text of shape {tuple(text.word.shape)}")
+        raise MetricError(
+            f"firing of shape {tuple(fires.shape)} for a text of shape {tuple(text.word.shape)}", see="shape-of-firing"
+        )
     fires = fires.clone()
     fires[:, 0] = False
     if not (fires[chosen_on].any() and fires[~chosen_on].any()):
         raise MetricError(
-            "a latent that fires in one half of the contexts only has no score: leave it out of the count"
+            "a latent that fires in one half of the contexts only has no score: leave it out of the count",
+            see="silent-latent",
         )
     part = fires[chosen_on]
     fixed = text.fixed[:, chosen_on]
@@ -180,7 +183,7 @@ def share(passed: int, n: int) -> Interval:
     Used in chapter 15.
     """
     if n < 1 or not 0 <= passed <= n:
-        raise MetricError(f"{passed} of {n} latents is no share")
+        raise MetricError(f"{passed} of {n} latents is no share", see="share-of-nothing")
     z = 1.959964
     mean = passed / n
     middle = (mean + z * z / (2 * n)) / (1 + z * z / n)

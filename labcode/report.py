@@ -41,9 +41,13 @@ def put(**values: Any) -> None:
             continue
         plain = value.item() if hasattr(value, "item") else value
         if not isinstance(plain, bool | int | float | str):
-            raise ReportError(f"put({name}=...): a sentence takes a number or a string, not {type(value).__name__}")
+            raise ReportError(
+                f"put({name}=...): a sentence takes a number or a string, not {type(value).__name__}", see="put-type"
+            )
         if isinstance(plain, float) and not math.isfinite(plain):
-            raise ReportError(f"put({name}={plain}): no sentence can carry it; look for its cause in the run")
+            raise ReportError(
+                f"put({name}={plain}): no sentence can carry it; look for its cause in the run", see="put-nan"
+            )
         _glue(name, plain)
 
 
@@ -60,9 +64,11 @@ def claim(text: str, holds: bool, evidence: Evidence) -> None:
     Used in all chapters.
     """
     if evidence not in EVIDENCE:
-        raise ReportError(f"unknown kind of evidence {evidence!r}: choose one of {', '.join(EVIDENCE)}")
+        raise ReportError(
+            f"unknown kind of evidence {evidence!r}: choose one of {', '.join(EVIDENCE)}", see="evidence-kind"
+        )
     if not text.strip():
-        raise ReportError("a claim needs a sentence")
+        raise ReportError("a claim needs a sentence", see="claim-without-text")
     verdict = bool(holds)
     mark = "✓ holds" if verdict else "✗ does not hold on this run"
     page = (
@@ -165,7 +171,9 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def _figure(key: str) -> Figure:
     if key not in PUBLISHED:
-        raise ReportError(f"no published figure {key!r}: the known ones are {', '.join(sorted(PUBLISHED))}")
+        raise ReportError(
+            f"no published figure {key!r}: the known ones are {', '.join(sorted(PUBLISHED))}", see="no-published-figure"
+        )
     return PUBLISHED[key]
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from labcode import prompts
-from labcode.errors import LabError
+from labcode.errors import PatchError
 from labcode.metrics import end_logits, logit_difference
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ POSITION = {"original": 1.0, "inverted": -1.0}
 """The place of the repeated name in a variant, and the value that the position signal has there."""
 
 
-class SignalError(LabError):
-    """Signals that are not defined as asked."""
+SignalError = PatchError
 
 
 def variant(model: TransformerBridge, pop: Population, token: str, position: str, seed: int = 0) -> Population:
@@ -65,10 +64,14 @@ def variant(model: TransformerBridge, pop: Population, token: str, position: str
     if token not in TOKEN or position not in POSITION:
         raise SignalError(
             f"no variant with {token!r} token and {position!r} position: choose a token among {', '.join(TOKEN)} "
-            f"and a position among {', '.join(POSITION)}"
+            f"and a position among {', '.join(POSITION)}",
+            see="unknown-variant",
         )
     if pop.corruption:
-        raise SignalError(f"these prompts are changed already ({pop.corruption!r}): start from the clean population")
+        raise SignalError(
+            f"these prompts are changed already ({pop.corruption!r}): start from the clean population",
+            see="corrupted-twice",
+        )
     repeated, other = (pop.io_ids, pop.s_ids) if token == "inverted" else (pop.s_ids, pop.io_ids)
     if token == "random":
         repeated, other = _two_fresh_names(model, pop, seed)
@@ -96,11 +99,17 @@ def exchange(
     cfg = model.cfg
     for layer, head in heads:
         if layer not in range(cfg.n_layers) or head not in range(cfg.n_heads):
-            raise SignalError(f"no head {layer}.{head}: this model has {cfg.n_layers} layers of {cfg.n_heads} heads")
+            raise SignalError(
+                f"no head {layer}.{head}: this model has {cfg.n_layers} layers of {cfg.n_heads} heads",
+                see="no-such-part",
+            )
     if not heads:
-        raise SignalError("no heads to exchange: give at least one")
+        raise SignalError("no heads to exchange: give at least one", see="nothing-chosen")
     if pop.lengths.tolist() != source.lengths.tolist():
-        raise SignalError("prompts of different lengths do not align: make the source with `variant` or `corrupt`")
+        raise SignalError(
+            "prompts of different lengths do not align: make the source with `variant` or `corrupt`",
+            see="misaligned-prompts",
+        )
     names = sorted({f"blocks.{layer}.attn.hook_z" for layer, _ in heads})
     rows, end = torch.arange(len(pop)), pop.end
     with torch.no_grad():
@@ -136,7 +145,9 @@ def fit(values: Mapping[tuple[str, str], Float[Tensor, " batch"]]) -> dict[str, 
     """
     design = torch.tensor([[POSITION[position], TOKEN[token], 1.0] for token, position in values])
     if len(design) == 0 or int(torch.linalg.matrix_rank(design)) < 3:
-        raise SignalError(f"{len(values)} variants cannot tell position, token and constant apart: take all six")
+        raise SignalError(
+            f"{len(values)} variants cannot tell position, token and constant apart: take all six", see="six-variants"
+        )
     table = torch.stack([value.float() for value in values.values()])  # [variant batch]
     weights = torch.linalg.lstsq(design, table).solution
     missed = (table - design @ weights).square().mean(0).sqrt()
@@ -147,7 +158,7 @@ def _two_fresh_names(model: TransformerBridge, pop: Population, seed: int) -> tu
     known, _ = prompts.single_token_names(model)
     ids = [prompts.token_id(model, " " + name) for name in known]
     if len(ids) < 4:
-        raise SignalError(f"random names need four usable names, this tokenizer has {len(ids)}")
+        raise SignalError(f"random names need four usable names, this tokenizer has {len(ids)}", see="too-few-names")
     rng = random.Random(seed)
     drawn = [
         rng.sample([i for i in ids if i not in (int(io), int(s))], 2)

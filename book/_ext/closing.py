@@ -52,7 +52,7 @@ def finish(app: Sphinx, failure: Exception | None) -> None:
         logger.info("Open %s in a browser, or: make serve", start.resolve().as_uri())
     if crosses and strict():
         listed = "".join(f"\n  ✗ {name}: {text}" for name, text in crosses)
-        halt(f"LAB_STRICT is set and {len(crosses)} of {claims} claims don't hold:{listed}")
+        halt(f"LAB_STRICT is set and {len(crosses)} of {claims} claims don't hold:{listed}", see="claims-do-not-hold")
 
 
 def verdict(claims: int, crosses: list[tuple[str, str]]) -> str:

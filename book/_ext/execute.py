@@ -66,7 +66,7 @@ def jobs() -> int:
     """
     asked = os.environ.get("LAB_JOBS", "").strip() or "2"
     if not asked.isdigit() or int(asked) < 1:
-        halt(f"LAB_JOBS={asked} isn't a number of chapters: use a whole number above 0")
+        halt(f"LAB_JOBS={asked} isn't a number of chapters: use a whole number above 0", see="lab-jobs")
     return int(asked)
 
 
@@ -134,7 +134,9 @@ def _run_all(chapters: list[Chapter], at_once: int, timeout: int, cache: Jupyter
             logger.info("stopping the kernels")
             stop(chapters, futures)
             if isinstance(reason, KeyboardInterrupt):
-                halt("interrupted; the next build goes on with the chapters that are left", 130)
+                halt(
+                    "interrupted; the next build goes on with the chapters that are left", see="interrupted", status=130
+                )
             raise
     return finished
 
@@ -154,4 +156,4 @@ def _report(failures: list[Run]) -> None:
         logger.error("%s\n%s\n", failed.chapter.docname, failed.failure, location=failed.chapter.docname)
     names = ", ".join(failed.chapter.docname for failed in failures)
     count = "a chapter" if len(failures) == 1 else f"{len(failures)} chapters"
-    halt(f"{count} failed: {names} (the tracebacks are above)")
+    halt(f"{count} failed: {names} (the tracebacks are above)", see="chapter-failed")

@@ -74,10 +74,12 @@ def carried(file: tuple[str, str]) -> Path:
     package, inside = file
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
-        halt(f"{package} isn't installed: pip install -r requirements.txt")
+        halt(f"{package} isn't installed: pip install -r requirements.txt", see="package-missing")
     path = Path(found.origin).parent / inside
     if not path.is_file():
-        halt(f"{path} doesn't exist: install the version of {package} that requirements.txt names")
+        halt(
+            f"{path} doesn't exist: install the version of {package} that requirements.txt names", see="package-missing"
+        )
     return path
 
 

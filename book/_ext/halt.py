@@ -10,16 +10,16 @@ from typing import NoReturn
 
 from sphinx.util import logging
 
-from labcode.errors import named
+from labcode.errors import LabError
 
 logger = logging.getLogger(__name__)
 
 
-def halt(message: str, status: int = 1) -> NoReturn:
-    """Print the message as an error and end the process.
+def halt(message: str, see: str, status: int = 1) -> NoReturn:
+    """Print the message as an error that names its entry under Troubleshooting, and end the process.
 
     Raises:
         SystemExit: Always, with this status.
     """
-    logger.critical("%s", named(message))
+    logger.critical("%s", LabError(message, see))
     raise SystemExit(status)

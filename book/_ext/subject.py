@@ -57,7 +57,7 @@ def chosen(wanted: bool, command: tuple[str, ...] = ("-m", "labcode.models", "--
     last = _pass_on(process.stderr)
     answer = process.stdout.read().decode()
     if process.wait() != 0:
-        halt(last.removeprefix("error: ") or "labcode.models ended without a word")
+        halt(last.removeprefix("error: ") or "labcode.models ended without a word", see="no-answer-about-the-model")
     if last:
         logger.info(last)
     # Libraries may print to stdout while they load; the answer is the last line.

@@ -74,11 +74,17 @@ def ablate(
     """
     outputs = _outputs(model, heads, mlps)
     if how not in ("zero", "mean", "template-mean", "resample"):
-        raise PatchError(f"unknown ablation {how!r}: choose 'zero', 'mean', 'template-mean' or 'resample'")
+        raise PatchError(
+            f"unknown ablation {how!r}: choose 'zero', 'mean', 'template-mean' or 'resample'", see="unknown-ablation"
+        )
     if at != "all" and at not in pop.positions:
-        raise PatchError(f"unknown position {at!r}: choose 'all' or among {', '.join(pop.positions)}")
+        raise PatchError(
+            f"unknown position {at!r}: choose 'all' or among {', '.join(pop.positions)}", see="unknown-position"
+        )
     if how != "zero" and reference is None:
-        raise PatchError(f"{how!r} needs a reference population, such as corrupt(model, pop, 'abc')")
+        raise PatchError(
+            f"{how!r} needs a reference population, such as corrupt(model, pop, 'abc')", see="no-reference"
+        )
     baseline = None
     if reference is not None and how != "zero":
         stored = _outputs_of(model, reference, outputs, batch_size)
@@ -129,11 +135,16 @@ def _outputs(model: TransformerBridge, heads: Sequence[Head], mlps: Sequence[int
     heads_at: dict[str, list[int]] = {}
     for layer, head in sorted(set(heads)):
         if layer not in range(cfg.n_layers) or head not in range(cfg.n_heads):
-            raise PatchError(f"no head {layer}.{head}: this model has {cfg.n_layers} layers of {cfg.n_heads} heads")
+            raise PatchError(
+                f"no head {layer}.{head}: this model has {cfg.n_layers} layers of {cfg.n_heads} heads",
+                see="no-such-part",
+            )
         heads_at.setdefault(f"blocks.{layer}.attn.hook_z", []).append(head)
     for layer in mlps:
         if f"blocks.{layer}.hook_mlp_out" not in model.hook_dict:
-            raise PatchError(f"no MLP in layer {layer}: this model has {cfg.n_layers} layers, counted from 0")
+            raise PatchError(
+                f"no MLP in layer {layer}: this model has {cfg.n_layers} layers, counted from 0", see="no-such-part"
+            )
     return {**heads_at, **{f"blocks.{layer}.hook_mlp_out": None for layer in mlps}}
 
 
@@ -171,7 +182,8 @@ def _partners(pop: Population, reference: Population, how: str, seed: int) -> li
         if not same:
             raise PatchError(
                 f"no other reference prompt has the template of {prompt.text!r}: take reference prompts of the same "
-                "templates, for instance corrupt(model, pop, 'abc')"
+                "templates, for instance corrupt(model, pop, 'abc')",
+                see="no-resample-partner",
             )
         partners.append(same)
     return partners

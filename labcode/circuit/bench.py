@@ -90,14 +90,16 @@ class Bench:
         max_bytes: int = 2**29,
     ) -> None:
         if str(model.cfg.device) != "cpu":
-            raise CircuitError("circuits run on the CPU, whose numbers are the reference: load with device='cpu'")
+            raise CircuitError(
+                "circuits run on the CPU, whose numbers are the reference: load with device='cpu'", see="not-on-the-cpu"
+            )
         self.model, self.pop, self.draws, self.max_bytes = model, pop, pop.draws, max_bytes
         self.means = means or Means(model, pop, reference)
         self.pieces = list(pop.chunks(min(32, prompts_at_once(model, pop.tokens.shape[1], max_bytes // 2))))
         self.engine = "rows"
         try:
             if model.cfg.n_heads > MAX_HEADS:
-                raise UnsupportedModel(f"more than {MAX_HEADS} heads in a layer")
+                raise UnsupportedModel(f"more than {MAX_HEADS} heads in a layer", see="unsupported-model")
             self._suffixes = [_proven(model, piece) for piece in self.pieces]
         except UnsupportedModel as reason:
             self.engine = "replay"
@@ -111,7 +113,9 @@ class Bench:
             found = torch.cat([run(number, states) for number in range(len(self.pieces))], dim=1)
         if not torch.isfinite(found).all():
             row = int((~torch.isfinite(found)).any(0).nonzero()[0])
-            raise CircuitError(f"no finite answer on {self.pop.prompts[row].text!r}: check the model's weights")
+            raise CircuitError(
+                f"no finite answer on {self.pop.prompts[row].text!r}: check the model's weights", see="nan-in-the-run"
+            )
         return found
 
     def _by_rows(self, number: int, states: Sequence[State]) -> Float[Tensor, "state batch"]:

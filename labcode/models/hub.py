@@ -81,7 +81,8 @@ def fetched_folder(probed: bool = False) -> Path:
         if why_not:
             raise ModelError(
                 f"GPT-2 small isn't in the hub's cache and {why_not}; connect to {GPT2.source} on the hub, or "
-                "set LAB_MODEL=smollm2, which needs no hub"
+                "set LAB_MODEL=smollm2, which needs no hub",
+                see="no-hub",
             )
         folder = _download()
     for name, pin in GPT2.files.items():
@@ -90,7 +91,9 @@ def fetched_folder(probed: bool = False) -> Path:
         except OSError as error:
             wrong = f"can't be read ({error.strerror})"
         if wrong:
-            raise ModelError(f"{folder / name} {wrong}; delete {folder.parent.parent} and run again")
+            raise ModelError(
+                f"{folder / name} {wrong}; delete {folder.parent.parent} and run again", see="damaged-download"
+            )
     return folder
 
 
@@ -106,5 +109,6 @@ def _download() -> Path:
         first = (str(error).strip() or "no message").splitlines()[0]
         raise ModelError(
             f"the download of GPT-2 small broke off ({type(error).__name__}: {first}); run again to resume it, "
-            "or set LAB_MODEL=smollm2"
+            "or set LAB_MODEL=smollm2",
+            see="download-broke-off",
         ) from error

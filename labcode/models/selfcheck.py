@@ -53,7 +53,8 @@ def self_check(model: TransformerBridge, name: str) -> float:
         mend = "install the versions in requirements.txt"
     raise ModelError(
         f"{KNOWN[name].title} fails its self-check on device {device} with torch {torch.__version__}: {wrong} "
-        f"on {CANONICAL!r}; {mend}"
+        f"on {CANONICAL!r}; {mend}",
+        see="self-check",
     )
 
 

@@ -92,9 +92,12 @@ def drive(
         PatchError: prompts that do not align, an unknown direction, a metric of the wrong shape or NaN.
     """
     if direction not in ("denoising", "noising"):
-        raise PatchError(f"unknown direction {direction!r}: choose 'denoising' or 'noising'")
+        raise PatchError(f"unknown direction {direction!r}: choose 'denoising' or 'noising'", see="unknown-direction")
     if str(model.cfg.device) != "cpu":
-        raise PatchError("sweeps run on the CPU, whose numbers are the reference: load the model with device='cpu'")
+        raise PatchError(
+            "sweeps run on the CPU, whose numbers are the reference: load the model with device='cpu'",
+            see="not-on-the-cpu",
+        )
     base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
     start = first_difference(base, source)
     size = prompts_at_once(model, base.tokens.shape[1], max_bytes // 2)
@@ -152,9 +155,13 @@ def in_batches(
 def _one_number_each(values: Tensor, prompts: Sequence[int], clean: Population) -> Tensor:
     if values.shape != (len(prompts),):
         raise PatchError(
-            f"the metric gave shape {tuple(values.shape)} for {len(prompts)} runs: one value for each is needed"
+            f"the metric gave shape {tuple(values.shape)} for {len(prompts)} runs: one value for each is needed",
+            see="shape-of-metric",
         )
     if values.isnan().any():
         row = prompts[int(values.isnan().nonzero()[0])]
-        raise PatchError(f"the metric is NaN on {clean.prompts[row].text!r}: check the model's weights and the metric")
+        raise PatchError(
+            f"the metric is NaN on {clean.prompts[row].text!r}: check the model's weights and the metric",
+            see="nan-in-the-run",
+        )
     return values

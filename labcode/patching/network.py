@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from labcode.errors import LabError
+from labcode.errors import ModelError
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -34,8 +34,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class UnsupportedModel(LabError):
-    """An architecture whose arithmetic is not written here."""
+UnsupportedModel = ModelError
 
 
 class Linear(NamedTuple):
@@ -73,18 +72,18 @@ class Network:
         self.eps = cfg.eps
         self.norm_kind = str(cfg.normalization_type or "").removesuffix("Pre")
         if self.norm_kind not in ("", "LN", "RMS"):
-            raise UnsupportedModel(f"normalisation {cfg.normalization_type!r}")
+            raise UnsupportedModel(f"normalisation {cfg.normalization_type!r}", see="unsupported-model")
         if cfg.parallel_attn_mlp:
-            raise UnsupportedModel("attention and MLP in parallel")
+            raise UnsupportedModel("attention and MLP in parallel", see="unsupported-model")
         if not cfg.attn_only and cfg.act_fn not in ACTIVATIONS:
-            raise UnsupportedModel(f"activation function {cfg.act_fn!r}")
+            raise UnsupportedModel(f"activation function {cfg.act_fn!r}", see="unsupported-model")
         self.act = ACTIVATIONS.get(cfg.act_fn or "relu", F.relu)
         try:
             self.layers = [_layer(block) for block in model.blocks]
             self.final_norm = _norm_weights(model.ln_final)
             self.unembed = Linear(model.W_U.T, getattr(model, "b_U", None))
         except AttributeError as missing:
-            raise UnsupportedModel(f"a block without the usual parts ({missing})") from missing
+            raise UnsupportedModel(f"a block without the usual parts ({missing})", see="unsupported-model") from missing
 
     def norm(
         self, x: Float[Tensor, "*batch d_model"], weights: tuple[Tensor | None, Tensor | None]

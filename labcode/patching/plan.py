@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from labcode.errors import LabError
+from labcode.errors import PatchError
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -30,10 +30,6 @@ HOOKS = {
 STREAM_KINDS = ("resid_pre", "attn_out", "mlp_out")
 GROUPED_KINDS = ("k", "v")
 ALL = -1
-
-
-class PatchError(LabError):
-    """A sweep, path or ablation that is not defined as asked."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +116,9 @@ def plan(
     """
     cfg = model.cfg
     if kind not in HOOKS:
-        raise PatchError(f"unknown kind {kind!r}: choose one of {', '.join(HOOKS)}")
+        raise PatchError(f"unknown kind {kind!r}: choose one of {', '.join(HOOKS)}", see="unknown-kind")
     if f"blocks.0.{HOOKS[kind]}" not in model.hook_dict:
-        raise PatchError(f"this model has no {kind}: its blocks are without it")
+        raise PatchError(f"this model has no {kind}: its blocks are without it", see="missing-part")
     n_heads = (cfg.n_key_value_heads or cfg.n_heads) if kind in GROUPED_KINDS else cfg.n_heads
     name = "head" if n_heads == cfg.n_heads else "key/value head"
     if only is not None:
@@ -133,7 +129,9 @@ def plan(
         chosen_heads = _chosen(name, heads, n_heads)
         axes.append(Axis(name, tuple(map(str, chosen_heads))))
     elif heads is not None:
-        raise PatchError(f"{kind} belongs to no head: leave `heads` out, or choose one of z, q, k, v, pattern")
+        raise PatchError(
+            f"{kind} belongs to no head: leave `heads` out, or choose one of z, q, k, v, pattern", see="headless-kind"
+        )
     labels, positions = _places(clean, at)
     if labels:
         axes.append(Axis("position", labels))
@@ -152,11 +150,16 @@ def _plan_only(
     product: tuple[Sequence[int] | None, Sequence[int] | None],
 ) -> Plan:
     if kind in STREAM_KINDS:
-        raise PatchError(f"{kind} belongs to no head: leave `only` out and give layers, or choose z, q, k, v, pattern")
+        raise PatchError(
+            f"{kind} belongs to no head: leave `only` out and give layers, or choose z, q, k, v, pattern",
+            see="headless-kind",
+        )
     if product != (None, None):
-        raise PatchError("give either `only`, a list of (layer, head), or layers and heads, not both")
+        raise PatchError(
+            "give either `only`, a list of (layer, head), or layers and heads, not both", see="heads-twice"
+        )
     if not only:
-        raise PatchError("no head chosen: give at least one in `only`, or leave it out for all")
+        raise PatchError("no head chosen: give at least one in `only`, or leave it out for all", see="nothing-chosen")
     for layer, head in only:
         _chosen("layer", [layer], shape[0])
         _chosen(name, [head], shape[1])
@@ -178,14 +181,14 @@ def first_difference(base: Population, source: Population) -> Int[Tensor, " batc
         PatchError: a different number of prompts or of tokens, or S2 in another place; the message shows where.
     """
     if not len(base):
-        raise PatchError("an empty population: give at least one prompt")
+        raise PatchError("an empty population: give at least one prompt", see="empty-population")
     if len(base) != len(source):
-        raise PatchError(f"{len(base)} prompts against {len(source)}: each prompt needs one partner")
+        raise PatchError(f"{len(base)} prompts against {len(source)}: each prompt needs one partner", see="no-partner")
     for row in (base.lengths != source.lengths).nonzero()[:, 0].tolist():
-        raise PatchError(_misaligned(row, base.str_tokens[row], source.str_tokens[row]))
+        raise PatchError(_misaligned(row, base.str_tokens[row], source.str_tokens[row]), see="misaligned-prompts")
     # As many tokens, but shifted words. The order of the two first names may differ on purpose, so S2 is what we ask.
     for row in (base.positions["S2"] != source.positions["S2"]).nonzero()[:, 0].tolist():
-        raise PatchError(_misaligned(row, base.str_tokens[row], source.str_tokens[row]))
+        raise PatchError(_misaligned(row, base.str_tokens[row], source.str_tokens[row]), see="misaligned-prompts")
     real = torch.arange(base.tokens.shape[1]) < base.lengths[:, None]
     width = min(base.tokens.shape[1], source.tokens.shape[1])
     different = (base.tokens[:, :width] != source.tokens[:, :width]) & real[:, :width]
@@ -195,10 +198,12 @@ def first_difference(base: Population, source: Population) -> Int[Tensor, " batc
 def _chosen(what: str, wanted: Sequence[int] | None, n: int) -> list[int]:
     chosen = list(range(n)) if wanted is None else list(wanted)
     if not chosen:
-        raise PatchError(f"no {what} chosen: give at least one, or leave the choice out for all {n}")
+        raise PatchError(
+            f"no {what} chosen: give at least one, or leave the choice out for all {n}", see="nothing-chosen"
+        )
     for one in chosen:
         if one not in range(n):
-            raise PatchError(f"no {what} {one}: this model has {n}, counted from 0")
+            raise PatchError(f"no {what} {one}: this model has {n}, counted from 0", see="no-such-part")
     return chosen
 
 
@@ -210,7 +215,8 @@ def _places(pop: Population, at: str | Sequence[str]) -> tuple[tuple[str, ...], 
         if pop.lengths.unique().numel() > 1:
             raise PatchError(
                 f"prompts of {pop.lengths.unique().tolist()} tokens have no common positions: use at=[names], such as "
-                f"at={list(pop.positions)}, or group the prompts by length"
+                f"at={list(pop.positions)}, or group the prompts by length",
+                see="different-lengths",
             )
         n = int(pop.lengths[0])
         columns = [{strings[i] for strings in pop.str_tokens} for i in range(n)]
@@ -219,7 +225,10 @@ def _places(pop: Population, at: str | Sequence[str]) -> tuple[tuple[str, ...], 
     names = [at] if isinstance(at, str) else list(at)
     for name in names:
         if name not in pop.positions:
-            raise PatchError(f"unknown position {name!r}: choose 'all', 'each' or among {', '.join(pop.positions)}")
+            raise PatchError(
+                f"unknown position {name!r}: choose 'all', 'each' or among {', '.join(pop.positions)}",
+                see="unknown-position",
+            )
     positions = torch.stack([pop.positions[name] for name in names])
     return (() if isinstance(at, str) else tuple(names)), positions
 

@@ -70,4 +70,7 @@ def check_hook_is_live(model: TransformerBridge, base: Population, kind: str) ->
     nonsense = torch.tensor(7.0)
     untouched, changed = (run_patched(model, one, name, torch.tensor(which), nonsense) for which in (False, True))
     if torch.equal(untouched, changed):
-        raise PatchError(f"this model does not let a hook change {HOOKS[kind]}, so {kind!r} cannot be patched in it")
+        raise PatchError(
+            f"this model does not let a hook change {HOOKS[kind]}, so {kind!r} cannot be patched in it",
+            see="hook-without-effect",
+        )

@@ -41,7 +41,7 @@ class Run:
     def __getitem__(self, key: tuple[str, int]) -> Tensor:
         name = f"blocks.{key[1]}.{key[0]}"
         if name not in self.activations:
-            raise UnsupportedModel(f"no activation {name}")
+            raise UnsupportedModel(f"no activation {name}", see="unsupported-model")
         return self.activations[name]
 
 
@@ -103,9 +103,11 @@ class Suffix:
             with torch.no_grad():
                 gap = float((suffix.unpatched(start) - base.logits).abs().max())
         except (RuntimeError, IndexError) as shapes:
-            raise UnsupportedModel(f"activations of other shapes ({shapes})") from shapes
+            raise UnsupportedModel(f"activations of other shapes ({shapes})", see="unsupported-model") from shapes
         if not gap <= TOLERANCE * max(1.0, 0.1 * float(base.logits.abs().max())):
-            raise UnsupportedModel(f"a forward pass that differs from ours by {gap:.1g} in some logit")
+            raise UnsupportedModel(
+                f"a forward pass that differs from ours by {gap:.1g} in some logit", see="unsupported-model"
+            )
         return suffix
 
     @staticmethod

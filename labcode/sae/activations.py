@@ -109,13 +109,18 @@ def collect(
     """
     check_layer(model, layer)
     if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] < 2:
-        raise SaeError(f"tokens of shape {tuple(tokens.shape)}: give contexts of at least two tokens, [context pos]")
+        raise SaeError(
+            f"tokens of shape {tuple(tokens.shape)}: give contexts of at least two tokens, [context pos]",
+            see="contexts-too-short",
+        )
     pieces = []
     for piece in progress(tokens.split(batch_size), f"activations of layer {layer}", -(-len(tokens) // batch_size)):
         pieces.append(residual(model, piece, layer)[:, 1:])
     largest = max(float(piece.abs().max()) for piece in pieces)
     if not largest < float("inf"):
-        raise SaeError(f"NaN or infinite activations after layer {layer}: check the model's weights")
+        raise SaeError(
+            f"NaN or infinite activations after layer {layer}: check the model's weights", see="nan-in-the-run"
+        )
     norms = torch.cat([piece.norm(dim=-1) for piece in pieces])  # [context pos - 1]
     median = float(norms.median())
     kept = norms <= MASSIVE * median
@@ -158,4 +163,6 @@ def hook(layer: int) -> str:
 def check_layer(model: TransformerBridge, layer: int) -> None:
     """Raises `SaeError` unless the model has this layer."""
     if layer not in range(model.cfg.n_layers):
-        raise SaeError(f"no layer {layer}: this model has {model.cfg.n_layers} layers, counted from 0")
+        raise SaeError(
+            f"no layer {layer}: this model has {model.cfg.n_layers} layers, counted from 0", see="no-such-part"
+        )

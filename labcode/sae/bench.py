@@ -61,7 +61,10 @@ class Bench:
 
     def __init__(self, model: TransformerBridge, pop: Population, layer: int) -> None:
         if layer + 1 not in range(1, model.cfg.n_layers):
-            raise SaeError(f"no block follows layer {layer} of {model.cfg.n_layers}: nothing could read the edit")
+            raise SaeError(
+                f"no block follows layer {layer} of {model.cfg.n_layers}: nothing could read the edit",
+                see="nothing-reads-it",
+            )
         self.model, self.pop, self.layer = model, pop, layer
         run = record(model, [pop], Suffix.hooks(model))[0]
         self.base = logit_difference(run.logits, pop)
@@ -76,7 +79,9 @@ class Bench:
             SaeError: an edit at position 0.
         """
         if len(edits) and int(edits.position.min()) < 1:
-            raise SaeError("an edit at position 0, the start token: the autoencoder has no code there")
+            raise SaeError(
+                "an edit at position 0, the start token: the autoencoder has no code there", see="edit-at-start"
+            )
         if self.suffix is None:
             return self._by_hooks(edits)
         pop, widths = self.pop, self.pop.end[edits.prompt] - edits.position + 1
@@ -121,7 +126,7 @@ class Bench:
 def place(pop: Population, at: str) -> Int[Tensor, " batch"]:
     """Index of a named position in each prompt. Raises `SaeError` for an unknown one."""
     if at not in pop.positions:
-        raise SaeError(f"unknown position {at!r}: choose among {', '.join(pop.positions)}")
+        raise SaeError(f"unknown position {at!r}: choose among {', '.join(pop.positions)}", see="unknown-position")
     return pop.positions[at]
 
 

@@ -67,7 +67,8 @@ class Corpus:
         """
         if not 0 < held_out <= HELD_OUT:
             raise CorpusError(
-                f"{held_out} held-out contexts: choose between 1 and {HELD_OUT}, the others are trained on"
+                f"{held_out} held-out contexts: choose between 1 and {HELD_OUT}, the others are trained on",
+                see="held-out",
             )
         reserved = min(HELD_OUT, max(1, len(self) // 4))
         return self.tokens[:-reserved], self.tokens[-min(held_out, reserved) :]
@@ -114,14 +115,20 @@ def read(folder: Path, name: str, tokenizer: Any = None) -> tuple[np.ndarray, di
     try:
         record = json.loads((folder / f"corpus-{name}.json").read_text())
         if sha256(path) != record["sha256"]:
-            raise CorpusError(f"{path} was altered: its SHA-256 isn't the recorded one; restore it, or write it again")
+            raise CorpusError(
+                f"{path} was altered: its SHA-256 isn't the recorded one; restore it, or write it again",
+                see="file-altered",
+            )
         with lzma.open(path) as packed:
             contexts = np.lib.format.read_array(packed, allow_pickle=False)
     except (OSError, ValueError, KeyError, lzma.LZMAError, EOFError) as error:
-        raise CorpusError(f"{path} can't be read ({error}): restore it, or write it with {COMMAND}") from error
+        raise CorpusError(
+            f"{path} can't be read ({error}): restore it, or write it with {COMMAND}", see="corpus-unreadable"
+        ) from error
     if tokenizer is not None and record["tokenizer"] != tokenizer_key(tokenizer):
         raise CorpusError(
-            f"{path} holds ids of another tokenizer: its text would be nonsense here; write one with {COMMAND}"
+            f"{path} holds ids of another tokenizer: its text would be nonsense here; write one with {COMMAND}",
+            see="corpus-of-another-tokenizer",
         )
     return contexts, record
 
@@ -141,7 +148,8 @@ def _own(model: TransformerBridge, folder: Path | None) -> tuple[np.ndarray, dic
         if choice.title != model.cfg.model_name or choice.folder is None:
             raise CorpusError(
                 f"the shipped corpus is in another tokenizer than that of {model.cfg.model_name}, which has to write "
-                f"its own text: give the folder of its files, or write one with {COMMAND}"
+                f"its own text: give the folder of its files, or write one with {COMMAND}",
+                see="corpus-of-another-tokenizer",
             )
         folder = choice.folder
     contexts, record = generate(folder, min(LIVE_TOKENS, max(LEAST, _cap())), batch=32)
@@ -153,7 +161,9 @@ def _cap() -> int:
     if not asked:
         return sys.maxsize
     if not asked.isdigit() or int(asked) < LEAST:
-        raise CorpusError(f"LAB_TOKENS={asked}: use a number of tokens from {LEAST} on, or leave it unset")
+        raise CorpusError(
+            f"LAB_TOKENS={asked}: use a number of tokens from {LEAST} on, or leave it unset", see="lab-tokens"
+        )
     return int(asked)
 
 

@@ -53,7 +53,9 @@ def edited(model: TransformerBridge, sae: Any, change: Change, layer: int | None
         code = encode(sae, h)
         new = change(code.clone())
         if new.shape != code.shape:
-            raise SaeError(f"the changed codes have shape {tuple(new.shape)}, they need {tuple(code.shape)}")
+            raise SaeError(
+                f"the changed codes have shape {tuple(new.shape)}, they need {tuple(code.shape)}", see="shape-of-codes"
+            )
         difference = new - code
         difference[:, 0] = 0.0
         return h + difference @ sae.W_dec

@@ -180,5 +180,6 @@ def check_fits(sae: Any, model: TransformerBridge, layer: int) -> None:
     if sae.cfg.d_in != model.cfg.d_model:
         raise SaeError(
             f"this autoencoder is for residual vectors of {sae.cfg.d_in} numbers, the model has {model.cfg.d_model}: "
-            "train one on this model"
+            "train one on this model",
+            see="autoencoder-of-another-model",
         )

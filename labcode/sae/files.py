@@ -36,19 +36,24 @@ def save(sae: Any, folder: Path, record: dict[str, Any]) -> None:
     bad = [name for name, value in state.items() if not torch.isfinite(value).all()]
     if bad:
         raise SaeError(
-            f"{', '.join(bad)} of this autoencoder are NaN, infinite or too large for float16: nothing saved"
+            f"{', '.join(bad)} of this autoencoder are NaN, infinite or too large for float16: nothing saved",
+            see="autoencoder-not-finite",
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
-        raise SaeError(f"{folder} can't be written ({error.strerror}): choose another place") from error
+        raise SaeError(
+            f"{folder} can't be written ({error.strerror}): choose another place", see="cannot-write"
+        ) from error
     try:
         write_files(state, sae.cfg.to_dict(), aside, record)
         aside.chmod(0o755)
         _take_place(aside, folder)
     except OSError as error:
-        raise SaeError(f"{folder} can't be written ({error.strerror}): make room, or choose another place") from error
+        raise SaeError(
+            f"{folder} can't be written ({error.strerror}): make room, or choose another place", see="cannot-write"
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -84,9 +89,14 @@ def load(folder: Path, model: TransformerBridge | None = None) -> tuple[Any, dic
         record = json.loads((folder / RECORD).read_text())
         wrong = [name for name in (WEIGHTS, CONFIG) if sha256(folder / name) != record["files"][name]["sha256"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SaeError(f"{folder} holds no autoencoder that can be read ({error}): train it again") from error
+        raise SaeError(
+            f"{folder} holds no autoencoder that can be read ({error}): train it again", see="autoencoder-unreadable"
+        ) from error
     if wrong:
-        raise SaeError(f"{', '.join(wrong)} in {folder} was altered: its hash is not the one in {RECORD}; restore it")
+        raise SaeError(
+            f"{', '.join(wrong)} in {folder} was altered: its hash is not the one in {RECORD}; restore it",
+            see="file-altered",
+        )
     from sae_lens import SAE
 
     with warnings.catch_warnings():
@@ -107,7 +117,9 @@ def layer_of(sae: Any) -> int:
     """
     name = str(sae.cfg.metadata.hook_name)
     if not (name.startswith("blocks.") and name.endswith(".hook_out")):
-        raise SaeError(f"this autoencoder reads {name!r}; the lab's read blocks.N.hook_out")
+        raise SaeError(
+            f"this autoencoder reads {name!r}; the lab's read blocks.N.hook_out", see="autoencoder-elsewhere"
+        )
     return int(name.split(".")[1])
 
 

@@ -47,7 +47,7 @@ class Codes:
             SaeError: no such latent.
         """
         if latent not in range(self.d_sae):
-            raise SaeError(f"no latent {latent}: this autoencoder has {self.d_sae}, counted from 0")
+            raise SaeError(f"no latent {latent}: this autoencoder has {self.d_sae}, counted from 0", see="no-such-part")
         return (self.values * (self.index == latent)).sum(-1)
 
     @cached_property
@@ -134,7 +134,7 @@ def match(a: Any, b: Any) -> tuple[Int[Tensor, " d_sae"], Float[Tensor, " d_sae"
     Used in chapter 14.
     """
     if a.cfg.d_in != b.cfg.d_in:
-        raise SaeError(f"directions of {a.cfg.d_in} and {b.cfg.d_in} numbers can't be compared")
+        raise SaeError(f"directions of {a.cfg.d_in} and {b.cfg.d_in} numbers can't be compared", see="different-widths")
     directions = [torch.nn.functional.normalize(sae.W_dec.detach(), dim=-1) for sae in (a, b)]
     best = (directions[0] @ directions[1].T).max(-1)
     return best.indices, best.values

@@ -70,7 +70,9 @@ def rates(codes: Codes, words: Bool[Tensor, " d_vocab"]) -> Rates:
     counts = []
     for mask in (seen & word, ~seen & word):
         if not mask.any():
-            raise SaeError("this corpus has no repeated words, or none that are new: take more contexts")
+            raise SaeError(
+                "this corpus has no repeated words, or none that are new: take more contexts", see="no-repeats"
+            )
         fired = codes.index[mask][codes.values[mask] > 0].long()
         counts.append((torch.bincount(fired, minlength=codes.d_sae) / mask.sum(), int(mask.sum())))
     (repeat, n_repeat), (first, n_first) = counts

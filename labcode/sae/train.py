@@ -92,11 +92,18 @@ def train(
     """
     n, d_model = data.values.shape
     if n < batch:
-        raise SaeError(f"{n} activations are fewer than one batch of {batch}: collect more, or make the batch smaller")
+        raise SaeError(
+            f"{n} activations are fewer than one batch of {batch}: collect more, or make the batch smaller",
+            see="too-few-activations",
+        )
     if not 0 < k <= d_sae:
-        raise SaeError(f"k = {k} active latents of {d_sae}: k has to lie between 1 and the number of latents")
+        raise SaeError(
+            f"k = {k} active latents of {d_sae}: k has to lie between 1 and the number of latents", see="k-out-of-range"
+        )
     if not torch.isfinite(data.values).all():
-        raise SaeError("NaN or infinite numbers among the activations: look at the run that made them")
+        raise SaeError(
+            "NaN or infinite numbers among the activations: look at the run that made them", see="nan-in-the-values"
+        )
     steps = max(1, samples // batch)
     settings = {
         "d_sae": d_sae,
@@ -118,7 +125,10 @@ def train(
             trainer.n_training_steps += 1
             loss = float(out.losses["mse_loss"].detach())
             if not math.isfinite(loss):
-                raise SaeError(f"the loss is {loss} at step {step} of {steps}: lower the learning rate ({lr:g})")
+                raise SaeError(
+                    f"the loss is {loss} at step {step} of {steps}: lower the learning rate ({lr:g})",
+                    see="training-diverged",
+                )
             if step % every == 0 or step == steps - 1:
                 history.append(_moment(trainer, out, loss))
     return Training(_finished(trainer), history, time.perf_counter() - started, settings)

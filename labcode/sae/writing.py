@@ -83,7 +83,10 @@ def generate(
         if count >= tokens:
             break
     else:
-        raise CorpusError(f"of {made} contexts that the model in {folder} wrote, {count // LENGTH} are no repetition")
+        raise CorpusError(
+            f"of {made} contexts that the model in {folder} wrote, {count // LENGTH} are no repetition",
+            see="repetitive-text",
+        )
     together = np.concatenate(kept)
     small = together.astype(np.uint16) if len(tokenizer) <= 2**16 else together
     record |= {"contexts": len(small), "tokens": int(small.size), "removed": made - len(small), "keep_from": KEEP_FROM}
@@ -127,7 +130,9 @@ def write_aside(path: Path, write: Callable[[Any], object]) -> None:
         if aside is not None:
             Path(aside).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise CorpusError(f"{path} can't be written ({error.strerror}): make room, or set LAB_CACHE") from error
+            raise CorpusError(
+                f"{path} can't be written ({error.strerror}): make room, or set LAB_CACHE", see="cannot-write"
+            ) from error
         raise
 
 
