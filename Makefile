@@ -1,4 +1,4 @@
-# Each target is one line of real work. LAB_MODEL chooses the model (auto, gpt2, smollm2 or a folder), LAB_STRICT=1 makes
+# Each target is one line of real work. LAB_MODEL chooses the model (smollm2 if unset, gpt2 or a folder), LAB_STRICT=1 makes
 # a warning or a claim that does not hold an error.
 PYTHON ?= python3
 BIN := .venv/bin

@@ -16,7 +16,11 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
+def watched() -> bool:
+    """Is somebody waiting who would see progress on stderr? Not in a pipe, unless `LAB_PROGRESS` is set."""
+    return sys.stderr.isatty() or bool(os.environ.get("LAB_PROGRESS"))
+
+
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
     """`items`, with a bar labelled `what` where someone can watch it."""
-    shown = sys.stderr.isatty() or bool(os.environ.get("LAB_PROGRESS"))
-    return tqdm(items, desc=what, total=total, disable=not shown, leave=False)
+    return tqdm(items, desc=what, total=total, disable=not watched(), leave=False)

@@ -22,15 +22,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from labcode.errors import ModelError
-from labcode.models.cache import build_once, cache_dir
+from labcode.models import build_once, cache_dir, weights_key
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
     from labcode.prompts import Population
-
-STRIDE = 997  # of the weights that enter a key: a prime, so that no row or column is read alone
 
 
 def remember(
@@ -85,15 +83,6 @@ def prompt_key(pop: Population) -> str:
         *(pop.positions[k] for k in sorted(pop.positions)),
     ]
     return hashlib.sha256(b"\0".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
-
-
-def weights_key(model: TransformerBridge) -> str:
-    """A fingerprint of a loaded model: shapes and a fixed sample of every parameter, and the sizes of its tokenizer."""
-    digest = hashlib.sha256(f"{len(model.tokenizer)} {model.tokenizer.bos_token_id}".encode())
-    for name, weight in sorted(model.named_parameters()):
-        sample = weight.detach().flatten()[::STRIDE].float().cpu().contiguous()
-        digest.update(f"{name}{tuple(weight.shape)}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()
 
 
 @cache

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-# Before any library reads it: no test but those of the probe may look for a network.
+# Before any library reads it: no test may look for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers side by side: one thread each, or they wait for each other
     os.environ |= {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0"}
@@ -19,11 +19,12 @@ import folders
 from both import Pair, load_both
 
 from labcode import models
+from labcode.toy import build
 
 # Begun first: a worker that comes to one of them last would work on alone.
 LONGEST = (
     "test_build test_running_notebooks test_sphinxext_build test_site test_predictions test_notebooks "
-    "test_models_embedded test_models_hub test_prediction_boxes"
+    "test_models test_prediction_boxes"
 ).split()
 
 
@@ -42,7 +43,7 @@ def smollm2() -> Any:
 @pytest.fixture(scope="session")
 def toy() -> Any:
     """The model wired by hand."""
-    return models.toy()
+    return build()
 
 
 @pytest.fixture(scope="session")
@@ -68,21 +69,6 @@ def random_gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 @pytest.fixture(scope="session")
 def gpt2() -> Any:
     """GPT-2 small where its pinned files are in the hub's cache; elsewhere the test is skipped."""
-    from labcode.models.hub import cached
-
-    if cached() is None:
+    if models.gpt2_cached() is None:
         pytest.skip("the pinned weights of GPT-2 small are not in the local hub cache")
     return models.load("gpt2")
-
-
-@pytest.fixture
-def clean_env(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Take the lab's variables out of the environment; called with names, it sets those."""
-    for name in ("LAB_MODEL", "LAB_MODEL_WHY", "LAB_PROGRESS"):
-        monkeypatch.delenv(name, raising=False)
-
-    def also(**values: str) -> None:
-        for name, value in values.items():
-            monkeypatch.setenv(name, value)
-
-    return also

@@ -13,14 +13,11 @@ from typing import Any
 
 from labcode import models
 
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-
 
 def copy_tokenizer(folder: Path) -> int:
     """Put the embedded model's tokenizer into a folder; returns the size of its vocabulary."""
     source = models.prepare("smollm2").folder
-    assert source is not None
-    for name in TOKENIZER:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(source / name, folder / name)
     return int(json.loads((source / "config.json").read_text())["vocab_size"])
 
@@ -37,59 +34,44 @@ def randomise(model: Any, std: float, seed: int) -> None:
             parameter.copy_(1 + 0.3 * noise if norm else std * noise)
 
 
-def write_gpt2(
-    folder: Path,
-    *,
-    n_layer: int = 3,
-    n_head: int = 4,
-    n_embd: int = 48,
-    n_positions: int = 128,
-    std: float = 0.15,
-    seed: int = 0,
-) -> Path:
-    """A GPT-2-shaped model: LayerNorm, learned positions, biases everywhere, tied embeddings."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+def write(folder: Path, config: Any, std: float = 0.15, seed: int = 0) -> Path:
+    """A model of this configuration with random weights."""
+    from transformers import AutoModelForCausalLM
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = GPT2Config(
-        vocab_size=copy_tokenizer(folder),
-        n_layer=n_layer,
-        n_head=n_head,
-        n_embd=n_embd,
-        n_positions=n_positions,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    model = GPT2LMHeadModel(config)
+    config.vocab_size, config.bos_token_id, config.eos_token_id = copy_tokenizer(folder), 1, 2
+    model = AutoModelForCausalLM.from_config(config)
     randomise(model, std, seed)
     model.save_pretrained(folder)
     return folder
 
 
-def write_llama(folder: Path, *, n_layer: int = 3, d_model: int = 48, std: float = 0.15, seed: int = 1) -> Path:
-    """A Llama-shaped model: RMSNorm, rotary positions, four heads that share two keys and values, tied embeddings."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def write_gpt2(folder: Path) -> Path:
+    """A GPT-2-shaped model: LayerNorm, learned positions, biases everywhere, tied embeddings."""
+    from transformers import GPT2Config
 
-    folder.mkdir(parents=True, exist_ok=True)
+    return write(folder, GPT2Config(n_layer=3, n_head=4, n_embd=48, n_positions=128))
+
+
+def write_llama(folder: Path, seed: int = 1) -> Path:
+    """A Llama-shaped model: RMSNorm, rotary positions, four heads that share two keys and values, tied embeddings."""
+    from transformers import LlamaConfig
+
     config = LlamaConfig(
-        vocab_size=copy_tokenizer(folder),
-        hidden_size=d_model,
-        intermediate_size=3 * d_model,
-        num_hidden_layers=n_layer,
+        hidden_size=48,
+        intermediate_size=144,
+        num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,
         tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
         pad_token_id=2,
     )
-    model = LlamaForCausalLM(config)
-    randomise(model, std, seed)
-    model.save_pretrained(folder)
-    return folder
+    return write(folder, config, seed=seed)
 
 
 def write_random_gpt2_small(folder: Path) -> Path:
     """Random weights in the shape of GPT-2 small: 12 layers of 12 heads, d_model 768. About 500 MB."""
-    return write_gpt2(folder, n_layer=12, n_head=12, n_embd=768, n_positions=1024, std=0.02)
+    from transformers import GPT2Config
+
+    return write(folder, GPT2Config(), std=0.02)

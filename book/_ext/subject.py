@@ -81,7 +81,7 @@ def prepare_environment(model: dict[str, str]) -> None:
     """Set the variables that every kernel of this build inherits."""
     os.environ.update(KERNEL_ENVIRONMENT)
     if model:
-        os.environ["LAB_MODEL"] = model["name"]
-        os.environ["LAB_MODEL_WHY"] = model["why"]
+        if os.environ.get("LAB_MODEL"):
+            os.environ["LAB_MODEL"] = model["name"]  # in full: a kernel runs in the folder of its chapter
         # Everything is on this machine now; a kernel that asked the hub again could hang or differ.
         os.environ["HF_HUB_OFFLINE"] = "1"

@@ -41,7 +41,7 @@ def begin(model: Any) -> None:
     if not hasattr(model, "hook_dict"):
         came = f"the text {model!r}" if isinstance(model, str) else f"a {type(model).__name__}"
         raise CourseError(
-            f"course.begin takes a loaded model, what came is {came}: give models.load(choice.name)",
+            f"course.begin takes a loaded model, what came is {came}: give models.load()",
             see="begin-takes-a-model",
         )
     _setting = Setting(model)

@@ -52,9 +52,9 @@ class Setting:
     @cached_property
     def toy(self) -> Any:
         """The model that was wired by hand."""
-        from labcode import models
+        from labcode.toy import build
 
-        return models.toy()
+        return build()
 
     def random(self, *shape: int, seed: int = 0) -> Tensor:
         """Normal numbers, the same for the same shape and seed."""

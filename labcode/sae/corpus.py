@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from labcode.errors import LabError
-from labcode.models.cache import sha256
+from labcode.models import sha256
 from labcode.sae.errors import CorpusError
 from labcode.sae.writing import LENGTH, generate, pack, tokenizer_key
 
@@ -144,14 +144,14 @@ def _own(model: TransformerBridge, folder: Path | None) -> tuple[np.ndarray, dic
     if found is not None:
         return found
     if folder is None:
-        choice = models.prepare()
-        if choice.title != model.cfg.model_name or choice.folder is None:
+        source = models.prepare()
+        if source.title != model.cfg.model_name:
             raise CorpusError(
                 f"the shipped corpus is in another tokenizer than that of {model.cfg.model_name}, which has to write "
                 f"its own text: give the folder of its files, or write one with {COMMAND}",
                 see="corpus-of-another-tokenizer",
             )
-        folder = choice.folder
+        folder = source.folder
     contexts, record = generate(folder, min(LIVE_TOKENS, max(LEAST, _cap())), batch=32)
     return contexts, {"model": str(model.cfg.model_name), **record}
 
@@ -179,12 +179,11 @@ def main() -> int:
     options = parser.parse_args()
     os.environ["LAB_PROGRESS"] = "1"
     try:
-        choice = models.prepare()
-        assert choice.folder is not None
-        contexts, record = generate(choice.folder, options.tokens, options.seed, options.dtype)
+        source = models.prepare()
+        contexts, record = generate(source.folder, options.tokens, options.seed, options.dtype)
         arguments = f"--tokens {options.tokens} --seed {options.seed} --dtype {options.dtype}"
-        record = {"model": choice.title, "command": f"python -m labcode.sae.corpus {arguments}", **record}
-        pack(contexts, record, options.out, choice.name if choice.name in models.KNOWN else choice.title)
+        record = {"model": source.title, "command": f"python -m labcode.sae.corpus {arguments}", **record}
+        pack(contexts, record, options.out, source.name if source.name in models.KNOWN else source.title)
     except LabError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

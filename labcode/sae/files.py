@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from labcode.models.cache import sha256
+from labcode.models import sha256
 from labcode.sae.errors import SaeError
 
 if TYPE_CHECKING:

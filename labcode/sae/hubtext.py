@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from labcode.models.cache import say
+from labcode.models import quiet, say
 from labcode.sae.writing import LENGTH, tokenizer_key
 
 SOURCE = "NeelNanda/pile-10k"  # ten thousand documents of the Pile (Gao et al. 2020)
@@ -21,14 +21,8 @@ def from_hub(tokenizer: Any, contexts: int) -> tuple[np.ndarray, dict[str, Any]]
 
     Whatever goes wrong on the way there, the caller has another source: it is said, and is no error.
     """
-    from labcode.models import hub
-
-    if hub.unreachable() is not None:
-        return None
     try:
         from datasets import load_dataset
-
-        from labcode.models.quiet import quiet
 
         with quiet():
             documents = load_dataset(SOURCE, split="train")

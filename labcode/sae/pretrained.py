@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from labcode.models.cache import say
+from labcode.models import edition, quiet, say
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -15,25 +15,18 @@ if TYPE_CHECKING:
 RELEASE = "gpt2-small-res-jb"  # Bloom 2024; residual stream before each block, 24,576 latents, ReLU with an L1 penalty
 
 
-def res_jb(model: TransformerBridge, name: str, block: int = 9) -> tuple[Any, int] | None:
+def res_jb(model: TransformerBridge, block: int = 9) -> tuple[Any, int] | None:
     """The autoencoder for the stream before `block` of GPT-2 small, and the layer whose output that is.
-
-    Args:
-        name: of this run's model, as `labcode.models.Choice.name` has it.
 
     Returns:
         None for another model, or where the hub does not answer; whatever else goes wrong is said, and is no error.
 
     Used in chapter 16.
     """
-    from labcode.models import hub
-
-    if name != "gpt2" or hub.unreachable() is not None:
+    if edition(model) != "gpt2":
         return None
     try:
         from sae_lens import SAE
-
-        from labcode.models.quiet import quiet
 
         with quiet():
             sae = SAE.from_pretrained(RELEASE, f"blocks.{block}.hook_resid_pre")

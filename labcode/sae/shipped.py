@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from labcode.models.cache import build_once, cache_dir
+from labcode.models import build_once, cache_dir
 from labcode.sae import activations, corpus, files, train
 from labcode.sae.errors import SaeError
 from labcode.store import weights_key

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from labcode.errors import LabError
-from labcode.models.cache import say
+from labcode.models import say
 from labcode.sae import activations, corpus, edits, evaluate, latents, repeats, train, writing
 
 BASE = {"d_sae": 2304, "k": 32}

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from labcode.models.cache import cache_dir, say, sha256
+from labcode.models import cache_dir, say, sha256
 from labcode.progress import progress
 from labcode.sae import sampling
 from labcode.sae.errors import CorpusError
@@ -45,7 +45,7 @@ def generate(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from labcode.models.quiet import quiet
+    from labcode.models import quiet
 
     sampling.register()
     with quiet():

@@ -10,8 +10,8 @@ import torch
 from labcode import prompts
 from labcode.circuit import ablate
 from labcode.metrics import logit_difference
-from labcode.models.handwired import MOVER, NEGATIVE
 from labcode.patching import PatchError
+from labcode.toy import MOVER, NEGATIVE
 
 HOWS = ("zero", "mean", "template-mean", "resample")
 FULL = MOVER - NEGATIVE

@@ -12,7 +12,7 @@ import pytest
 from labcode import diagram, prompts
 from labcode.board import Group, board, states, to_html
 from labcode.circuit import CircuitError, Keep, Out, values
-from labcode.models.handwired import MOVER, NEGATIVE
+from labcode.toy import MOVER, NEGATIVE
 
 FULL = MOVER - NEGATIVE
 NASTY = '</script><b>"it\'s" & <i>'

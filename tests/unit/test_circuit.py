@@ -10,8 +10,8 @@ from labcode.circuit import Bench, CircuitError, Keep, Means, Out, ablate, value
 from labcode.circuit.schedule import schedule
 from labcode.circuit.states import kept_heads
 from labcode.metrics import logit_difference
-from labcode.models.handwired import MOVER, NEGATIVE
 from labcode.patching import network
+from labcode.toy import MOVER, NEGATIVE
 
 FULL = MOVER - NEGATIVE
 

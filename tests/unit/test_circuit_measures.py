@@ -17,7 +17,7 @@ from labcode.circuit import (
     random_sets,
     ratio,
 )
-from labcode.models.handwired import MOVER, NEGATIVE
+from labcode.toy import MOVER, NEGATIVE
 
 FULL = MOVER - NEGATIVE
 DUPLICATE, INHIBITION, MOVES, AGAINST = (0, 0, "S2"), (1, 0, "END"), (2, 0, "END"), (2, 1, "END")

@@ -7,8 +7,8 @@ import torch
 
 from labcode import evidence, families, prompts
 from labcode.families import EFFECT, LOOKS, FamilyError
-from labcode.models.handwired import MOVER, NEGATIVE
 from labcode.published import CIRCUIT
+from labcode.toy import MOVER, NEGATIVE
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_a_head_that_looks_and_does_nothing_is_a_near_miss(table):
 
 
 def test_effects_are_those_worked_out_on_paper(table):
-    """Without the mark the movers spread over IO, S1 and S2: from +4 to -4/3 (labcode.models.handwired)."""
+    """Without the mark the movers spread over IO, S1 and S2: from +4 to -4/3 (labcode.toy)."""
     found, gap = families.judge(table), MOVER - NEGATIVE
     assert found.gap.mean == pytest.approx(gap, abs=1e-4)
     for head, measure, lost in (

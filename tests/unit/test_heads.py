@@ -7,7 +7,7 @@ import torch
 
 from labcode import heads, prompts
 from labcode.heads import KINDS, HeadError
-from labcode.models.toytokens import NAMES, VOCAB
+from labcode.toy import NAMES, VOCAB
 
 NAME_IDS = [VOCAB.index(f" {name}") for name in NAMES]
 

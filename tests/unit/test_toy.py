@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from labcode import models
-from labcode.models.handwired import MOVER, NEGATIVE, SPACES
-from labcode.models.toytokens import NAMES, VOCAB
+from labcode.toy import MOVER, NAMES, NEGATIVE, SPACES, VOCAB, build
 
 BABA = "When John and Mary went to the store, John gave a drink to"
 ABBA = "When Mary and John went to the store, John gave a drink to"
@@ -158,7 +156,7 @@ def test_the_tokenizer_makes_one_token_of_a_word_and_puts_bos_first(toy):
 
 
 def test_two_toys_are_equal_and_independent(toy):
-    other = models.toy()
+    other = build()
     tokens = toy.to_tokens(BABA)
     assert torch.equal(toy(tokens), other(tokens))
     other.original_model.head.weight.mul_(0)

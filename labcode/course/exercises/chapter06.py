@@ -12,8 +12,8 @@ from labcode import metrics
 from labcode.course.exercise import Exercise, Mistake
 from labcode.course.forms import Number, Numbers, Record, Several
 from labcode.course.setting import Setting
-from labcode.models.handwired import MOVER, NEGATIVE
 from labcode.paths import path_patch
+from labcode.toy import MOVER, NEGATIVE
 
 Head = tuple[int, int]
 WIRES = (

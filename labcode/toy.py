@@ -33,8 +33,6 @@ On an IOI prompt, whichever name comes first, the logit difference logit(IO) - l
 * 0 between any two of three different names.
 
 Attention is exact up to exp(-SHARP), which is 1e-13.
-
-Used by the tests, and by the chapters that show a method on a circuit that is known.
 """
 
 from __future__ import annotations
@@ -42,12 +40,26 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from labcode.models.quiet import quiet
-from labcode.models.toytokens import BOS, NAMES, VOCAB, tokenizer
+from labcode.models import quiet
 
 if TYPE_CHECKING:
     import torch
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedTokenizerFast
+
+BOS = "<|bos|>"
+UNKNOWN = "<|unk|>"
+PAD = "<|pad|>"
+NAMES = ("John", "Mary", "Tom", "Anna", "James", "Lucy", "David", "Sarah", "Mark", "Kate")
+FIRST = "When Then After While Yesterday Because As The Last Before".split()
+# Every word of the templates of labcode.prompts, so that populations can be made of them.
+WORDS = (
+    "and to the a at in as from where went met were waiting walked alone had soon left gave handed offered passed "
+    "showed moment reached threw week visited sold home brought talking outside decided give "
+    "store park school office station garden restaurant library hospital market "
+    "drink book ring letter ball key camera coat picture basket"
+).split()
+VOCAB = [BOS, UNKNOWN, PAD, ",", ".", *FIRST, *(f" {name}" for name in NAMES), *(f" {word}" for word in WORDS)]
 
 MOVER = 6.0
 NEGATIVE = 2.0
@@ -90,7 +102,7 @@ def build() -> TransformerBridge:
             normalization_type=None,
             init_weights=False,
         )
-        model = TransformerBridge.boot_native(config, tokenizer=tokenizer(N_CTX), model_name="toy")
+        model = TransformerBridge.boot_native(config, tokenizer=tokenizer(), model_name="toy")
         with torch.no_grad():
             _wire(model.original_model)
         # Only the hook names of compatibility mode: centring would move the numbers set by hand.
@@ -100,7 +112,29 @@ def build() -> TransformerBridge:
     return model
 
 
-class Head:
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each word with the space before it, as in the real models; built in memory."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCAB)}, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[^\s,.]+|[,.]"), behavior="isolated")
+    backend.decoder = decoders.Fuse()
+    backend.post_processor = processors.TemplateProcessing(f"{BOS} $A", special_tokens=[(BOS, VOCAB.index(BOS))])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=BOS,
+        eos_token=BOS,
+        unk_token=UNKNOWN,
+        pad_token=PAD,
+        model_max_length=N_CTX,
+        # Without these two the bridge asks for the tokenizer again, from a folder that isn't there.
+        add_bos_token=True,
+        name_or_path="toy",
+    )
+
+
+class HeadWeights:
     """Views of one head's weights, to be filled in: `q`, `k`, `v` [d_head, d_model], `o` [d_model, d_head]."""
 
     def __init__(self, attention: Any, index: int) -> None:
@@ -154,26 +188,26 @@ def _wire(native: Any) -> None:
     n = len(NAMES)
 
     # 0.0: the same name scores 2 SHARP, BOS 1 SHARP; the name itself, at its own position, gets it taken away.
-    duplicate = Head(native.layers[0].attn, 0)
+    duplicate = HeadWeights(native.layers[0].attn, 0)
     duplicate.attend(slice(0, n), 2 * SHARP * names, names)
     duplicate.attend(slice(n, n + N_CTX), -2 * SHARP * positions, positions)
     duplicate.rest_on_bos()
     duplicate.write(names, "dup")
 
     # 0.1: position i looks for position i - 1.
-    previous = Head(native.layers[0].attn, 1)
+    previous = HeadWeights(native.layers[0].attn, 1)
     previous.attend(slice(0, N_CTX - 1), SHARP * positions[1:], positions[:-1])
     previous.write(_read("tok"), "prev")
 
     # 1.0: " to" looks for any mark of 0.0.
-    inhibition = Head(native.layers[1].attn, 0)
+    inhibition = HeadWeights(native.layers[1].attn, 0)
     inhibition.attend(slice(0, 1), 2 * SHARP * end, _read("dup").sum(0, keepdim=True))
     inhibition.rest_on_bos()
     inhibition.write(_read("dup"), "not")
 
     # 2.0 and 2.1: " to" looks for any name, but not for one in its own "not" space.
     for index, size in ((0, MOVER), (1, -NEGATIVE)):
-        mover = Head(native.layers[2].attn, index)
+        mover = HeadWeights(native.layers[2].attn, index)
         mover.attend(slice(0, 1), 2 * SHARP * end, names.sum(0, keepdim=True))
         mover.attend(slice(1, 1 + n), -2 * SHARP * _read("not"), names)
         mover.rest_on_bos()
