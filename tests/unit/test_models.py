@@ -177,6 +177,15 @@ def test_what_the_bridge_cannot_load(folder):
         models.load(str(folder))
 
 
+def test_an_architecture_that_the_lab_does_not_know(tmp_path):
+    pytest.importorskip("labcode.forward")
+    from transformers import GPTNeoXConfig
+
+    config = GPTNeoXConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    with pytest.raises(ModelError, match="attention and MLP in parallel"):
+        models.load(str(folders.write(tmp_path, config, seed=5)))
+
+
 # GPT-2 small from the hub
 
 

@@ -9,7 +9,6 @@ from labcode.toy import MOVER, NAMES, NEGATIVE, SPACES, VOCAB, build
 
 BABA = "When John and Mary went to the store, John gave a drink to"
 ABBA = "When Mary and John went to the store, John gave a drink to"
-HEADS = [(layer, head) for layer in range(3) for head in range(2)]
 FULL = MOVER - NEGATIVE
 
 
