@@ -7,13 +7,13 @@ tokens and not only at the top.
 
 Limits: a latent without such a rule can have a meaning that these rules cannot say; a latent with one can have a finer
 meaning. The count is one of simple rules, no more.
-
-Used in chapter 15.
 """
 
 from __future__ import annotations
 
 import math
+import re
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from labcode.errors import MetricError
+from labcode.latents import repeated
 from labcode.metrics import Interval
-from labcode.wordclasses import CLASSES
+from labcode.prompts import NAMES
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -31,6 +32,42 @@ if TYPE_CHECKING:
 FEW = 10  # tokens that a rule may list
 KINDS = ("token", "token before", "class", "repeated token", "position")
 EDGES = (1, 2, 4, 8, 16)
+
+# Classes of tokens that can be told from the token's text alone. A token may be in several. The closed classes go by
+# spelling, so that "that" is a conjunction here, and also an article or the like.
+_MARKS = frozenset(string.punctuation + "“”‘’…–—")
+_CLOSED = {
+    "pronoun": "i you he she it we they me him her us them my your his its our their who whom whose",
+    "article or the like": "a an the this that these those each every some any no all both",
+    "preposition": "of in to for with on at by from about into over after under between through during against",
+    "conjunction": "and or but nor so yet because if when while although since unless that than",
+    "form of be, have or do": "is are was were be been being am has have had having do does did doing",
+    "modal verb": "can could may might must shall should will would",
+}
+
+
+def _listed(words: str) -> Callable[[str], bool]:
+    every = frozenset(words.split())
+    return lambda word: word.strip().lower() in every
+
+
+CLASSES: dict[str, Callable[[str], bool]] = {
+    "number": lambda w: w.strip().isdigit(),
+    "punctuation mark": lambda w: bool(w.strip()) and set(w.strip()) <= _MARKS,
+    "end of a sentence": lambda w: w.strip() in {".", "!", "?", "...", ".”", '."'},
+    "quotation mark": lambda w: bool(w.strip()) and set(w.strip()) <= set("\"'“”‘’`"),
+    "bracket": lambda w: bool(w.strip()) and set(w.strip()) <= set("()[]{}<>"),
+    "line break": lambda w: "\n" in w,
+    "capitalised word": lambda w: bool(re.fullmatch(r" ?[A-Z][a-z]+", w)),
+    "word in capitals": lambda w: bool(re.fullmatch(r" ?[A-Z]{2,}", w)),
+    "single letter": lambda w: bool(re.fullmatch(r" ?[A-Za-z]", w)),
+    "lower-case word": lambda w: bool(re.fullmatch(r" [a-z]+", w)),
+    "middle or end of a word": lambda w: bool(re.fullmatch(r"[a-z]+", w)),
+    "long word": lambda w: w.strip().isalpha() and len(w.strip()) >= 7,
+    "first name": lambda w: w.strip() in NAMES,
+    "not ASCII": lambda w: not w.isascii(),
+    **{name: _listed(words) for name, words in _CLOSED.items()},
+}
 
 
 @dataclass(frozen=True)
@@ -58,8 +95,6 @@ class Text:
     Args:
         tokens: the contexts, start token at position 0, which is never counted.
         decode: a token id to its text.
-
-    Used in chapter 15.
     """
 
     def __init__(self, tokens: Int[Tensor, "context pos"], decode: Callable[[int], str]) -> None:
@@ -69,7 +104,7 @@ class Text:
         classes = table[:, self.word]  # [class context pos]
         before = torch.zeros_like(classes)
         before[:, :, 1:] = classes[:, :, :-1]
-        seen = repeats(tokens)
+        seen = repeated(tokens)
         position = torch.arange(tokens.shape[1]).expand_as(tokens)
         rules = {("class", f"the token is a {name}"): c for name, c in zip(CLASSES, classes, strict=True)}
         rules |= {("class", f"the token before is a {name}"): c for name, c in zip(CLASSES, before, strict=True)}
@@ -89,19 +124,8 @@ def _tokens(n: int) -> str:
     return "token" if n == 1 else f"{n} tokens"
 
 
-def repeats(tokens: Int[Tensor, "context pos"]) -> Bool[Tensor, "context pos"]:
-    """Where a token stands that was in its context before. Used in chapter 15, through `fit`."""
-    seen = torch.zeros_like(tokens, dtype=torch.bool)
-    for row, context in zip(seen, tokens.tolist(), strict=True):
-        before: set[int] = set()
-        for position, token in enumerate(context):
-            row[position] = token in before
-            before.add(token)
-    return seen
-
-
 def f1(said: Bool[Tensor, "*any"], true: Bool[Tensor, "*any"]) -> float:
-    """Twice the hits, divided by all that was said plus all that is true; 0 where both are none. Used in chapter 15."""
+    """Twice the hits, divided by all that was said plus all that is true; 0 where both are none."""
     return 2 * float((said & true).sum()) / max(1.0, float(said.sum() + true.sum()))
 
 
@@ -114,8 +138,6 @@ def fit(text: Text, fires: Bool[Tensor, "context pos"], chosen_on: Bool[Tensor, 
 
     Raises:
         MetricError: shapes that do not fit, or the latent fires in only one of the two parts.
-
-    Used in chapter 15.
     """
     if fires.shape != text.word.shape or chosen_on.shape != fires.shape[:1]:
         raise MetricError(
@@ -179,8 +201,6 @@ def share(passed: int, n: int) -> Interval:
 
     Raises:
         MetricError: no latents.
-
-    Used in chapter 15.
     """
     if n < 1 or not 0 <= passed <= n:
         raise MetricError(f"{passed} of {n} latents is no share", see="share-of-nothing")

@@ -1,13 +1,10 @@
-"""The sentence frames, names, places and objects that populations are drawn from, and words that pages mask.
+"""The sentence frames, names, places and objects that populations are drawn from.
 
 The first frame is the canonical one of the literature (Wang et al. 2022; the TransformerLens demos); the others were
 written for this book. Articles are such that every object fits.
 """
 
 from __future__ import annotations
-
-import re
-from collections.abc import Sequence
 
 CANONICAL = "When {A} and {B} went to the {place}, {S} gave a {object} to"
 
@@ -36,29 +33,3 @@ NAMES = (
     "Mark Martin Mary Matthew Michael Mike Nancy Nick Oliver Patricia Patrick Paul Peter Philip Rachel Richard Robert "
     "Roger Rose Ryan Sam Samuel Sarah Scott Sean Simon Stephen Steve Susan Thomas Tim Tom Tony Victoria Walter William"
 ).split()
-
-# What a page doesn't spell out when it shows text that a model wrote. The data keep it.
-COARSE = re.compile(
-    r"(?:fuck|shit|bitch|whore|slut|cunt|nigg|faggot|prostitut|porn|\brap(?:e|es|ed|ist)\b)", re.IGNORECASE
-)
-
-
-def masked(text: str) -> str:
-    """A text with the letters of coarse words starred but for the first: "s***". Its length stays.
-
-    Used in chapters 14 to 16.
-    """
-    return COARSE.sub(lambda found: found[0][0] + "*" * (len(found[0]) - 1), text)
-
-
-def masked_tokens(tokens: Sequence[str]) -> tuple[str, ...]:
-    """The same for a text in pieces, where a word may be spread over several.
-
-    Used in chapter 15, through `labcode.dashboards`.
-    """
-    whole, at = masked("".join(tokens)), 0
-    pieces = []
-    for token in tokens:
-        pieces.append(whole[at : at + len(token)])
-        at += len(token)
-    return tuple(pieces)

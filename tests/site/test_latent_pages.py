@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from served import BROWSER, DESKTOP, PHONE, SITE
 
-from labcode import dashboards, latentpage
+from labbook.show import cards
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
 pytestmark = pytest.mark.skipif(not BROWSER, reason="no chromium or google-chrome on the PATH")
@@ -20,9 +20,9 @@ ASSETS = Path(__file__).parents[2] / "book" / "_ext" / "assets"
 EVIL = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title='broken'\">"
 
 
-def made(latent: int, density: float, word: str) -> dashboards.Card:
-    piece = dashboards.Snippet((" a", word, " long context that goes on", EVIL), (0.1, 1.0, 0.0, 0.6), 1, 5.0)
-    return dashboards.Card(
+def made(latent: int, density: float, word: str) -> cards.Card:
+    piece = cards.Snippet((" a", word, " long context that goes on", EVIL), (0.1, 1.0, 0.0, 0.6), 1, 5.0)
+    return cards.Card(
         latent=latent,
         density=density,
         peak=5.0,
@@ -41,7 +41,7 @@ def made(latent: int, density: float, word: str) -> dashboards.Card:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dashboards")
-    cards = [made(20, 0.01, " zebra"), made(7, 0.3, " apple"), made(100, 0.02, EVIL)]
+    made_up = [made(20, 0.01, " zebra"), made(7, 0.3, " apple"), made(100, 0.02, EVIL)]
     for name in ("lab.css", "labdashboards.css", "labdashboards.js"):
         shutil.copy(ASSETS / name, folder)
     (folder / "index.html").write_text(
@@ -49,7 +49,7 @@ def address(tmp_path_factory):
         '<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
         '<link rel="stylesheet" href="lab.css"><link rel="stylesheet" href="labdashboards.css">'
         '<script src="labdashboards.js" defer></script></head><body class="cell_output">'
-        f"{latentpage.browser(cards).html}</body></html>",
+        f"{cards.browser(made_up).html}</body></html>",
         encoding="utf8",
     )
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))

@@ -9,8 +9,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from labcode import diagram, prompts
-from labcode.board import Group, board, states, to_html
+from labbook.show import diagram
+from labbook.show.board import Group, board, states, to_html
+from labcode import prompts
 from labcode.circuit import CircuitError, Keep, Out, values
 from labcode.toy import MOVER, NEGATIVE
 
@@ -107,10 +108,10 @@ def test_values_of_other_states_are_refused(found, toy):
 
 
 BOXES = {
-    "early": diagram.Box("early <heads>", "S1+1", [(1, 2)], "#999999"),
-    "many": diagram.Box("many", "S2", [(3, head) for head in range(7)], "#E69F00"),
-    "gone": diagram.Box("gone", "END", [], "#56B4E9"),
-    "late": diagram.Box("late", "END", [(5, 0)], "#0072B2"),
+    "early": diagram.FamilyBox("early <heads>", "S1+1", [(1, 2)], "#999999"),
+    "many": diagram.FamilyBox("many", "S2", [(3, head) for head in range(7)], "#E69F00"),
+    "gone": diagram.FamilyBox("gone", "END", [], "#56B4E9"),
+    "late": diagram.FamilyBox("late", "END", [(5, 0)], "#0072B2"),
 }
 
 
@@ -148,5 +149,5 @@ def test_boxes_of_the_diagram_neither_overlap_nor_leave_it():
 
 
 def test_a_diagram_of_nothing_is_still_one():
-    empty = {name: diagram.Box(box.title, box.position, [], box.colour) for name, box in BOXES.items()}
+    empty = {name: diagram.FamilyBox(box.title, box.position, [], box.colour) for name, box in BOXES.items()}
     assert "No family reads another" in drawing(empty).get("aria-label")

@@ -11,7 +11,7 @@ from torch import Tensor
 from labcode.course.exercise import Exercise, Mistake
 from labcode.course.forms import Number, Numbers, Record
 from labcode.course.setting import Setting
-from labcode.toyfeatures import matched, unit
+from labcode.superposition import matched, unit
 
 ALONG = 0.9
 
@@ -129,7 +129,7 @@ EXERCISES = [
             Mistake(
                 gives=lambda latents, decoder, directions: _kinds(latents, (decoder @ directions.T).amax(-1)),
                 says="You compare projections, not cosines: the rows of this decoder are not of length 1. Divide each "
-                "by its length first; toyfeatures.unit does it.",
+                "by its length first; superposition.unit does it.",
             ),
             Mistake(
                 gives=lambda latents, decoder, directions: _kinds(
@@ -201,7 +201,7 @@ EXERCISES = [
             Mistake(
                 gives=_with("found", lambda x, z, dec, true: (_cosines(dec, true).amax(0) > ALONG).double().mean()),
                 says="Found: you take the best latent for each feature, so that one latent between two features "
-                "serves both. Match one to one, with toyfeatures.matched.",
+                "serves both. Match one to one, with superposition.matched.",
             ),
             Mistake(
                 gives=_with(

@@ -11,7 +11,7 @@ from torch import Tensor
 from labcode.course.exercise import Exercise, Mistake
 from labcode.course.forms import Number, Numbers, Record
 from labcode.course.setting import Setting
-from labcode.sae.evaluate import cross_entropy
+from labcode.sae import cross_entropy
 
 
 def _largest(codes: Tensor, n: int) -> Tensor:
@@ -212,7 +212,7 @@ EXERCISES = [
             Mistake(
                 gives=lambda model, tokens, layer, rebuild: _spliced(model, tokens, layer, rebuild, place="hook_in"),
                 says="You rebuild what goes into this layer. The SAE reads what comes out of it: hook_out, the name "
-                "that activations.hook(layer) gives.",
+                "that hook(layer) gives.",
             ),
         ],
     ),

@@ -10,7 +10,8 @@ from torch import Tensor
 from labcode.course.exercise import Exercise, Mistake
 from labcode.course.forms import Number, Numbers, Record
 from labcode.course.setting import Setting
-from labcode.readable import f1, repeats
+from labcode.latents import repeated
+from labcode.readable import f1
 
 
 def _top(values: Tensor, n: int, *, first: int = 1, ascending: bool = False) -> Tensor:
@@ -93,7 +94,7 @@ def _gap(fired: Tensor, again: Tensor, new: Tensor) -> Tensor:
 
 
 def _again(tokens: Tensor) -> Tensor:
-    return repeats(tokens)
+    return repeated(tokens)
 
 
 def _anywhere(tokens: Tensor) -> Tensor:
@@ -102,7 +103,7 @@ def _anywhere(tokens: Tensor) -> Tensor:
 
 
 def _in_the_text(tokens: Tensor) -> Tensor:
-    return repeats(tokens.reshape(1, -1)).view_as(tokens)
+    return repeated(tokens.reshape(1, -1)).view_as(tokens)
 
 
 def _turned(fired: Tensor, tokens: Tensor, counted: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ def _words(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor]]:
     for seed in (0, 1):
         tokens = 1 + (12 * setting.random(8, 25, seed=seed).abs()).long()
         tokens[:, 0] = 0
-        again = repeats(tokens)[..., None]
+        again = repeated(tokens)[..., None]
         chance = torch.full((8, 25, 5), 0.2)
         chance[..., 0:1] += 0.6 * again
         chance[..., 1:2] += 0.5 * ~again

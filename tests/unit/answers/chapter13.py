@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch.nn.functional import cosine_similarity
 
-from labcode.toyfeatures import matched, unit
+from labcode.superposition import matched, unit
 
 
 def cosine_table(decoder, directions):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from labcode.sae import evaluate
+from labcode.sae import cross_entropy
 
 
 def above_the_cut(codes, n):
@@ -76,9 +76,7 @@ def without_return(model, tokens, layer, rebuild):
         h = h.clone()
         h[:, 1:] = rebuild(h[:, 1:])
 
-    return evaluate.cross_entropy(
-        model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.hook_out", splice)]), tokens
-    )
+    return cross_entropy(model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.hook_out", splice)]), tokens)
 
 
 def from_the_start(*case):
@@ -94,7 +92,7 @@ def one_layer_early(model, tokens, layer, rebuild):
         return torch.cat([h[:, :1], rebuild(h[:, 1:])], dim=1)
 
     logits = model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.hook_in", put)])
-    return evaluate.cross_entropy(logits, tokens)
+    return cross_entropy(logits, tokens)
 
 
 def judge(x, rebuilt, clean, spliced, floor, **other):
@@ -136,7 +134,7 @@ WRONG = {
         (lambda codes, n: codes, "no mistake that this check knows"),
     ],
     "14.2": [
-        (lambda *case: evaluate.cross_entropy(run(*case, first=0), case[1]), "Position 0 is replaced too"),
+        (lambda *case: cross_entropy(run(*case, first=0), case[1]), "Position 0 is replaced too"),
         (without_return, "the model as it is"),
         (from_the_start, "the prediction at position 0"),
         (own_token, "on its own token"),

@@ -6,7 +6,8 @@ from collections import Counter
 
 import torch
 
-from labcode import dashboards, readable
+from labbook.show import cards
+from labcode import readable
 
 
 def by_sorting(values, n):
@@ -20,11 +21,11 @@ def by_sorting(values, n):
 def as_the_book(values, n):
     later = values.clone()
     later[:, 0] = 0
-    return dashboards.best_of_each_context(later, n)
+    return cards.best_of_each_context(later, n)
 
 
 def with_start(values, n):
-    return dashboards.best_of_each_context(values, n)
+    return cards.best_of_each_context(values, n)
 
 
 def strongest_tokens(values, n):

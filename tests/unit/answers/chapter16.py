@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from labcode import metrics, prompts
-from labcode.sae import edits
+from labcode import latents, metrics, prompts
 
 
 def latent_by_latent(code, other, decoder, latents):
@@ -57,13 +56,13 @@ def with_library(model, pop, sae, layer, latent):
         code[rows, pop.positions["S2"], latent] = 0.0
         return code
 
-    with edits.edited(model, sae, change, layer):
+    with latents.edited(model, sae, change, layer):
         return metrics.logit_difference(metrics.end_logits(model, pop), pop)
 
 
 def with_bench(model, pop, sae, layer, latent):
-    bench = edits.Bench(model, pop, layer)
-    return bench.base + edits.ablation(bench, sae, "S2", [latent]).change[:, 0]
+    editor = latents.Editor(model, pop, layer)
+    return editor.base + latents.ablation(editor, sae, "S2", [latent]).change[:, 0]
 
 
 def difference(model, pop, layer, change):

@@ -7,14 +7,12 @@ from itertools import permutations
 import pytest
 import torch
 
-from labcode import toyfeatures
+from labcode import sae, superposition
 from labcode.errors import MetricError
-from labcode.sae import train
-from labcode.sae.activations import Activations
 
 
 def draw(n=20_000, **more):
-    toy = toyfeatures.make(16, 8, **more)
+    toy = superposition.make(16, 8, **more)
     values, points = toy.sample(n, torch.Generator().manual_seed(1))
     return toy, values, points
 
@@ -47,43 +45,43 @@ def test_pairs_go_together_and_the_others_do_not():
 
 
 def test_a_seed_gives_the_same_toy_and_not_the_start_of_a_dictionary():
-    assert torch.equal(toyfeatures.make(seed=3).directions, toyfeatures.make(seed=3).directions)
-    assert not torch.equal(toyfeatures.make(seed=3).directions, toyfeatures.make(seed=4).directions)
+    assert torch.equal(superposition.make(seed=3).directions, superposition.make(seed=3).directions)
+    assert not torch.equal(superposition.make(seed=3).directions, superposition.make(seed=4).directions)
     for seed in range(5):
-        start = toyfeatures.unit(torch.randn(128, 32, generator=torch.Generator().manual_seed(seed)))
-        assert (start * toyfeatures.make(seed=seed).directions).sum(-1).abs().mean() < 0.3
+        start = superposition.unit(torch.randn(128, 32, generator=torch.Generator().manual_seed(seed)))
+        assert (start * superposition.make(seed=seed).directions).sum(-1).abs().mean() < 0.3
 
 
 def test_matching_is_one_to_one_and_the_best_there_is():
     generator = torch.Generator().manual_seed(2)
-    true, found = (toyfeatures.unit(torch.randn(n, 3, generator=generator)) for n in (4, 5))
+    true, found = (superposition.unit(torch.randn(n, 3, generator=generator)) for n in (4, 5))
     cosines = true @ found.T
     best = max(sum(cosines[i, j] for i, j in enumerate(order)) for order in permutations(range(5), 4))
-    assert float(toyfeatures.matched(found, true).sum()) == pytest.approx(float(best), abs=1e-5)
+    assert float(superposition.matched(found, true).sum()) == pytest.approx(float(best), abs=1e-5)
 
 
 def test_a_shuffled_copy_is_found_and_a_copy_serves_only_once():
-    true = toyfeatures.make(6, 6).directions
-    assert torch.allclose(toyfeatures.matched(3 * true.flip(0), true), torch.ones(6), atol=1e-5)
+    true = superposition.make(6, 6).directions
+    assert torch.allclose(superposition.matched(3 * true.flip(0), true), torch.ones(6), atol=1e-5)
     twice = torch.cat([true[:1], true[:1], true[2:]])
-    assert (toyfeatures.matched(twice, true) > 0.99).sum() == 5
+    assert (superposition.matched(twice, true) > 0.99).sum() == 5
 
 
 def test_what_is_left_over_is_not_found_and_signs_count():
     true = torch.eye(3)
-    assert toyfeatures.matched(true[:1], true).tolist() == [1, 0, 0]
-    assert toyfeatures.matched(-true[:1], true[:1]).tolist() == [-1]
+    assert superposition.matched(true[:1], true).tolist() == [1, 0, 0]
+    assert superposition.matched(-true[:1], true[:1]).tolist() == [-1]
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: toyfeatures.make(0, 3),
-        lambda: toyfeatures.make(p=0),
-        lambda: toyfeatures.make(together=1.5),
-        lambda: toyfeatures.matched(torch.ones(2, 3), torch.ones(2, 4)),
-        lambda: toyfeatures.matched(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.eye(2)),
-        lambda: toyfeatures.matched(torch.tensor([[float("nan"), 0.0]]), torch.eye(2)),
+        lambda: superposition.make(0, 3),
+        lambda: superposition.make(p=0),
+        lambda: superposition.make(together=1.5),
+        lambda: superposition.matched(torch.ones(2, 3), torch.ones(2, 4)),
+        lambda: superposition.matched(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.eye(2)),
+        lambda: superposition.matched(torch.tensor([[float("nan"), 0.0]]), torch.eye(2)),
     ],
 )
 def test_bad_input_is_named(call):
@@ -92,11 +90,11 @@ def test_bad_input_is_named(call):
 
 
 def test_the_books_own_training_finds_features_that_are_known():
-    toy = toyfeatures.make(seed=0)
+    toy = superposition.make(seed=0)
     _, points = toy.sample(30_000, torch.Generator().manual_seed(1))
     where = torch.arange(len(points))
-    acts = Activations(points.half(), where, torch.ones_like(where), 0, float(points.norm(dim=-1).median()), 0)
-    sae = train.train(acts, d_sae=256, k=3, samples=120_000, batch=256, lr=1e-2, seed=0).sae
+    acts = sae.Activations(points.half(), where, torch.ones_like(where), 0, float(points.norm(dim=-1).median()), 0)
+    made = sae.train(acts, d_sae=256, k=3, samples=120_000, batch=256, lr=1e-2, seed=0).sae
     start = torch.randn(256, 32, generator=torch.Generator().manual_seed(0))
-    assert (toyfeatures.matched(sae.W_dec.detach(), toy.directions) > 0.9).float().mean() >= 0.9
-    assert (toyfeatures.matched(start, toy.directions) > 0.9).sum() == 0
+    assert (superposition.matched(made.W_dec.detach(), toy.directions) > 0.9).float().mean() >= 0.9
+    assert (superposition.matched(start, toy.directions) > 0.9).sum() == 0

@@ -3,8 +3,6 @@
 In a real model nobody can say which features are there, so nobody can say whether a dictionary found them. Here the
 truth is drawn first: a point is the sum of the directions of the few features that are on, each times its value. What a
 method finds is then matched with the truth, one to one.
-
-Used in chapter 13.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ class ToyFeatures:
         """Values of the features at `n` points, and the points. A feature that is on has a value from 0.5 to 1.5.
 
         Source: the set-up of Elhage et al. 2022 (Toy Models of Superposition), with directions given instead of learnt
-        and values away from 0, so that on and off can be told apart. Used in chapter 13.
+        and values away from 0, so that on and off can be told apart.
         """
         n_features = len(self.directions)
         on = torch.rand(n, n_features, generator=generator) < self.p
@@ -66,8 +64,6 @@ def make(n_features: int = 128, d: int = 32, *, p: float = 0.02, together: float
 
     Raises:
         MetricError: no features or dimensions, or a probability outside 0 to 1.
-
-    Used in chapter 13.
     """
     if n_features < 1 or d < 1:
         raise MetricError(
@@ -80,7 +76,7 @@ def make(n_features: int = 128, d: int = 32, *, p: float = 0.02, together: float
 
 
 def unit(vectors: Float[Tensor, "vector d"]) -> Float[Tensor, "vector d"]:
-    """Each row at length 1. Used in chapter 13."""
+    """Each row at length 1."""
     return vectors / vectors.norm(dim=-1, keepdim=True)
 
 
@@ -96,8 +92,6 @@ def matched(found: Float[Tensor, "latent d"], true: Float[Tensor, "feature d"]) 
 
     Raises:
         MetricError: other numbers of dimensions, or a direction that is zero or not finite.
-
-    Used in chapter 13.
     """
     from scipy.optimize import linear_sum_assignment
 

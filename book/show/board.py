@@ -4,8 +4,6 @@ A state is a set of families that are ticked. For each there are two runs: the c
 ticked families keep their own output, and the model, in which only the heads of the other families lose theirs. The
 difference between the two is what the circuit lacks there (Wang et al. 2022, section 4.1). All numbers travel inside
 the page as JSON; `labboard.js` shows those of the state that is ticked.
-
-Used in chapter 10.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ MOST = 7  # families on one board: 128 states
 
 @dataclass(frozen=True)
 class Group:
-    """One switch of the board: heads that are ticked together. `nodes` may be empty. Used in chapter 10."""
+    """One switch of the board: heads that are ticked together. `nodes` may be empty."""
 
     title: str
     nodes: tuple[Node, ...]
@@ -63,8 +61,6 @@ def states(groups: Sequence[Group]) -> list[Keep | Out]:
 
     Raises:
         CircuitError: no family, or more than seven.
-
-    Used in chapter 10.
     """
     if not 0 < len(groups) <= MOST:
         raise CircuitError(
@@ -85,8 +81,6 @@ def board(groups: Sequence[Group], values: Float[Tensor, "state batch"], draws: 
 
     Raises:
         CircuitError: values of another number of states.
-
-    Used in chapter 10.
     """
     if len(values) != 2 * 2 ** len(groups):
         raise CircuitError(
@@ -97,10 +91,7 @@ def board(groups: Sequence[Group], values: Float[Tensor, "state batch"], draws: 
 
 
 def to_html(found: Board) -> str:
-    """Check boxes, a text that says the numbers, two bars, and a table of the main states for those without scripts.
-
-    Used in chapter 10.
-    """
+    """Check boxes, a text that says the numbers, two bars, and a table of the main states for those without scripts."""
     boxes = "".join(
         f'<label style="--lab-family: {html.escape(group.colour, quote=True)}"><input type="checkbox" checked '
         f'data-bit="{bit}"{"" if group.nodes else " disabled"}> <span>{html.escape(group.title)} '

@@ -1,7 +1,4 @@
-"""A circuit as a drawing: its families at the positions where they act, with the heads that were found.
-
-Used in chapter 10.
-"""
+"""A circuit as a drawing: its families at the positions where they act, with the heads that were found."""
 
 from __future__ import annotations
 
@@ -17,8 +14,8 @@ PER_LINE = 5  # heads in one line of a box
 
 
 @dataclass(frozen=True)
-class Box:
-    """A family in the drawing: `title`, `position` (S1+1, S2 or END), its heads and its colour. Used in chapter 10."""
+class FamilyBox:
+    """A family in the drawing: `title`, `position` (S1+1, S2 or END), its heads and its colour."""
 
     title: str
     position: str
@@ -37,14 +34,12 @@ class Box:
         return 22 + LINE * (1 + len(self.lines))
 
 
-def circuit(boxes: Mapping[str, Box], wires: Sequence[tuple[str, str]]) -> str:
+def circuit(boxes: Mapping[str, FamilyBox], wires: Sequence[tuple[str, str]]) -> str:
     """An SVG of the circuit in a `<figure>`, in the page's own ink, with everything it shows as a text alternative.
 
     Args:
         boxes: the families by name, those of each column from top to bottom.
         wires: pairs of names, from a family to one that reads it. Drawn where both have heads.
-
-    Used in chapter 10.
     """
     places: dict[str, tuple[int, int]] = {}
     for column, x in COLUMNS.items():
@@ -80,7 +75,7 @@ def circuit(boxes: Mapping[str, Box], wires: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def _wire(boxes: Mapping[str, Box], places: Mapping[str, tuple[int, int]], a: str, b: str) -> str:
+def _wire(boxes: Mapping[str, FamilyBox], places: Mapping[str, tuple[int, int]], a: str, b: str) -> str:
     """From the right edge of one box to the left edge of another; within a column from bottom to top or by the side."""
     (x1, y1), (x2, y2) = places[a], places[b]
     middle1, middle2 = y1 + boxes[a].height / 2, y2 + boxes[b].height / 2
@@ -93,7 +88,7 @@ def _wire(boxes: Mapping[str, Box], places: Mapping[str, tuple[int, int]], a: st
     return f'<path d="{path}" stroke-width="1.3" opacity="0.75" marker-end="url(#lab-circuit-arrow)"/>'
 
 
-def _words(boxes: Mapping[str, Box], wires: Sequence[tuple[str, str]]) -> str:
+def _words(boxes: Mapping[str, FamilyBox], wires: Sequence[tuple[str, str]]) -> str:
     lists = [
         f"{box.title} at {box.position}: {', '.join(f'{layer}.{head}' for layer, head in box.heads) or 'none found'}"
         for box in boxes.values()

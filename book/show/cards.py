@@ -1,34 +1,171 @@
-"""Cards of latents as HTML: an index that sorts and filters, a card for each latent, and a prompt with its latents.
+"""Cards of latents: for each one where it fires, how often, what it promotes, and what lies near it; and their HTML.
 
-Everything here is a plain table or a closed block without scripts; `labdashboards.js` adds the sorting and the filter.
-A model wrote most of the text, so all of it is escaped. Strength is shown by colour and by the underline, and said in
-words for each context.
+Top contexts alone flatter a latent: at its peak almost any latent looks like something. So a card also shows contexts
+from the middle and from the low end of its activations.
 
-Used in chapter 15.
+The page is plain tables and closed blocks without scripts; `labdashboards.js` adds sorting and a filter. A model wrote
+most of the text, so all of it is escaped. Strength is shown by colour and by the underline, and said in words for each
+context.
 """
 
 from __future__ import annotations
 
 import html
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from labcode.errors import ReportError
+import torch
+
+from labcode import latents
+from labcode.errors import MetricError, ReportError
+from labcode.sae import masked, masked_tokens
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
     from torch import Tensor
+    from transformer_lens.model_bridge import TransformerBridge
 
-    from labcode.dashboards import Card, Snippet
+    from labcode.latents import Codes
 
+BEFORE, AFTER = 12, 5  # tokens shown around the one that is looked at
+TOP, BINS = 6, 12
+LOWER = (0.75, 0.5, 0.25)  # quantiles of the activations that are not zero
+EACH = 2  # contexts for each of them
 HEAD = ("latent", "fires on", "peak", "strongest on", "simple rule", "F1")
 SHOWN = 3  # latents for each token of a prompt
 
 
 @dataclass(frozen=True)
-class Page:
+class Snippet:
+    """A piece of a context.
+
+    Attributes:
+        strength: each token's activation as a share of the latent's largest one.
+        at: which token it is shown for. value: the activation there.
+    """
+
+    tokens: tuple[str, ...]
+    strength: tuple[float, ...]
+    at: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a dashboard shows of one latent.
+
+    Attributes:
+        density: share of tokens at which it fires. peak: largest activation.
+        counts: how many activations lie in each of `BINS` equal bins from 0 to the peak.
+        words: tokens at its strongest activations, the most frequent first.
+        top: contexts with the strongest activations. lower: a name and contexts for each quantile of `LOWER`.
+        promoted, suppressed: tokens and logits per unit of activation.
+        neighbours: latents with the nearest decoder directions, and cosines.
+        rule, f1: from `labcode.readable`, where a rule was fitted.
+    """
+
+    latent: int
+    density: float
+    peak: float
+    counts: tuple[int, ...]
+    words: tuple[str, ...]
+    top: tuple[Snippet, ...]
+    lower: tuple[tuple[str, tuple[Snippet, ...]], ...]
+    promoted: tuple[tuple[str, float], ...]
+    suppressed: tuple[tuple[str, float], ...]
+    neighbours: tuple[tuple[int, float], ...]
+    rule: str = ""
+    f1: float | None = None
+
+
+def card(
+    model: TransformerBridge,
+    sae: Any,
+    codes: Codes,
+    latent: int,
+    used: Bool[Tensor, " d_vocab"] | None = None,
+    rule: str = "",
+    f1: float | None = None,
+) -> Card:
+    """The dashboard of one latent.
+
+    Args:
+        used: tokens among which the promoted and suppressed ones are chosen; the others are rarely trained ones.
+
+    Raises:
+        SaeError: no such latent.
+        MetricError: the latent does not fire on this text, so there is nothing to show.
+    """
+    acts = codes.of(latent)  # [context pos]
+    fired = acts > 0
+    if not fired.any():
+        raise MetricError(
+            f"latent {latent} does not fire on these {len(acts)} contexts: take more text, or leave it out",
+            see="silent-latent",
+        )
+    peak = float(acts.max())
+
+    def snippets(where: Sequence[tuple[int, int]]) -> tuple[Snippet, ...]:
+        return tuple(_snippet(model, codes, acts, peak, context, position) for context, position in where)
+
+    high, low = latents.promoted(model, sae, latent, used)
+    strongest = best_of_each_context(acts, 20)
+    words = Counter(model.tokenizer.decode([int(codes.tokens[place])]) for place in strongest)
+    return Card(
+        latent=latent,
+        density=float(fired[:, 1:].float().mean()),
+        peak=peak,
+        counts=tuple(torch.histc(acts[fired], bins=BINS, min=0, max=peak).int().tolist()),
+        words=tuple(masked(word) for word, _ in words.most_common(4)),
+        top=snippets(strongest[:TOP]),
+        lower=tuple((f"{q:.0%} quantile", snippets(around(acts, q, EACH))) for q in LOWER),
+        promoted=tuple((masked(model.tokenizer.decode([i])), value) for i, value in high),
+        suppressed=tuple((masked(model.tokenizer.decode([i])), value) for i, value in low),
+        neighbours=tuple(latents.neighbours(sae, latent, 5)),
+        rule=rule,
+        f1=f1,
+    )
+
+
+def best_of_each_context(acts: Float[Tensor, "context pos"], n: int) -> list[tuple[int, int]]:
+    """The strongest token of each of the `n` contexts where a latent is strongest: (context, position).
+
+    One place for each context, since a latent that fires through a whole text would fill the list with one text.
+    """
+    value, position = acts.max(dim=-1)
+    order = value.argsort(descending=True, stable=True)[:n].tolist()
+    return [(i, int(position[i])) for i in order if value[i] > 0]
+
+
+def around(acts: Float[Tensor, "context pos"], quantile: float, n: int) -> list[tuple[int, int]]:
+    """Up to `n` places, in different contexts, whose activation is nearest to a quantile of those that are not zero."""
+    places = (acts > 0).nonzero()
+    values = acts[acts > 0]
+    order = (values - values.quantile(quantile)).abs().argsort(stable=True)
+    found: dict[int, int] = {}
+    for context, position in places[order].tolist():
+        found.setdefault(context, position)
+        if len(found) == n:
+            break
+    return list(found.items())
+
+
+def _snippet(model: Any, codes: Codes, acts: Tensor, peak: float, context: int, position: int) -> Snippet:
+    window = slice(max(0, position - BEFORE), position + AFTER + 1)
+    ids = codes.tokens[context, window].tolist()
+    return Snippet(
+        tokens=masked_tokens([model.tokenizer.decode([i]) for i in ids]),
+        strength=tuple(round(value / peak, 3) for value in acts[context, window].tolist()),
+        at=position - window.start,
+        value=float(acts[context, position]),
+    )
+
+
+@dataclass(frozen=True)
+class Markup:
     """HTML that a notebook shows, and words for where there is none."""
 
     html: str
@@ -41,13 +178,11 @@ class Page:
         return self.words
 
 
-def browser(cards: Sequence[Card]) -> Page:
+def browser(cards: Sequence[Card]) -> Markup:
     """The index of all cards and the cards themselves.
 
     Raises:
         ReportError: no cards, or two of the same latent.
-
-    Used in chapter 15.
     """
     known = {card.latent for card in cards}
     if not cards or len(known) < len(cards):
@@ -63,9 +198,9 @@ def browser(cards: Sequence[Card]) -> Page:
         f'<div class="lab-latents">{filter_box}'
         '<div class="lab-index" role="region" aria-label="Index of latents" tabindex="0">'
         f'<table class="lab-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-        f"{''.join(_card(card, known) for card in cards)}</div>"
+        f"{''.join(_block(card, known) for card in cards)}</div>"
     )
-    return Page(page, f"dashboards of {len(cards)} latents")
+    return Markup(page, f"dashboards of {len(cards)} latents")
 
 
 def prompt(
@@ -73,13 +208,11 @@ def prompt(
     names: dict[int, str],
     codes: Float[Tensor, "pos d_sae"],
     cards: Sequence[Card],
-) -> Page:
+) -> Markup:
     """The strongest latents at each token of a prompt; one that has a card is a link to it.
 
     Args:
         names: the named positions, such as S2, by index.
-
-    Used in chapter 15.
     """
     known = {card.latent: card for card in cards}
     rows, lines = [], []
@@ -99,7 +232,7 @@ def prompt(
     head = '<th scope="col">token</th>' + "".join(f'<th scope="col">{n}</th>' for n in ("first", "second", "third"))
     table = f'<table class="lab-table"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     region = '<div class="lab-index" role="region" aria-label="Latents at each token of the prompt" tabindex="0">'
-    return Page(f'<div class="lab-prompt-latents">{region}{table}</div></div>', "\n".join(lines))
+    return Markup(f'<div class="lab-prompt-latents">{region}{table}</div></div>', "\n".join(lines))
 
 
 def _row(card: Card) -> str:
@@ -116,7 +249,7 @@ def _row(card: Card) -> str:
     return f'<tr data-latent="{card.latent}">{"".join(data)}</tr>'
 
 
-def _card(card: Card, known: set[int]) -> str:
+def _block(card: Card, known: set[int]) -> str:
     groups = [("Strongest contexts", card.top), *((f"Around the {name}", some) for name, some in card.lower)]
     contexts = "".join(
         f'<tbody><tr><th colspan="2" scope="rowgroup">{html.escape(name)}</th></tr>'

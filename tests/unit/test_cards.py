@@ -1,4 +1,4 @@
-"""Dashboards: what a card shows is what the codes hold, and nothing that a model wrote becomes markup."""
+"""Cards: what a card shows is what the codes hold, and nothing that a model wrote becomes markup."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from labcode import dashboards, latentpage
+from labbook.show import cards
 from labcode.errors import MetricError, ReportError
-from labcode.sae.activations import Activations
-from labcode.sae.latents import Codes
+from labcode.latents import Codes
 
 EVIL = "<script>alert(1)</script>"
 VOID = {"input", "path", "br"}
@@ -44,8 +43,8 @@ class Structure(HTMLParser):
 
 
 def made(latent=3, words=(" John",), **more):
-    snippet = dashboards.Snippet((" a", words[0], "\n"), (0.0, 1.0, 0.3), 1, 7.5)
-    return dashboards.Card(
+    snippet = cards.Snippet((" a", words[0], "\n"), (0.0, 1.0, 0.3), 1, 7.5)
+    return cards.Card(
         **{
             "latent": latent,
             "density": 0.0125,
@@ -68,7 +67,7 @@ def test_text_that_a_model_wrote_is_escaped_everywhere():
     card = made(words=(EVIL, '"><img src=x onerror=alert(1)>'))
     codes = torch.zeros(2, 8)
     codes[1, 3] = 2.0
-    for page in (latentpage.browser([card]).html, latentpage.prompt([EVIL, EVIL], {1: EVIL}, codes, [card]).html):
+    for page in (cards.browser([card]).html, cards.prompt([EVIL, EVIL], {1: EVIL}, codes, [card]).html):
         found = Structure(page)
         assert not {"script", "img", "style", "iframe"} & set(found.tags)
         assert not [a for a in found.attributes if a[1].startswith("on")]
@@ -76,7 +75,7 @@ def test_text_that_a_model_wrote_is_escaped_everywhere():
 
 
 def test_the_index_is_a_table_with_an_anchor_for_each_card():
-    page = Structure(latentpage.browser([made(3), made(5), made(8)]).html)
+    page = Structure(cards.browser([made(3), made(5), made(8)]).html)
     ids = [value for tag, name, value in page.attributes if name == "id"]
     assert ids == ["latent-3", "latent-5", "latent-8"]
     links = {value for tag, name, value in page.attributes if name == "href"}
@@ -86,7 +85,7 @@ def test_the_index_is_a_table_with_an_anchor_for_each_card():
 
 
 def test_strength_is_in_the_mark_and_in_words():
-    page = latentpage.browser([made()]).html
+    page = cards.browser([made()]).html
     assert '<mark class="lab-a4" title="100% of the largest value"><strong> John</strong></mark>' in page
     assert '<mark class="lab-a2" title="30% of the largest value">↵</mark>' in page
     assert "<td>7.5</td>" in page
@@ -94,16 +93,16 @@ def test_strength_is_in_the_mark_and_in_words():
 
 
 def test_no_cards_and_the_same_latent_twice_are_refused():
-    for cards in ([], [made(), made()]):
+    for refused in ([], [made(), made()]):
         with pytest.raises(ReportError, match="card"):
-            latentpage.browser(cards)
+            cards.browser(refused)
 
 
 def test_a_page_of_eighty_cards_is_light():
     token = " antidisestablishment"
-    one = dashboards.Snippet((token,) * 18, (0.5,) * 18, 12, 1.0)
-    cards = [made(i, words=(token,) * 4, top=(one,) * 3, lower=(("q", (one,) * 6),)) for i in range(80)]
-    assert len(latentpage.browser(cards).html.encode()) < 1_500_000
+    one = cards.Snippet((token,) * 18, (0.5,) * 18, 12, 1.0)
+    many = [made(i, words=(token,) * 4, top=(one,) * 3, lower=(("q", (one,) * 6),)) for i in range(80)]
+    assert len(cards.browser(many).html.encode()) < 1_500_000
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +121,7 @@ def test_the_top_contexts_are_those_of_a_plain_search(planted):
     slow = sorted(
         ((max(row.tolist()), context) for context, row in enumerate(acts) if row.max() > 0), key=lambda pair: -pair[0]
     )
-    found = dashboards.best_of_each_context(acts, 5)
+    found = cards.best_of_each_context(acts, 5)
     assert [context for context, _ in found] == [context for _, context in slow[:5]]
     assert [float(acts[place]) for place in found] == pytest.approx([value for value, _ in slow[:5]])
 
@@ -132,33 +131,10 @@ def test_lower_contexts_are_near_their_quantile(planted):
     values = acts[acts > 0]
     for quantile in (0.25, 0.5, 0.75):
         target = float(values.quantile(quantile))
-        found = dashboards.around(acts, quantile, 2)
+        found = cards.around(acts, quantile, 2)
         assert len({context for context, _ in found}) == 2
         nearest = float((values - target).abs().min())
         assert abs(float(acts[found[0]]) - target) == pytest.approx(nearest)
-
-
-def linear_sae(d=6, d_sae=40):
-    generator = torch.Generator().manual_seed(4)
-    directions = torch.nn.functional.normalize(torch.randn(d_sae, d, generator=generator), dim=-1)
-    return SimpleNamespace(
-        cfg=SimpleNamespace(d_sae=d_sae, k=3, d_in=d), W_dec=directions, encode=lambda x: (x @ directions.T).relu()
-    )
-
-
-def test_codes_stand_where_their_vectors_came_from():
-    sae = linear_sae()
-    generator = torch.Generator().manual_seed(5)
-    values = torch.randn(9000, 6, generator=generator)
-    where = torch.randperm(100 * 100, generator=generator)[:9000]
-    acts = Activations(values, where // 100, where % 100 + 1, 0, 1.0, 0)
-    codes = dashboards.codes_of(acts, sae, torch.zeros(100, 101, dtype=torch.long))
-    for sample in (0, 4095, 4096, 8999):
-        whole = sae.encode(values[sample])
-        expected = torch.where(whole >= whole.topk(3).values[-1], whole, 0.0)
-        found = torch.stack([codes.of(i)[acts.context[sample], acts.position[sample]] for i in range(40)])
-        assert torch.allclose(found, expected)
-    assert codes.values[:, 0].abs().max() == 0
 
 
 def test_a_card_of_a_real_model(smollm2):
@@ -175,7 +151,7 @@ def test_a_card_of_a_real_model(smollm2):
     codes = Codes(tokens, values, torch.full((*tokens.shape, 2), 9, dtype=torch.int32), 12)
     used = torch.zeros(smollm2.cfg.d_vocab, dtype=torch.bool)
     used[tokens.unique()] = True
-    card = dashboards.card(smollm2, sae, codes, 9, used)
+    card = cards.card(smollm2, sae, codes, 9, used)
     assert card.peak == 4.0
     assert card.density == pytest.approx(2 / tokens[:, 1:].numel())
     assert sum(card.counts) == 2
@@ -183,17 +159,17 @@ def test_a_card_of_a_real_model(smollm2):
     assert all(one.strength[one.at] == pytest.approx(one.value / 4, abs=1e-3) for one in card.top)
     assert card.top[0].strength[card.top[0].tokens.index(tokenizer.decode([row[script]]))] == 1
     assert [value for _, value in card.promoted] == sorted((v for _, v in card.promoted), reverse=True)
-    found = Structure(latentpage.browser([card]).html)
+    found = Structure(cards.browser([card]).html)
     assert "script" not in found.tags
     assert "<script>" in found.text
     with pytest.raises(MetricError, match="latent 1 does not fire"):
-        dashboards.card(smollm2, sae, codes, 1, used)
+        cards.card(smollm2, sae, codes, 1, used)
 
 
 def test_the_prompt_view_names_the_strongest_latents_of_each_token():
     codes = torch.zeros(3, 10)
     codes[1, [2, 4, 6, 8]] = torch.tensor([1.0, 4.0, 3.0, 2.0])
-    view = latentpage.prompt(["<s>", " John", " gave"], {1: "S2"}, codes, [made(4)])
+    view = cards.prompt(["<s>", " John", " gave"], {1: "S2"}, codes, [made(4)])
     page = Structure(view.html)
     assert page.text.index("4") < page.text.index("6") < page.text.index("8")
     assert ("a", "href", "#latent-4") in page.attributes

@@ -1,0 +1,428 @@
+"""Latents of a sparse autoencoder: where they fire, what they are near to, what they promote, and edits of them.
+
+A token's residual vector h is encoded into a code, of which at most k entries are not zero. Position 0 has no code: the
+autoencoder was not trained on it.
+
+An edit changes the code of a token and leaves the rest: h' = h + (new code - code) @ W_dec. So what the autoencoder
+does not explain, the error term, stays in the stream, and changing nothing changes nothing. A plain hook on the plain
+bridge does this. `sae_lens.SAETransformerBridge` can do it too, but once an autoencoder was attached there, ordinary
+hooks at that place never fire again, and by default its splice drops the error term.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from labcode.errors import SaeError
+from labcode.metrics import logit_difference
+from labcode.patching.suffix import Suffix, record
+from labcode.progress import progress
+from labcode.sae import Activations, check_fits, hook, layer_of, residual
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from labcode.prompts import Population
+
+LEAST_GAP = 0.3  # between the rates at repeated and at first occurrences
+LEAST_RATIO = 5.0
+WORD = re.compile(r" ?[A-Za-z]{4,}")
+
+Change = Callable[["Float[Tensor, 'batch pos d_sae']"], "Float[Tensor, 'batch pos d_sae']"]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The code of every token of a corpus, by its largest entries.
+
+    Attributes:
+        tokens: the contexts. values, index: activation and number of each token's latents; unused places hold 0.
+        d_sae: latents of the autoencoder.
+    """
+
+    tokens: Int[Tensor, "context pos"]
+    values: Float[Tensor, "context pos k"]
+    index: Int[Tensor, "context pos k"]
+    d_sae: int
+
+    def of(self, latent: int) -> Float[Tensor, "context pos"]:
+        """The activation of one latent at every token.
+
+        Raises:
+            SaeError: no such latent.
+        """
+        if latent not in range(self.d_sae):
+            raise SaeError(f"no latent {latent}: this autoencoder has {self.d_sae}, counted from 0", see="no-such-part")
+        return (self.values * (self.index == latent)).sum(-1)
+
+    @cached_property
+    def density(self) -> Float[Tensor, " d_sae"]:
+        """The share of tokens at which each latent fires, position 0 not counted."""
+        fired = torch.bincount(self.index[self.values > 0].long(), minlength=self.d_sae)
+        return fired.float() / self.tokens[:, 1:].numel()
+
+
+def scan(
+    model: TransformerBridge,
+    sae: Any,
+    tokens: Int[Tensor, "context pos"],
+    layer: int | None = None,
+    batch_size: int = 32,
+) -> Codes:
+    """The codes of a corpus.
+
+    Raises:
+        SaeError: an autoencoder that does not fit the model.
+    """
+    values, index = [], []
+    for piece in progress(tokens.split(batch_size), "codes", -(-len(tokens) // batch_size)):
+        top = codes(model, sae, piece, layer).topk(_most(sae), dim=-1)
+        values.append(top.values)
+        index.append(top.indices.to(torch.int32))
+    return Codes(tokens, torch.cat(values), torch.cat(index), sae.cfg.d_sae)
+
+
+def codes_of(acts: Activations, sae: Any, tokens: Int[Tensor, "context pos"]) -> Codes:
+    """Codes from activations that were collected already; vectors that were left out as massive have none."""
+    k = _most(sae)
+    values, index = torch.zeros(*tokens.shape, k), torch.zeros(*tokens.shape, k, dtype=torch.int32)
+    start = 0
+    for piece in acts.values.split(4096):
+        with torch.no_grad():
+            top = sae.encode(piece.float()).topk(k, dim=-1)
+        place = acts.context[start : start + len(piece)], acts.position[start : start + len(piece)]
+        values[place], index[place] = top.values, top.indices.to(torch.int32)
+        start += len(piece)
+    return Codes(tokens, values, index, sae.cfg.d_sae)
+
+
+def codes(
+    model: TransformerBridge, sae: Any, tokens: Int[Tensor, "batch pos"], layer: int | None = None
+) -> Float[Tensor, "batch pos d_sae"]:
+    """The codes of a few prompts, dense, in float32; zero at position 0.
+
+    Raises:
+        SaeError: an autoencoder that does not fit the model.
+    """
+    return encode(sae, stream(model, sae, tokens, layer))
+
+
+def stream(
+    model: TransformerBridge, sae: Any, tokens: Int[Tensor, "batch pos"], layer: int | None = None
+) -> Float[Tensor, "batch pos d_model"]:
+    """What the autoencoder reads: the output of its block."""
+    return residual(model, tokens, _layer(model, sae, layer))
+
+
+def encode(sae: Any, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_sae"]:
+    """`sae.encode`, with nothing at position 0."""
+    with torch.no_grad():
+        code = sae.encode(h)
+    code[:, 0] = 0.0
+    return code
+
+
+def _layer(model: TransformerBridge, sae: Any, layer: int | None) -> int:
+    layer = layer_of(sae) if layer is None else layer
+    check_fits(sae, model, layer)
+    return layer
+
+
+def _most(sae: Any) -> int:
+    """So many latents of a token are kept; an autoencoder without a k may use more."""
+    return min(sae.cfg.d_sae, int(getattr(sae.cfg, "k", 0)) or 128)
+
+
+def neighbours(sae: Any, latent: int, n: int = 8) -> list[tuple[int, float]]:
+    """The latents whose decoder directions are nearest to that of `latent`, with their cosines."""
+    directions = torch.nn.functional.normalize(sae.W_dec.detach(), dim=-1)
+    cosine = directions @ directions[latent]
+    cosine[latent] = -torch.inf
+    best = cosine.topk(min(n, len(cosine) - 1))
+    return [(int(i), float(c)) for c, i in zip(best.values, best.indices, strict=True)]
+
+
+def match(a: Any, b: Any) -> tuple[Int[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
+    """For each latent of `a`, the latent of `b` with the nearest decoder direction, and their cosine.
+
+    Raises:
+        SaeError: the two are for residual streams of different width.
+    """
+    if a.cfg.d_in != b.cfg.d_in:
+        raise SaeError(f"directions of {a.cfg.d_in} and {b.cfg.d_in} numbers can't be compared", see="different-widths")
+    directions = [torch.nn.functional.normalize(sae.W_dec.detach(), dim=-1) for sae in (a, b)]
+    best = (directions[0] @ directions[1].T).max(-1)
+    return best.indices, best.values
+
+
+def promoted(
+    model: TransformerBridge,
+    sae: Any,
+    latent: int,
+    used: Bool[Tensor, " d_vocab"] | None = None,
+    n: int = 10,
+) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
+    """Tokens whose logits a latent's decoder direction raises and lowers most, if nothing came after.
+
+    The direction goes through the scale of the final norm and the unembedding, and the mean over tokens is taken off.
+
+    Args:
+        used: tokens to choose among, such as `Corpus.used`; others are often ones that training never touched.
+
+    Returns:
+        (token id, logit per unit of activation, norm left out) of the n highest, and of the n lowest.
+
+    Limits: for a latent of an early layer most of the way to the logits is still to come, so this says little.
+    """
+    direction = sae.W_dec[latent].detach()
+    scale = getattr(model.ln_final, "w", None)
+    logits = (direction if scale is None else direction * scale) @ model.W_U
+    chosen = torch.ones(len(logits), dtype=torch.bool) if used is None else used
+    logits = logits - logits[chosen].mean()
+    high = logits.masked_fill(~chosen, -torch.inf).topk(min(n, int(chosen.sum())))
+    low = logits.masked_fill(~chosen, torch.inf).topk(min(n, int(chosen.sum())), largest=False)
+    return tuple([(int(i), float(v)) for v, i in zip(t.values, t.indices, strict=True)] for t in (high, low))  # type: ignore
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How often latents fire at words, given whether the word stood earlier in the same context.
+
+    Attributes:
+        repeat, first: rate at repeated and at first occurrences, of each latent.
+        n_repeat, n_first: how many of each there are.
+    """
+
+    repeat: Float[Tensor, " d_sae"]
+    first: Float[Tensor, " d_sae"]
+    n_repeat: int
+    n_first: int
+
+    @property
+    def gap(self) -> Float[Tensor, " d_sae"]:
+        """The difference of the two rates."""
+        return self.repeat - self.first
+
+    def duplicate(self) -> list[int]:
+        """The latents that meet the criterion, widest gap first: `LEAST_GAP`, and a rate `LEAST_RATIO` times higher.
+
+        The criterion knows nothing of names, of positions or of what an ablation does.
+        """
+        meets = (self.gap >= LEAST_GAP) & (self.repeat >= LEAST_RATIO * self.first)
+        return sorted(meets.nonzero()[:, 0].tolist(), key=lambda i: -float(self.gap[i]))
+
+
+def rates(codes: Codes, words: Bool[Tensor, " d_vocab"]) -> Rates:
+    """Firing rates at words, from the codes of a corpus.
+
+    Args:
+        words: which tokens count as words, see `words`. Words are judged by token: a word of several tokens counts by
+            its first piece if that looks like a word.
+
+    Raises:
+        SaeError: no word of the corpus is repeated in its context.
+    """
+    seen = repeated(codes.tokens)
+    word = words[codes.tokens]
+    word[:, 0] = False
+    counts = []
+    for mask in (seen & word, ~seen & word):
+        if not mask.any():
+            raise SaeError(
+                "this corpus has no repeated words, or none that are new: take more contexts", see="no-repeats"
+            )
+        fired = codes.index[mask][codes.values[mask] > 0].long()
+        counts.append((torch.bincount(fired, minlength=codes.d_sae) / mask.sum(), int(mask.sum())))
+    (repeat, n_repeat), (first, n_first) = counts
+    return Rates(repeat, first, n_repeat, n_first)
+
+
+def repeated(tokens: Int[Tensor, "context pos"]) -> Bool[Tensor, "context pos"]:
+    """Whether each token stood earlier in its context; the start token does not count."""
+    seen = torch.zeros_like(tokens, dtype=torch.bool)
+    for position in range(2, tokens.shape[1]):
+        seen[:, position] = (tokens[:, 1:position] == tokens[:, position, None]).any(1)
+    return seen
+
+
+def words(tokenizer: Any) -> Bool[Tensor, " d_vocab"]:
+    """Which tokens are a word, or the beginning of one: at least four letters, with or without a space before them."""
+    texts = [tokenizer.decode([i]) for i in range(len(tokenizer))]
+    return torch.tensor([WORD.fullmatch(text) is not None for text in texts])
+
+
+@contextmanager
+def edited(model: TransformerBridge, sae: Any, change: Change, layer: int | None = None) -> Iterator[None]:
+    """Inside: at the output of the autoencoder's block, the code of every token is what `change` makes of it.
+
+    Args:
+        change: gets a copy of the codes [batch pos d_sae], which it may alter in place, and returns the new ones.
+
+    Raises:
+        SaeError: an autoencoder that does not fit the model, or codes of another shape.
+    """
+
+    def edit(h: Tensor, hook: Any) -> Tensor:
+        code = encode(sae, h)
+        new = change(code.clone())
+        if new.shape != code.shape:
+            raise SaeError(
+                f"the changed codes have shape {tuple(new.shape)}, they need {tuple(code.shape)}", see="shape-of-codes"
+            )
+        difference = new - code
+        difference[:, 0] = 0.0
+        return h + difference @ sae.W_dec
+
+    with model.hooks(fwd_hooks=[(hook(_layer(model, sae, layer)), edit)]):
+        yield
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Many small edits, each to be made in a run of its own.
+
+    Attributes:
+        prompt: index of the prompt. position: where in it. delta: what is added to the residual stream there.
+    """
+
+    prompt: Int[Tensor, " run"]
+    position: Int[Tensor, " run"]
+    delta: Float[Tensor, "run d_model"]
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+
+class Editor:
+    """Prompts on which many edits are made, each in a run of its own, without a whole forward pass for each.
+
+    Only what an edit can change is computed, as in `labcode.forward`: later layers, from its position on.
+
+    Args:
+        layer: edits are made at the output of this block.
+
+    Attributes:
+        base: the logit difference of each prompt, unchanged.
+
+    Raises:
+        SaeError: the last layer, or one that does not exist.
+    """
+
+    def __init__(self, model: TransformerBridge, pop: Population, layer: int) -> None:
+        if layer + 1 not in range(1, model.cfg.n_layers):
+            raise SaeError(
+                f"no block follows layer {layer} of {model.cfg.n_layers}: nothing could read the edit",
+                see="nothing-reads-it",
+            )
+        self.model, self.pop, self.layer = model, pop, layer
+        run = record(model, [pop], Suffix.hooks(model))[0]
+        self.base = logit_difference(run.logits, pop)
+        self.suffix = Suffix.proven(model, run, pop.end, pop.positions["S2"])
+
+    def values(self, edits: Edits, batch_size: int = 256) -> Float[Tensor, " run"]:
+        """The logit difference of each run.
+
+        Raises:
+            SaeError: an edit at position 0.
+        """
+        if len(edits) and int(edits.position.min()) < 1:
+            raise SaeError(
+                "an edit at position 0, the start token: the autoencoder has no code there", see="edit-at-start"
+            )
+        pop, widths = self.pop, self.pop.end[edits.prompt] - edits.position + 1
+        values = torch.empty(len(edits))
+        batches = [
+            (chosen, int(width))
+            for width in widths.unique()
+            for chosen in (widths == width).nonzero()[:, 0].split(batch_size)
+        ]
+        with torch.no_grad():
+            for chosen, width in progress(batches, "edits"):
+                prompt = edits.prompt[chosen]
+                x = self._final(prompt, width, edits.delta[chosen])
+                values[chosen] = self.suffix.network.logit_difference(x, pop.io_ids[prompt], pop.s_ids[prompt])
+        return values
+
+    def change(self, at: str, delta: Float[Tensor, "batch d_model"]) -> Float[Tensor, " batch"]:
+        """Change of each prompt's logit difference when its `delta` is added at a named position.
+
+        Raises:
+            SaeError: unknown position.
+        """
+        rows = torch.arange(len(self.pop))
+        return self.values(Edits(rows, place(self.pop, at), delta)) - self.base
+
+    def _final(self, prompt: Tensor, width: int, delta: Tensor) -> Tensor:
+        """The last residual stream at END, [run d_model]."""
+        suffix, network = self.suffix, self.suffix.network
+        window = suffix.window(prompt, width)
+        x = suffix.base["hook_resid_pre", self.layer + 1][prompt[:, None], window]
+        x[:, 0] += delta
+        for number in range(self.layer + 1, network.n_layers):
+            last = number == network.n_layers - 1
+            attention = suffix.attention(number, x, prompt, window, end_only=last)
+            x = x[:, -1:] + attention if last else x + attention
+            x = x + network.mlp(number, x)
+        return x[:, -1]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What taking single latents out of single tokens does.
+
+    Attributes:
+        latents: the latents, one column each. activation: how active each was, per prompt.
+        change: change of the logit difference, per prompt; 0 where the latent was not active.
+    """
+
+    latents: list[int]
+    activation: Float[Tensor, "batch latent"]
+    change: Float[Tensor, "batch latent"]
+
+
+def ablation(editor: Editor, sae: Any, at: str, chosen: Sequence[int] | None = None) -> Ablation:
+    """Set one latent to 0 at one named position, for each latent by itself; the error term and all others stay.
+
+    Args:
+        at: a named position of the prompts. chosen: the latents; by default all that are active there in some prompt.
+
+    Raises:
+        SaeError: unknown position.
+    """
+    pop = editor.pop
+    code = at_position(editor.model, pop, sae, editor.layer, at)
+    active = (code > 0).any(0).nonzero()[:, 0].tolist() if chosen is None else list(chosen)
+    activation = code[:, active]
+    prompt, column = (activation > 0).nonzero().T
+    delta = -activation[prompt, column, None] * sae.W_dec[torch.tensor(active, dtype=torch.long)[column]]
+    change = torch.zeros_like(activation)
+    change[prompt, column] = editor.values(Edits(prompt, place(pop, at)[prompt], delta)) - editor.base[prompt]
+    return Ablation(active, activation, change)
+
+
+def at_position(
+    model: TransformerBridge, pop: Population, sae: Any, layer: int, at: str
+) -> Float[Tensor, "batch d_sae"]:
+    """The code of each prompt at a named position.
+
+    Raises:
+        SaeError: unknown position.
+    """
+    where = place(pop, at)
+    return codes(model, sae, pop.tokens, layer)[torch.arange(len(pop)), where]
+
+
+def place(pop: Population, at: str) -> Int[Tensor, " batch"]:
+    """Index of a named position in each prompt. Raises `SaeError` for an unknown one."""
+    if at not in pop.positions:
+        raise SaeError(f"unknown position {at!r}: choose among {', '.join(pop.positions)}", see="unknown-position")
+    return pop.positions[at]

@@ -1,0 +1,928 @@
+"""Sparse autoencoders (SAEs) on the residual stream: their text, their activations, training, judging, and disk.
+
+The *text* is written by the model itself, since no data set can be counted on. The repository carries a corpus that
+SmolLM2 wrote; for another tokenizer text comes from the hub where it answers, or that model writes a small one.
+
+At a few positions the residual stream is a hundred times longer than elsewhere, nearly all of it in one or two
+dimensions (Sun et al. 2024): at the first position always, in some layers elsewhere too. Such vectors carry no text,
+and an autoencoder that sees them spends its loss on them. So *activations* leave out position 0 and any vector longer
+than three times the median, and a layer without the latter is preferred.
+
+*Training* is that of sae-lens, with the decoder bias started at the mean of the data, which is worth more than any
+other setting at this size. *Judging* is done twice, on contexts that no training has seen: by the variance that the
+reconstruction explains, and by what the model makes of it when it takes the place of the residual stream.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import lzma
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from labcode.errors import SaeError
+from labcode.models import build_once, cache_dir, edition, quiet, say, weights_key
+from labcode.progress import progress
+from labcode.prompts import NAMES
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+    from transformer_lens.model_bridge import TransformerBridge
+
+DATA = Path(__file__).parents[1] / "book" / "data"
+HELD_OUT = 128  # contexts that no autoencoder of the book is trained on: the last ones of the corpus
+LENGTH = 127  # tokens of a context, the start token not counted
+LIVE_TOKENS = 40_000  # what a model of another tokenizer writes, if it has to: minutes on one core
+LEAST_TOKENS = 1024
+TOP_P, TOP_K = 0.95, 512  # of nucleus sampling (Holtzman et al. 2020, section 3.1), with a cut added
+KEEP_FROM = 0.5  # share of distinct 4-grams below which a context is thrown away
+HUB_TEXT = "NeelNanda/pile-10k"  # ten thousand documents of the Pile (Gao et al. 2020)
+PER_DOCUMENT = 2
+RES_JB = "gpt2-small-res-jb"  # Bloom 2024; residual stream before each block, 24,576 latents, ReLU with an L1 penalty
+
+# Openings of sampled texts. A model that starts from nothing repeats itself; an opening costs a few tokens and spreads
+# the texts. Names mostly stand after another word: after a space a name is another token than alone.
+WORDS = (
+    "The In When It She He Once My How If We They After Before On At One Many Some Most There This That These Although "
+    "Because While During From For With Without What Why Who Where Every Each Last Next First Yesterday Today Tomorrow "
+    "People Children Scientists Students Two Three Several Our Your Their His Her And But So Then Now Here Let Imagine "
+    "Consider According To As Even Only Perhaps Suddenly Finally However Meanwhile Under Over Near Between Until Since"
+).split()
+LEADS = ("When", "Then", "Yesterday", "One day", "After school,", "My friend", "I met", "Dear", "Because", "Once,")
+PAIRS = ("{} and {}", "When {} and {}", "Yesterday {} met {}", "The story of {} and {}")
+
+# What a page doesn't spell out when it shows text that a model wrote. The data keep it.
+COARSE = re.compile(
+    r"(?:fuck|shit|bitch|whore|slut|cunt|nigg|faggot|prostitut|porn|\brap(?:e|es|ed|ist)\b)", re.IGNORECASE
+)
+
+MASSIVE = 3.0  # times the median norm
+LARGEST_HALF = 60_000.0  # float16 ends at 65,504
+DEAD_AFTER = 50  # batches without firing
+
+RECORD = "record.json"
+LIVE_SAMPLES, LIVE_CONTEXTS = 60_000, 256
+LIVE_VERSION = 3  # of the training on the spot: raise it when it would give another autoencoder
+
+Replace = Callable[["Float[Tensor, 'sample d_model']"], "Float[Tensor, 'sample d_model']"]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Contexts of text.
+
+    Attributes:
+        tokens: token ids, the start token of the book's prompts at position 0.
+        written_by: who wrote it. live: whether it was made for this model, and not shipped.
+        record: how it was made.
+    """
+
+    tokens: Int[Tensor, "context pos"]
+    written_by: str
+    live: bool
+    record: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def split(self, held_out: int = HELD_OUT) -> tuple[Int[Tensor, "train pos"], Int[Tensor, "held pos"]]:
+        """Contexts to train on, and the last `held_out` of those that are never trained on (at most a quarter of all).
+
+        Raises:
+            SaeError: more than `HELD_OUT` are asked for: the rest is training data.
+        """
+        if not 0 < held_out <= HELD_OUT:
+            raise SaeError(
+                f"{held_out} held-out contexts: choose between 1 and {HELD_OUT}, the others are trained on",
+                see="held-out",
+            )
+        reserved = min(HELD_OUT, max(1, len(self) // 4))
+        return self.tokens[:-reserved], self.tokens[-min(held_out, reserved) :]
+
+    def used(self, d_vocab: int) -> Bool[Tensor, " d_vocab"]:
+        """Which tokens of the vocabulary occur."""
+        return torch.bincount(self.tokens[:, 1:].flatten(), minlength=d_vocab) > 0
+
+
+def load_corpus(model: TransformerBridge) -> Corpus:
+    """A corpus in this model's tokens: the shipped one, or for another tokenizer one from the hub or of its own.
+
+    The environment variable LAB_TOKENS caps its size, for a quick look; the held-out contexts stay the same ones.
+
+    Raises:
+        SaeError: the shipped corpus can't be read, or LAB_TOKENS is no number from 1024 on.
+    """
+    contexts, record = read_corpus(DATA, "smollm2")
+    live = record["tokenizer"] != tokenizer_key(model.tokenizer)
+    if live:
+        found = _from_hub(model.tokenizer, LIVE_TOKENS // LENGTH)
+        contexts, record = found or write_corpus(model, min(LIVE_TOKENS, max(LEAST_TOKENS, _cap())))
+    text = torch.from_numpy(contexts.astype(np.int64))
+    wanted = min(len(text), max(4, _cap() // LENGTH))
+    reserved = min(HELD_OUT, max(1, wanted // 4))
+    text = torch.cat([text[: wanted - reserved], text[len(text) - reserved :]])
+    start = torch.full((len(text), 1), model.tokenizer.bos_token_id)
+    return Corpus(torch.cat([start, text], dim=1), str(record["model"]), live, record)
+
+
+def read_corpus(folder: Path, name: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Stored contexts [context pos], without start tokens, and their record.
+
+    Raises:
+        SaeError: files that are missing or damaged.
+    """
+    path = folder / f"corpus-{name}.npy.xz"
+    try:
+        record = json.loads((folder / f"corpus-{name}.json").read_text())
+        with lzma.open(path) as packed:
+            return np.lib.format.read_array(packed, allow_pickle=False), record
+    except (OSError, ValueError, lzma.LZMAError, EOFError) as error:
+        raise SaeError(
+            f"{path} can't be read ({error}): restore it, or write it with `python -m labbook.data.make.corpus`",
+            see="corpus-unreadable",
+        ) from error
+
+
+def tokenizer_key(tokenizer: Any) -> str:
+    """A fingerprint of a tokenizer's vocabulary: which text each id stands for."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
+
+
+def write_corpus(
+    model: TransformerBridge, tokens: int, seed: int = 0, batch: int = 64
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Let the model write until `tokens` tokens are kept.
+
+    Contexts in which fewer than half of the 4-grams are distinct are thrown away. Each batch is kept in the cache
+    folder, so an interrupted run is taken up again.
+
+    Returns:
+        Contexts of `LENGTH` tokens as uint16 (uint32 for a larger vocabulary), [context pos], and a record of how they
+        were made.
+
+    Raises:
+        SaeError: most of what the model writes is repetition.
+    """
+    record = {
+        "model": str(model.cfg.model_name),
+        "seed": seed,
+        "batch": batch,
+        "length": LENGTH,
+        "top_p": TOP_P,
+        "top_k": TOP_K,
+        "start": model.tokenizer.decode([model.tokenizer.bos_token_id]),
+        "tokenizer": tokenizer_key(model.tokenizer),
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
+    }
+    key = hashlib.sha256(json.dumps([record, weights_key(model)]).encode()).hexdigest()[:16]
+    kept: list[np.ndarray] = []
+    made = count = 0
+    needed = -(-tokens // (batch * LENGTH))
+    for number in progress(range(4 * needed), "writing text", total=needed):
+
+        def build(aside: Path, number: int = number) -> None:
+            np.save(aside / "text.npy", sample(model, number * batch, batch, seed).numpy().astype(np.uint32))
+
+        folder = cache_dir() / "corpus" / key / f"{number:05d}"
+        build_once(folder, lambda there: (there / "text.npy").exists(), build, needs=2**20)
+        contexts = np.load(folder / "text.npy", allow_pickle=False)
+        whole = (distinct(torch.from_numpy(contexts.astype(np.int64))) >= KEEP_FROM).numpy()
+        kept.append(contexts[whole])
+        made, count = made + len(contexts), count + int(whole.sum()) * LENGTH
+        say(f"{count} of {tokens} tokens")
+        if count >= tokens:
+            break
+    else:
+        raise SaeError(
+            f"of {made} contexts that {model.cfg.model_name} wrote, {count // LENGTH} are no repetition",
+            see="repetitive-text",
+        )
+    together = np.concatenate(kept)
+    small = together.astype(np.uint16) if len(model.tokenizer) <= 2**16 else together
+    record |= {"contexts": len(small), "tokens": int(small.size), "removed": made - len(small), "keep_from": KEEP_FROM}
+    return small, record
+
+
+def sample(model: TransformerBridge, first: int, batch: int, seed: int) -> Int[Tensor, "batch pos"]:
+    """Contexts number `first` to `first + batch - 1`, each of `LENGTH` tokens, written after the start token.
+
+    Special tokens are never drawn: an instruction model would otherwise end its turn and begin another. The same seed
+    and numbers give the same contexts on the same machine.
+    """
+    tokenizer = model.tokenizer
+    start = int(tokenizer.bos_token_id)
+    openings = [
+        [start, *tokenizer.encode(opening(number), add_special_tokens=False)] for number in range(first, first + batch)
+    ]
+    least, width = min(map(len, openings)), max(map(len, openings))
+    new = LENGTH + 1 - least
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed * 1_000_003 + first)
+        text = model.original_model.generate(
+            input_ids=torch.tensor([[start] * (width - len(ids)) + ids for ids in openings]),
+            attention_mask=torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in openings]),
+            do_sample=True,
+            temperature=1.0,
+            top_p=TOP_P,
+            top_k=TOP_K,
+            min_new_tokens=new,
+            max_new_tokens=new,
+            suppress_tokens=sorted(set(tokenizer.all_special_ids)),
+            pad_token_id=start,
+        )
+    begins = [width - len(ids) + 1 for ids in openings]
+    return torch.stack([row[at : at + LENGTH] for row, at in zip(text, begins, strict=True)])
+
+
+def opening(number: int) -> str:
+    """The opening of context `number`: of three in a row, two open with a word and the third with a name or two.
+
+    The lists have lengths without common factors where it matters, so that leads and names meet in ever new pairs.
+    """
+    turn, kind = divmod(number, 3)
+    if kind < 2:
+        return WORDS[(2 * turn + kind) % len(WORDS)]
+    name, other = NAMES[turn % len(NAMES)], NAMES[(5 * turn + 1) % len(NAMES)]
+    if turn % 4 or name == other:
+        return f"{LEADS[turn % len(LEADS)]} {name}"
+    return PAIRS[turn // 4 % len(PAIRS)].format(name, other)
+
+
+def distinct(text: Int[Tensor, "context pos"], n: int = 4) -> Float[Tensor, " context"]:
+    """The share of distinct n-grams within each context, given without start tokens: 1 where nothing is repeated."""
+    shares = []
+    for row in text.tolist():
+        grams = [tuple(row[i : i + n]) for i in range(len(row) - n + 1)]
+        shares.append(len(set(grams)) / max(1, len(grams)))
+    return torch.tensor(shares)
+
+
+def _from_hub(tokenizer: Any, contexts: int) -> tuple[np.ndarray, dict[str, Any]] | None:
+    """So many contexts of `LENGTH` tokens, a few from the beginning of each document; None without an answer.
+
+    Whatever goes wrong on the way there, the caller has another source: it is said, and is no error.
+    """
+    if not _hub_answers():
+        return None
+    try:
+        from datasets import load_dataset
+
+        with quiet():
+            documents = load_dataset(HUB_TEXT, split="train")
+        rows: list[list[int]] = []
+        for text in documents["text"]:
+            ids = tokenizer.encode(text[: 12 * LENGTH * PER_DOCUMENT], add_special_tokens=False)
+            rows += [ids[at : at + LENGTH] for at in range(0, len(ids) - LENGTH + 1, LENGTH)][:PER_DOCUMENT]
+            if len(rows) >= contexts:
+                break
+        array = np.array(rows[:contexts], dtype=np.uint32).reshape(-1, LENGTH)
+    except Exception as error:
+        say(f"No text from the hub: {type(error).__name__}: {error}")
+        return None
+    record = {"model": f"the authors of {HUB_TEXT}", "tokenizer": tokenizer_key(tokenizer), "contexts": len(array)}
+    return (array, record) if len(array) >= 4 else None
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached: where it can't, the libraries would try again and again."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        with urllib.request.urlopen(constants.ENDPOINT, timeout=5):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _cap() -> int:
+    asked = os.environ.get("LAB_TOKENS", "").strip()
+    if not asked:
+        return sys.maxsize
+    if not asked.isdigit() or int(asked) < LEAST_TOKENS:
+        raise SaeError(
+            f"LAB_TOKENS={asked}: use a number of tokens from {LEAST_TOKENS} on, or leave it unset", see="lab-tokens"
+        )
+    return int(asked)
+
+
+def masked(text: str) -> str:
+    """A text with the letters of coarse words starred but for the first: "s***". Its length stays."""
+    return COARSE.sub(lambda found: found[0][0] + "*" * (len(found[0]) - 1), text)
+
+
+def masked_tokens(tokens: Sequence[str]) -> tuple[str, ...]:
+    """The same for a text in pieces, where a word may be spread over several."""
+    whole, at = masked("".join(tokens)), 0
+    pieces = []
+    for token in tokens:
+        pieces.append(whole[at : at + len(token)])
+        at += len(token)
+    return tuple(pieces)
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """A layer, and what was measured for the choice; lists have one entry for each layer.
+
+    Attributes:
+        layer: the layer whose output is taken.
+        medians: median norm at positions after the first. starts: mean norm at the first position.
+        counts: vectors after the first position that are longer than `MASSIVE` medians. n: vectors looked at.
+    """
+
+    layer: int
+    medians: list[float]
+    starts: list[float]
+    counts: list[int]
+    n: int
+
+
+def choose_layer(model: TransformerBridge, tokens: Int[Tensor, "context pos"], depth: float = 1 / 3) -> LayerChoice:
+    """The layer nearest to `depth` (as a share of all layers) that has no massive activations after the first position.
+
+    Where every layer has some, it is the one with the fewest. Of two equally near the lower one is taken.
+
+    Args:
+        tokens: a few contexts, start token first; sixteen are enough.
+    """
+    names = [hook(layer) for layer in range(model.cfg.n_layers)]
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens, names_filter=names, stop_at_layer=model.cfg.n_layers)
+    norms = torch.stack([cache[name].float().norm(dim=-1) for name in names])  # [layer context pos]
+    later = norms[:, :, 1:].flatten(1)
+    medians = later.median(dim=-1).values
+    counts = (later > MASSIVE * medians[:, None]).sum(-1)
+    wanted = depth * model.cfg.n_layers
+    layers = range(model.cfg.n_layers)
+    layer = min(layers, key=lambda i: (int(counts[i] > 0) and int(counts[i]), abs(i - wanted), i))
+    return LayerChoice(layer, medians.tolist(), norms[:, :, 0].mean(-1).tolist(), counts.tolist(), later.shape[-1])
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Residual vectors of many tokens.
+
+    Attributes:
+        values: the vectors, float16 (float32 where they would not fit).
+        context, position: where each came from.
+        dropped: vectors after the first position that were left out as massive.
+        median: median norm, of all vectors after the first position.
+        layer: they are the output of this block.
+    """
+
+    values: Float[Tensor, "sample d_model"]
+    context: Int[Tensor, " sample"]
+    position: Int[Tensor, " sample"]
+    dropped: int
+    median: float
+    layer: int
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def center(self) -> Float[Tensor, " d_model"]:
+        """The mean vector, in float32."""
+        return self.values.float().mean(0)
+
+
+def collect(
+    model: TransformerBridge, tokens: Int[Tensor, "context pos"], layer: int, batch_size: int = 32
+) -> Activations:
+    """The output of block `layer` at every token, without position 0 and without massive vectors.
+
+    The model is run up to that layer only.
+
+    Raises:
+        SaeError: no such layer, no contexts, or a NaN among the activations.
+    """
+    check_layer(model, layer)
+    if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] < 2:
+        raise SaeError(
+            f"tokens of shape {tuple(tokens.shape)}: give contexts of at least two tokens, [context pos]",
+            see="contexts-too-short",
+        )
+    pieces = []
+    for piece in progress(tokens.split(batch_size), f"activations of layer {layer}", -(-len(tokens) // batch_size)):
+        pieces.append(residual(model, piece, layer)[:, 1:])
+    largest = max(float(piece.abs().max()) for piece in pieces)
+    if not largest < float("inf"):
+        raise SaeError(
+            f"NaN or infinite activations after layer {layer}: check the model's weights", see="nan-in-the-run"
+        )
+    norms = torch.cat([piece.norm(dim=-1) for piece in pieces])  # [context pos - 1]
+    median = float(norms.median())
+    kept = norms <= MASSIVE * median
+    dtype = torch.float16 if largest < LARGEST_HALF else torch.float32
+    parts = []
+    for piece, mask in zip(pieces, kept.split(batch_size), strict=True):
+        parts.append(piece[mask].to(dtype))
+    where = kept.nonzero()
+    return Activations(torch.cat(parts), where[:, 0], where[:, 1] + 1, int((~kept).sum()), median, layer)
+
+
+def residual(
+    model: TransformerBridge, tokens: Int[Tensor, "context pos"], layer: int
+) -> Float[Tensor, "context pos d_model"]:
+    """The output of block `layer`, all positions, float32."""
+    name = hook(layer)
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens, names_filter=[name], stop_at_layer=layer + 1)
+    return cache[name].float()
+
+
+def ordinary(x: Float[Tensor, "context pos d_model"], median: float) -> Bool[Tensor, "context pos"]:
+    """Which vectors an autoencoder is meant for: not at position 0, and not longer than `MASSIVE` medians."""
+    mask = x.norm(dim=-1) <= MASSIVE * median
+    mask[:, 0] = False
+    return mask
+
+
+def hook(layer: int) -> str:
+    """Name of the hook at the output of a block.
+
+    Only this one of its names works on every kind of bridge: on `sae_lens.SAETransformerBridge` a hook on the alias
+    `blocks.N.hook_resid_post` never fires, and nothing says so.
+    """
+    return f"blocks.{layer}.hook_out"
+
+
+def check_layer(model: TransformerBridge, layer: int) -> None:
+    """Raises `SaeError` unless the model has this layer."""
+    if layer not in range(model.cfg.n_layers):
+        raise SaeError(
+            f"no layer {layer}: this model has {model.cfg.n_layers} layers, counted from 0", see="no-such-part"
+        )
+
+
+def check_fits(sae: Any, model: TransformerBridge, layer: int) -> None:
+    """Raises `SaeError` unless the autoencoder is as wide as the residual stream of the model, which has this layer."""
+    check_layer(model, layer)
+    if sae.cfg.d_in != model.cfg.d_model:
+        raise SaeError(
+            f"this autoencoder is for residual vectors of {sae.cfg.d_in} numbers, the model has {model.cfg.d_model}: "
+            "train one on this model",
+            see="autoencoder-of-another-model",
+        )
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One moment of a training.
+
+    Attributes:
+        samples: activation vectors seen so far, repetitions counted.
+        loss: mean squared error of the batch, divided by its variance: the fraction of variance unexplained (FVU).
+        l0: active latents of a token, on average.
+        dead: share of latents that have not fired in the last `DEAD_AFTER` batches.
+    """
+
+    samples: int
+    loss: float
+    l0: float
+    dead: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """A trained autoencoder, ready for use, its course, the seconds it took, and the settings."""
+
+    sae: Any
+    history: list[Moment]
+    seconds: float
+    settings: dict[str, Any]
+
+
+def train(
+    data: Activations,
+    *,
+    d_sae: int = 2304,
+    k: int = 32,
+    samples: int = 250_000,
+    batch: int = 1024,
+    lr: float = 2e-3,
+    seed: int = 0,
+    model_name: str = "",
+    every: int = 5,
+) -> Training:
+    """Train on `samples` vectors, passing over the data as often as that takes.
+
+    The learning rate rises over the first tenth of the steps and falls to a tenth over the last quarter.
+
+    Args:
+        d_sae: latents. k: of these, how many a token may use.
+        every: steps between two entries of the history.
+
+    Returns:
+        The autoencoder as a sae-lens `TopKSAE` in float32 for unscaled activations, decoder rows of norm 1.
+
+    Raises:
+        SaeError: fewer vectors than one batch, an impossible k, or a NaN, in the data or during training.
+
+    Source: Gao et al. 2024, section 2.3 (TopK) and appendix A (initialisation).
+    """
+    n = len(data)
+    if n < batch:
+        raise SaeError(
+            f"{n} activations are fewer than one batch of {batch}: collect more, or make the batch smaller",
+            see="too-few-activations",
+        )
+    if not 0 < k <= d_sae:
+        raise SaeError(
+            f"k = {k} active latents of {d_sae}: k has to lie between 1 and the number of latents", see="k-out-of-range"
+        )
+    if not torch.isfinite(data.values).all():
+        raise SaeError(
+            "NaN or infinite numbers among the activations: look at the run that made them", see="nan-in-the-values"
+        )
+    steps = max(1, samples // batch)
+    settings = {"d_sae": d_sae, "k": k, "samples": steps * batch, "batch": batch, "lr": lr, "seed": seed}
+    settings |= {"steps": steps, "layer": data.layer, "vectors": n}
+    started = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        trainer = _trainer(data, d_sae, k, steps, batch, lr, model_name)
+        history = []
+        for step, x in progress(enumerate(_batches(data.values, batch, steps, seed)), "training", steps):
+            out = trainer.step(x)
+            trainer.n_training_steps += 1
+            loss = float(out.losses["mse_loss"].detach())
+            if not math.isfinite(loss):
+                raise SaeError(
+                    f"the loss is {loss} at step {step} of {steps}: lower the learning rate ({lr:g})",
+                    see="training-diverged",
+                )
+            if step % every == 0 or step == steps - 1:
+                history.append(_moment(trainer, out, loss))
+    return Training(_finished(trainer), history, time.perf_counter() - started, settings)
+
+
+def _trainer(data: Activations, d_sae: int, k: int, steps: int, batch: int, lr: float, model_name: str) -> Any:
+    from sae_lens import LoggingConfig, TopKTrainingSAEConfig
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.saes.sae import TrainingSAE
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    d_model = data.values.shape[1]
+    config = TopKTrainingSAEConfig(d_in=d_model, d_sae=d_sae, k=k, normalize_activations="expected_average_only_in")
+    sae = TrainingSAE.from_dict(config.to_dict())
+    some = data.values[:: max(1, len(data) // 20_000)].float()
+    scale = d_model**0.5 / float(some.norm(dim=-1).mean())
+    sae.b_dec.data = some.mean(0) * scale  # sae-lens starts it at 0
+    sae.cfg.metadata.hook_name = hook(data.layer)
+    sae.cfg.metadata.model_name = model_name
+    cfg = SAETrainerConfig(
+        total_training_samples=steps * batch,
+        train_batch_size_samples=batch,
+        lr=lr,
+        lr_end=lr / 10,
+        lr_warm_up_steps=steps // 10,
+        lr_decay_steps=steps // 4,
+        dead_feature_window=DEAD_AFTER,
+        feature_sampling_window=10**9,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    trainer = SAETrainer(cfg=cfg, sae=sae, data_provider=iter(()))
+    trainer.activation_scaler.scaling_factor = scale  # exact; sae-lens would estimate it from some batches
+    return trainer
+
+
+def _batches(
+    values: Float[Tensor, "sample d_model"], batch: int, steps: int, seed: int
+) -> Iterator[Float[Tensor, "batch d_model"]]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(values), generator=generator)
+        for chosen in order[: len(order) // batch * batch].split(batch):
+            if steps == 0:
+                return
+            steps -= 1
+            yield values[chosen].float()
+
+
+def _moment(trainer: Any, out: Any, loss: float) -> Moment:
+    variance = float((out.sae_in - out.sae_in.mean(0)).pow(2).sum(-1).mean())
+    active = float((out.feature_acts > 0).float().sum(-1).mean())
+    return Moment(trainer.n_training_samples, loss / variance, active, float(trainer.dead_neurons.float().mean()))
+
+
+def _finished(trainer: Any) -> Any:
+    """The autoencoder for use: scale folded in, decoder rows of norm 1, as sae-lens saves and loads it."""
+    sae = trainer.sae
+    sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+    trainer.set_final_sae_metadata()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sae.save_inference_model(folder)
+        done = _read(Path(folder))
+    # Saving divided the rows by their norms. Left on, the flag would rescale by whatever float16 makes of a norm of 1.
+    done.cfg.rescale_acts_by_decoder_norm = False
+    return done
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What `evaluate` measures.
+
+    Attributes:
+        explained: 1 - squared error / variance around the mean, over all vectors.
+        l0: active latents of a token, on average. dead: share of latents that fire on none of `n` tokens.
+        dense: latents that fire on more than a tenth of the tokens.
+        cross_entropy: for "clean", "spliced", "mean" and "zero": of each context, the mean over its tokens, in nats.
+        n: tokens that were looked at, for reconstruction.
+    """
+
+    explained: float
+    l0: float
+    dead: float
+    dense: int
+    cross_entropy: dict[str, Float[Tensor, " context"]]
+    n: int
+
+    def recovered(self, against: str, which: str = "spliced") -> float:
+        """Cross-entropy recovered, of means over contexts: (CE_against - CE_which) / (CE_against - CE_clean).
+
+        1 where nothing is lost, 0 where it is as bad as `against` ("mean" or "zero"), and 0 where replacing the stream
+        by that costs less than a thousandth of a nat: nothing is there to recover.
+        """
+        worst, clean, found = self.ce(against), self.ce("clean"), self.ce(which)
+        return 0.0 if worst - clean < 1e-3 else (worst - found) / (worst - clean)
+
+    def ce(self, which: str) -> float:
+        """Mean cross-entropy of a condition, in nats."""
+        return float(self.cross_entropy[which].mean())
+
+
+# sae_lens.evals measures much of this, but its mask goes by token: it can leave out the start token and no massive
+# vector, which is known by its length only.
+def evaluate(
+    model: TransformerBridge,
+    sae: Any,
+    tokens: Int[Tensor, "context pos"],
+    layer: int,
+    *,
+    center: Float[Tensor, " d_model"],
+    contexts: int = 16,
+    also: Mapping[str, Replace] | None = None,
+) -> Quality:
+    """Judge an autoencoder on held-out contexts.
+
+    Args:
+        tokens: contexts that were not trained on.
+        center: mean vector of the training data: variance is measured around it, and "mean" puts it in.
+        contexts: on so many of them the cross-entropy is measured, the slow part.
+        also: further replacements of the residual stream, by name, whose cross-entropy is measured too.
+
+    Raises:
+        SaeError: an autoencoder of another width, or no such layer.
+    """
+    check_fits(sae, model, layer)
+    found = collect(model, tokens, layer)
+    x = found.values.float()
+    with torch.no_grad():
+        codes = torch.cat([sae.encode(piece) > 0 for piece in x.split(4096)])
+    fires = codes.float().mean(0)
+    replacements: dict[str, Replace] = {
+        "spliced": lambda h: sae.decode(sae.encode(h)),
+        "mean": lambda h: center.expand_as(h),
+        "zero": torch.zeros_like,
+        **(also or {}),
+    }
+    return Quality(
+        explained=explained(x, replacements["spliced"], center),
+        l0=float(codes.float().sum(-1).mean()),
+        dead=float((fires == 0).float().mean()),
+        dense=int((fires > 0.1).sum()),
+        cross_entropy=splice(model, tokens[:contexts], layer, replacements, found.median),
+        n=len(x),
+    )
+
+
+def explained(x: Float[Tensor, "sample d_model"], reconstruct: Replace, center: Float[Tensor, " d_model"]) -> float:
+    """Explained variance: 1 - |x - x̂|² / |x - center|², summed over samples and dimensions."""
+    error = total = 0.0
+    with torch.no_grad():
+        for piece in x.float().split(4096):
+            error += float((piece - reconstruct(piece)).pow(2).sum())
+            total += float((piece - center).pow(2).sum())
+    return 1 - error / total
+
+
+def splice(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "context pos"],
+    layer: int,
+    replacements: Mapping[str, Replace],
+    median: float,
+    batch_size: int = 8,
+) -> dict[str, Float[Tensor, " context"]]:
+    """Cross-entropy of each context with the output of `layer` replaced, and "clean", as it is.
+
+    Position 0 and massive vectors stay as they are: no autoencoder was trained on them. The prediction of the first
+    token is left out, since position 0 makes it.
+
+    Args:
+        median: of norms, for the rule on massive vectors in `ordinary`.
+    """
+    check_layer(model, layer)
+    conditions: dict[str, Replace | None] = {"clean": None, **replacements}
+    rows: dict[str, list[Tensor]] = {name: [] for name in conditions}
+    for piece in progress(tokens.split(batch_size), "splicing", -(-len(tokens) // batch_size)):
+        for name, replace in conditions.items():
+            hooks = [] if replace is None else [(hook(layer), _splice(replace, median))]
+            with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+                logits = model(piece, return_type="logits")
+            rows[name].append(cross_entropy(logits, piece))
+    return {name: torch.cat(parts) for name, parts in rows.items()}
+
+
+def cross_entropy(
+    logits: Float[Tensor, "context pos d_vocab"], tokens: Int[Tensor, "context pos"]
+) -> Float[Tensor, " context"]:
+    """Mean over positions 1 to the last but one of -log P(next token), in nats."""
+    log_p = logits[:, 1:-1].float().log_softmax(-1)
+    return -log_p.gather(-1, tokens[:, 2:, None])[..., 0].mean(-1)
+
+
+def _splice(replace: Replace, median: float) -> Callable[..., Tensor]:
+    def change(activation: Tensor, hook: Any) -> Tensor:
+        mask = ordinary(activation, median)
+        changed = activation.clone()
+        changed[mask] = replace(activation[mask])
+        return changed
+
+    return change
+
+
+def save(sae: Any, folder: Path, record: dict[str, Any]) -> None:
+    """Write an autoencoder as sae-lens does, its weights in float16, and a record beside it.
+
+    All files are written into a folder beside the target, which then takes its place: it is never half there.
+
+    Raises:
+        SaeError: weights that are not finite in float16, or a place that can't be written.
+    """
+    half = copy.deepcopy(sae).half()
+    bad = [name for name, value in half.state_dict().items() if not torch.isfinite(value).all()]
+    if bad:
+        raise SaeError(
+            f"{', '.join(bad)} of this autoencoder are NaN, infinite or too large for float16: nothing saved",
+            see="autoencoder-not-finite",
+        )
+    old = folder.with_name(f".{folder.name}.old")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+            aside = Path(beside) / folder.name
+            half.save_model(aside)
+            (aside / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(aside, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise SaeError(
+            f"{folder} can't be written ({error.strerror}): make room, or choose another place", see="cannot-write"
+        ) from error
+
+
+def load(folder: Path, model: TransformerBridge | None = None) -> tuple[Any, dict[str, Any]]:
+    """An autoencoder and its record.
+
+    Args:
+        model: if given, width and layer have to fit it.
+
+    Returns:
+        A sae-lens `TopKSAE` in float32, gradients off, and the record.
+
+    Raises:
+        SaeError: files that are missing or damaged, or a model that it does not fit.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        sae = _read(folder)
+    except Exception as error:  # whatever is wrong with the files, the way out is the same
+        raise SaeError(
+            f"{folder} holds no autoencoder that can be read ({error}): restore it, or train it again",
+            see="autoencoder-unreadable",
+        ) from error
+    if model is not None:
+        check_fits(sae, model, layer_of(sae))
+    return sae, record
+
+
+def layer_of(sae: Any) -> int:
+    """The block whose output this autoencoder reads.
+
+    Raises:
+        SaeError: its hook is none of ours.
+    """
+    name = str(sae.cfg.metadata.hook_name)
+    if not (name.startswith("blocks.") and name.endswith(".hook_out")):
+        raise SaeError(
+            f"this autoencoder reads {name!r}; the lab's read blocks.N.hook_out", see="autoencoder-elsewhere"
+        )
+    return int(name.split(".")[1])
+
+
+def _read(folder: Path) -> Any:
+    from sae_lens import SAE
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return SAE.load_from_disk(folder, dtype="float32").eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """An autoencoder for this run's model.
+
+    Attributes:
+        sae: a sae-lens `TopKSAE`. layer: the block whose output it reads.
+        record: how it was trained. live: whether it was trained on this machine because none is shipped for the model.
+        center: mean of the vectors it was trained on.
+    """
+
+    sae: Any
+    layer: int
+    record: dict[str, Any]
+    live: bool
+    center: Float[Tensor, " d_model"]
+
+
+def shipped(model: TransformerBridge, text: Corpus | None = None) -> Shipped:
+    """The shipped autoencoder if it was trained on exactly this model, else a small one, trained now and kept.
+
+    A live one has the same shape of recipe, fewer latents and less data: enough to run the chapters, not to judge by.
+
+    Raises:
+        SaeError: the shipped one is missing or damaged.
+    """
+    mark = weights_key(model)
+    sae, record = load(DATA / "sae-smollm2")
+    live = record["weights"] != mark
+    if live:
+        sae, record = _own(model, load_corpus(model) if text is None else text, mark)
+    return Shipped(sae, layer_of(sae), record, live, torch.tensor(record["center"]))
+
+
+def _own(model: TransformerBridge, text: Corpus, mark: str) -> tuple[Any, dict[str, Any]]:
+    parts = text.split()[0][:LIVE_CONTEXTS]
+    target = cache_dir() / "sae" / f"{mark[:16]}-{len(parts)}-v{LIVE_VERSION}"
+
+    def build(aside: Path) -> None:
+        data = collect(model, parts, choose_layer(model, parts[:16]).layer)
+        samples = min(LIVE_SAMPLES, 8 * len(data))
+        made = train(data, d_sae=1024, k=16, samples=samples, batch=min(512, len(data)))
+        record = {"trained_on": text.written_by, "tokens": len(data), "settings": made.settings}
+        save(made.sae, aside, record | {"center": [round(value, 5) for value in data.center.tolist()]})
+
+    def readable(folder: Path) -> bool:
+        try:
+            load(folder)
+        except SaeError:
+            return False
+        return True
+
+    build_once(target, readable, build, needs=2**24)
+    return load(target, model)
+
+
+def res_jb(model: TransformerBridge, block: int = 9) -> tuple[Any, int] | None:
+    """A published autoencoder for the stream before `block` of GPT-2 small, and the layer whose output that is.
+
+    Returns:
+        None for another model, or where the hub does not answer; whatever else goes wrong is said, and is no error.
+    """
+    if edition(model) != "gpt2" or not _hub_answers():
+        return None
+    try:
+        from sae_lens import SAE
+
+        with quiet():
+            sae = SAE.from_pretrained(RES_JB, f"blocks.{block}.hook_resid_pre")
+    except Exception as error:
+        say(f"No published autoencoder: {type(error).__name__}: {error}")
+        return None
+    return (sae.eval().requires_grad_(False), block - 1) if sae.cfg.d_in == model.cfg.d_model else None

@@ -1,0 +1,210 @@
+"""Latents and edits, against plain hooks and hand-made codes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from labcode import latents, metrics, prompts, sae
+from labcode.errors import SaeError
+
+LAYER = 1
+
+
+def contexts(n=12, length=16, seed=0):
+    text = torch.randint(3, 5000, (n, length), generator=torch.Generator().manual_seed(seed))
+    text[:, 0] = 1
+    return text
+
+
+@pytest.fixture
+def small(tiny):
+    """A small autoencoder for the tiny model, hardly trained: these tests need no good one."""
+    return sae.train(sae.collect(tiny, contexts(), LAYER), d_sae=96, k=6, samples=2000, batch=100).sae
+
+
+def ld(model, pop):
+    return metrics.logit_difference(metrics.end_logits(model, pop), pop)
+
+
+def test_changing_nothing_changes_nothing(tiny, pair, small):
+    pop, _ = pair
+    plain = ld(tiny, pop)
+    with latents.edited(tiny, small, lambda code: code):
+        assert torch.allclose(ld(tiny, pop), plain, atol=1e-5)
+    assert torch.equal(ld(tiny, pop), plain)  # the hook is gone
+    editor = latents.Editor(tiny, pop, LAYER)
+    assert torch.allclose(editor.base, plain, atol=1e-5)
+    assert editor.change("S2", torch.zeros(len(pop), tiny.cfg.d_model)).abs().max() < 1e-4
+
+
+def test_an_edit_adds_the_change_of_the_code_and_keeps_the_error(tiny, pair, small):
+    pop, _ = pair
+    seen = {}
+
+    def note(h, hook):
+        seen["after"] = h
+
+    def zero(code):
+        return torch.zeros_like(code)
+
+    h = latents.stream(tiny, small, pop.tokens)
+    code = latents.codes(tiny, small, pop.tokens)
+    with latents.edited(tiny, small, zero), tiny.hooks(fwd_hooks=[("blocks.2.hook_in", note)]):
+        tiny(pop.tokens)
+    assert torch.allclose(seen["after"][:, 1:], (h - code @ small.W_dec)[:, 1:], atol=1e-4)
+    assert torch.allclose(seen["after"][:, 0], h[:, 0], atol=1e-5)  # position 0 is never touched
+    assert code[:, 0].abs().sum() == 0
+    error = h - small.decode(small.encode(h))
+    assert error[:, 1:].norm() > 0.1 * h[:, 1:].norm()  # there is an error to keep
+
+
+def test_an_edit_at_position_0_has_no_effect(tiny, pair, small):
+    pop, _ = pair
+
+    def only_start(code):
+        code[:, 0] = 50.0
+        return code
+
+    with latents.edited(tiny, small, only_start):
+        changed = ld(tiny, pop)
+    assert torch.allclose(changed, ld(tiny, pop), atol=1e-5)
+
+
+def one_forward_pass_each(model, pop, layer, edits):
+    """The logit difference of each run, by a whole forward pass with a plain hook."""
+    values = []
+    for prompt, position, delta in zip(edits.prompt.tolist(), edits.position.tolist(), edits.delta, strict=True):
+
+        def add(h, hook, position=position, delta=delta):
+            h = h.clone()
+            h[:, position] += delta
+            return h
+
+        one = pop.subset([prompt])
+        with model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_out", add)]):
+            values.append(ld(model, one))
+    return torch.cat(values)
+
+
+def test_edits_at_once_are_those_of_one_forward_pass_each(tiny, pair):
+    pop, _ = pair
+    generator = torch.Generator().manual_seed(0)
+    places = [(n, at) for n in range(len(pop)) for at in range(1, int(pop.end[n]) + 1)]
+    prompt, position = torch.tensor(places).T
+    delta = torch.randn(len(places), tiny.cfg.d_model, generator=generator)
+    for layer in range(tiny.cfg.n_layers - 1):
+        edits = latents.Edits(prompt, position, delta)
+        found = latents.Editor(tiny, pop, layer).values(edits, batch_size=3)
+        assert torch.allclose(found, one_forward_pass_each(tiny, pop, layer, edits), atol=2e-4)
+
+
+@pytest.mark.parametrize("place", ["S2", "END"])
+def test_ablations_at_once_are_those_of_one_hook_each(tiny, pair, small, place):
+    pop, _ = pair
+    found = latents.ablation(latents.Editor(tiny, pop, LAYER), small, place)
+    code = latents.at_position(tiny, pop, small, LAYER, place)
+    slow = torch.empty_like(found.change)
+    for column, latent in enumerate(found.latents):
+        assert torch.equal(found.activation[:, column], code[:, latent])
+
+        def out(code, latent=latent):
+            code[torch.arange(len(pop)), pop.positions[place], latent] = 0.0
+            return code
+
+        with latents.edited(tiny, small, out):
+            slow[:, column] = ld(tiny, pop)
+    slow -= ld(tiny, pop)[:, None]
+    assert slow.abs().max() > 1e-4
+    assert (found.change - slow).abs().max() < 0.05 * slow.abs().max() + 2e-5
+
+
+def test_edits_that_are_not_defined_are_errors(tiny, pair, small, toy):
+    pop, _ = pair
+    with pytest.raises(SaeError, match="no block follows layer 2"):
+        latents.Editor(tiny, pop, 2)
+    editor = latents.Editor(tiny, pop, LAYER)
+    at_start = latents.Edits(torch.tensor([0]), torch.tensor([0]), torch.zeros(1, tiny.cfg.d_model))
+    with pytest.raises(SaeError, match="position 0"):
+        editor.values(at_start)
+    with pytest.raises(SaeError, match="unknown position 'S9'"):
+        latents.ablation(editor, small, "S9")
+    with latents.edited(tiny, small, lambda code: code[..., :3]), pytest.raises(SaeError, match="shape"):
+        tiny(pop.tokens)
+    with pytest.raises(SaeError, match="train one on this model"):
+        latents.scan(toy, small, torch.tensor([[1, 2, 3]]))
+
+
+def test_a_scan_holds_the_codes(tiny, small):
+    text = contexts(5)
+    scanned = latents.scan(tiny, small, text, batch_size=2)
+    dense = latents.encode(small, sae.residual(tiny, text, LAYER))
+    alike = torch.stack([scanned.of(i) for i in range(96)], -1)
+    assert torch.allclose(alike, dense, atol=1e-5)
+    assert scanned.of(0)[:, 0].abs().sum() == 0
+    assert torch.allclose(scanned.density, (dense > 0)[:, 1:].flatten(0, 1).float().mean(0))
+    with pytest.raises(SaeError, match="no latent 96"):
+        scanned.of(96)
+
+
+def test_codes_stand_where_their_vectors_came_from():
+    generator = torch.Generator().manual_seed(5)
+    directions = torch.nn.functional.normalize(torch.randn(40, 6, generator=generator), dim=-1)
+    linear = SimpleNamespace(cfg=SimpleNamespace(d_sae=40, k=3), encode=lambda x: (x @ directions.T).relu())
+    values = torch.randn(9000, 6, generator=generator)
+    where = torch.randperm(100 * 100, generator=generator)[:9000]
+    acts = sae.Activations(values, where // 100, where % 100 + 1, 0, 1.0, 0)
+    codes = latents.codes_of(acts, linear, torch.zeros(100, 101, dtype=torch.long))
+    for sample in (0, 4095, 4096, 8999):
+        whole = linear.encode(values[sample])
+        expected = torch.where(whole >= whole.topk(3).values[-1], whole, 0.0)
+        found = torch.stack([codes.of(i)[acts.context[sample], acts.position[sample]] for i in range(40)])
+        assert torch.allclose(found, expected)
+    assert codes.values[:, 0].abs().max() == 0
+
+
+def test_neighbours_and_matches_go_by_cosine(small):
+    mate, cosine = latents.match(small, small)
+    assert mate.tolist() == list(range(96))
+    assert torch.allclose(cosine, torch.ones(96), atol=1e-5)
+    cosines = small.W_dec @ small.W_dec[5]
+    cosines[5] = -2
+    assert [i for i, _ in latents.neighbours(small, 5, n=3)] == cosines.topk(3).indices.tolist()
+
+
+def test_promoted_tokens_are_chosen_among_those_that_are_used(tiny, small):
+    used = torch.zeros(tiny.cfg.d_vocab, dtype=torch.bool)
+    used[100:160] = True
+    high, low = latents.promoted(tiny, small, 7, used, n=5)
+    assert all(100 <= token < 160 for token, _ in [*high, *low])
+    scale = getattr(tiny.ln_final, "w", None)
+    direction = small.W_dec[7] if scale is None else small.W_dec[7] * scale
+    logits = (direction @ tiny.W_U)[100:160]
+    assert high[0][0] == 100 + int(logits.argmax())
+    assert low[0][0] == 100 + int(logits.argmin())
+
+
+def test_a_latent_for_repetition_is_found_and_one_for_a_word_is_not():
+    words = torch.zeros(50, dtype=torch.bool)
+    words[10:] = True
+    text = torch.randint(10, 30, (40, 20), generator=torch.Generator().manual_seed(0))
+    text[:, 0] = 1
+    seen = latents.repeated(text)
+    for row, line in enumerate(text.tolist()):
+        assert seen[row].tolist() == [at > 0 and token in line[1:at] for at, token in enumerate(line)]
+    values = torch.stack([seen.float(), (text == 15).float(), torch.ones(text.shape)], -1)
+    values[:, 0] = 0
+    index = torch.tensor([0, 1, 2], dtype=torch.int32).expand(40, 20, 3)
+    rates = latents.rates(latents.Codes(text, values, index, 4), words)
+    assert rates.duplicate() == [0]
+    assert (float(rates.repeat[0]), float(rates.first[0])) == (1, 0)
+    assert float(rates.gap[2]) == pytest.approx(0)
+    assert rates.n_repeat + rates.n_first == 40 * 19
+
+
+def test_words_are_letters_with_or_without_a_space(smollm2):
+    words = latents.words(smollm2.tokenizer)
+    for text, is_word in ((" house", True), ("house", True), (" the", False), ("\n", False), (" Mary", True)):
+        assert bool(words[prompts.token_id(smollm2, text)]) is is_word
