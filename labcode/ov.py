@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 Head = tuple[int, int]
 
 
-OvError = HeadError
-
-
 @dataclass(frozen=True)
 class CopyScores:
     """Where a name comes among all tokens, by what each head writes on reading it; 0 is the first place.
@@ -66,7 +63,7 @@ def copy_scores(
         layers: all by default. Rows of `ranks` are in their order.
 
     Raises:
-        OvError: no names, or no layers; a layer that does not exist.
+        HeadError: no names, or no layers; a layer that does not exist.
 
     Source: Wang et al. 2022 (arXiv 2211.00593), section 3.1. Limits: the paper reads its names within sentences, we
     by themselves; and a head deep in a model reads a stream that has changed since the first block, so a low score
@@ -78,7 +75,7 @@ def copy_scores(
     names = known if n is None else random.Random(seed).sample(known, min(n, len(known)))
     chosen = list(range(model.cfg.n_layers)) if layers is None else list(layers)
     if not names or not chosen:
-        raise OvError(
+        raise HeadError(
             f"{len(names)} names and {len(chosen)} layers: take at least one of each", see="copy-score-settings"
         )
     ids = torch.tensor([prompts.token_id(model, " " + name) for name in names])
@@ -110,16 +107,16 @@ def ov_ranks(
         Places counted from 0, by what the head writes and by its opposite. Tokens that tie do not count as ahead.
 
     Raises:
-        OvError: a layer that does not exist, or another number of streams than of tokens.
+        HeadError: a layer that does not exist, or another number of streams than of tokens.
 
     Limits: value biases belong to no token and are left out, as compatibility mode folds them away.
 
     Used in chapter 07.
     """
     if layer not in range(model.cfg.n_layers):
-        raise OvError(f"no layer {layer}: this model has {model.cfg.n_layers}, counted from 0", see="no-such-part")
+        raise HeadError(f"no layer {layer}: this model has {model.cfg.n_layers}, counted from 0", see="no-such-part")
     if len(stream) != len(ids):
-        raise OvError(
+        raise HeadError(
             f"{len(stream)} streams for {len(ids)} tokens: give one stream for each token", see="streams-and-tokens"
         )
     block, cfg = model.blocks[layer], model.cfg

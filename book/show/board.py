@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from labcode.circuit import CircuitError, Keep, Node, Out
+from labcode.circuit import Keep, Node, Out
+from labcode.errors import PatchError
 from labcode.metrics import Interval, bootstrap_cells
 from labcode.report import table
 
@@ -60,10 +61,10 @@ def states(groups: Sequence[Group]) -> list[Keep | Out]:
     """What has to be run: for each of the 2^n states the circuit, then the model.
 
     Raises:
-        CircuitError: no family, or more than seven.
+        PatchError: no family, or more than seven.
     """
     if not 0 < len(groups) <= MOST:
-        raise CircuitError(
+        raise PatchError(
             f"a board of {len(groups)} families: choose between 1 and {MOST}, or group some", see="board-size"
         )
     found: list[Keep | Out] = []
@@ -80,10 +81,10 @@ def board(groups: Sequence[Group], values: Float[Tensor, "state batch"], draws: 
     """The board, from `circuit.values` of `states(groups)`.
 
     Raises:
-        CircuitError: values of another number of states.
+        PatchError: values of another number of states.
     """
     if len(values) != 2 * 2 ** len(groups):
-        raise CircuitError(
+        raise PatchError(
             f"{len(values)} states for a board of {len(groups)} families: run those of states(groups)", see="states"
         )
     circuit, model = values[0::2], values[1::2]

@@ -21,11 +21,10 @@ from labcode.circuit.measures import (
     random_sets,
     ratio,
 )
-from labcode.circuit.states import CircuitError, Keep, Node, Out
+from labcode.circuit.states import Keep, Node, Out
 
 __all__ = [
     "Bench",
-    "CircuitError",
     "Faithfulness",
     "How",
     "Incompleteness",

@@ -15,9 +15,9 @@ import torch
 from labcode.circuit import engine
 from labcode.circuit.means import Means
 from labcode.circuit.schedule import Schedule, schedule
-from labcode.circuit.states import CircuitError, State, check, kept_heads
+from labcode.circuit.states import State, check, kept_heads
+from labcode.errors import ModelError, PatchError
 from labcode.metrics import end_logits, logit_difference
-from labcode.patching.network import UnsupportedModel
 from labcode.patching.suffix import Run, Suffix, prompts_at_once, record
 from labcode.progress import progress
 
@@ -52,7 +52,7 @@ def values(
         max_bytes: bound for stored activations and working memory, beside the model's own.
 
     Raises:
-        CircuitError: no states, an unknown head or position, or a template that the reference lacks.
+        PatchError: no states, an unknown head or position, or a template that the reference lacks.
 
     Limits: a mean of few reference prompts is noisy; and the state with everything replaced is one that the model never
     saw in training.
@@ -75,7 +75,7 @@ class Bench:
         engine: "rows", or "replay" where the model's arithmetic is not known and every state takes a forward pass.
 
     Raises:
-        CircuitError: a template that the reference lacks, or a model that is not on the CPU.
+        PatchError: a template that the reference lacks, or a model that is not on the CPU.
 
     Used in chapter 10.
     """
@@ -90,7 +90,7 @@ class Bench:
         max_bytes: int = 2**29,
     ) -> None:
         if str(model.cfg.device) != "cpu":
-            raise CircuitError(
+            raise PatchError(
                 "circuits run on the CPU, whose numbers are the reference: load with device='cpu'", see="not-on-the-cpu"
             )
         self.model, self.pop, self.draws, self.max_bytes = model, pop, pop.draws, max_bytes
@@ -99,9 +99,9 @@ class Bench:
         self.engine = "rows"
         try:
             if model.cfg.n_heads > MAX_HEADS:
-                raise UnsupportedModel(f"more than {MAX_HEADS} heads in a layer", see="unsupported-model")
+                raise ModelError(f"more than {MAX_HEADS} heads in a layer", see="unsupported-model")
             self._suffixes = [_proven(model, piece) for piece in self.pieces]
-        except UnsupportedModel as reason:
+        except ModelError as reason:
             self.engine = "replay"
             warnings.warn(f"slow: each state takes a whole forward pass, because this model has {reason}", stacklevel=2)
 
@@ -113,7 +113,7 @@ class Bench:
             found = torch.cat([run(number, states) for number in range(len(self.pieces))], dim=1)
         if not torch.isfinite(found).all():
             row = int((~torch.isfinite(found)).any(0).nonzero()[0])
-            raise CircuitError(
+            raise PatchError(
                 f"no finite answer on {self.pop.prompts[row].text!r}: check the model's weights", see="nan-in-the-run"
             )
         return found

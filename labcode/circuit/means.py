@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from labcode.circuit.ablation import shape_of
-from labcode.circuit.states import CircuitError
+from labcode.errors import PatchError
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -31,7 +31,7 @@ class Means:
         reference: the prompts whose outputs are averaged; several for each template make a better mean.
 
     Raises:
-        CircuitError: a prompt whose template the reference lacks, with S2 and END at the same positions.
+        PatchError: a prompt whose template the reference lacks, with S2 and END at the same positions.
 
     Used in chapter 10.
     """
@@ -43,7 +43,7 @@ class Means:
         shapes = [shape_of(reference, number) for number in range(len(reference))]
         for number, prompt in enumerate(pop.prompts):
             if shape_of(pop, number) not in shapes:
-                raise CircuitError(
+                raise PatchError(
                     f"no reference prompt has the template of {prompt.text!r}, with S2 and END at the same positions: "
                     "make the reference with corrupt(model, pop, 'abc')",
                     see="no-resample-partner",
@@ -72,12 +72,12 @@ class Means:
         """What takes the place of the heads' output in one layer, for each of these prompts.
 
         Raises:
-            CircuitError: a template that was not among those of the population given.
+            PatchError: a template that was not among those of the population given.
         """
         shapes = [shape_of(pop, number) for number in range(len(pop))]
         for shape, prompt in zip(shapes, pop.prompts, strict=True):
             if shape not in self._group:
-                raise CircuitError(
+                raise PatchError(
                     f"these means do not hold the template of {prompt.text!r}: measure them with it",
                     see="no-resample-partner",
                 )

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from labcode.circuit.states import CircuitError, Keep, Node, Out
+from labcode.circuit.states import Keep, Node, Out
+from labcode.errors import PatchError
 from labcode.metrics import Interval, bootstrap, bootstrap_ratios
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def faithfulness(bench: Bench, circuits: Mapping[str, Sequence[Node]]) -> dict[s
     """What each of several circuits keeps of the model's answer (Wang et al. 2022, section 4).
 
     Raises:
-        CircuitError: fewer than two draws of prompts, or as `circuit.values`.
+        PatchError: fewer than two draws of prompts, or as `circuit.values`.
 
     Used in chapter 10.
     """
@@ -110,7 +111,7 @@ def completeness(bench: Bench, circuit: Sequence[Node], sets: Mapping[str, Seque
     """For each set K, what is left of the model and of the circuit without it (Wang et al. 2022, section 4.1).
 
     Raises:
-        CircuitError: no sets, an empty one, fewer than two draws of prompts, or as `circuit.values`.
+        PatchError: no sets, an empty one, fewer than two draws of prompts, or as `circuit.values`.
 
     Used in chapter 10.
     """
@@ -134,12 +135,12 @@ def random_sets(circuit: Sequence[Node], n: int, seed: int = 0) -> list[list[Nod
     """`n` sets that hold each node of the circuit with probability one half, none of them empty.
 
     Raises:
-        CircuitError: an empty circuit.
+        PatchError: an empty circuit.
 
     Used in chapter 10.
     """
     if not circuit:
-        raise CircuitError("an empty circuit has no subsets to remove", see="empty-circuit")
+        raise PatchError("an empty circuit has no subsets to remove", see="empty-circuit")
     rng = random.Random(seed)
     sets: list[list[Node]] = []
     while len(sets) < n:
@@ -161,14 +162,14 @@ def greedy_sets(
         candidates: nodes drawn at each step.
 
     Raises:
-        CircuitError: an empty circuit.
+        PatchError: an empty circuit.
 
     Limits: the score of a set that was chosen for its score is the score of the worst case found, no average.
 
     Used in chapter 10.
     """
     if not circuit:
-        raise CircuitError("an empty circuit has no subsets to remove", see="empty-circuit")
+        raise PatchError("an empty circuit has no subsets to remove", see="empty-circuit")
     rng = random.Random(seed)
     grown: list[list[Node]] = [[] for _ in range(n)]
     worst: list[tuple[float, list[Node]]] = [(-1.0, [])] * n
@@ -196,14 +197,14 @@ def minimality(bench: Bench, families: Mapping[str, Sequence[Node]]) -> list[Wor
     largest absolute worth on one half of the draws is chosen, and the worth is measured on the other half.
 
     Raises:
-        CircuitError: no families, an empty one, fewer than four draws of prompts, or as `circuit.values`.
+        PatchError: no families, an empty one, fewer than four draws of prompts, or as `circuit.values`.
 
     Used in chapter 10.
     """
     _filled(families)
     draws = bench.draws.unique()
     if len(draws) < 4:
-        raise CircuitError(
+        raise PatchError(
             f"{len(draws)} draws of prompts are too few: one half chooses K, and the other needs an interval. "
             "Take at least 8 prompts.",
             see="too-few-draws",
@@ -248,7 +249,7 @@ def random_circuit(model: TransformerBridge, nodes: Sequence[Node], seed: int = 
     """As many nodes at the same positions, with heads drawn at random from the whole model.
 
     Raises:
-        CircuitError: more nodes at one position than the model has heads.
+        PatchError: more nodes at one position than the model has heads.
 
     Used in chapter 10.
     """
@@ -258,7 +259,7 @@ def random_circuit(model: TransformerBridge, nodes: Sequence[Node], seed: int = 
     for place in sorted({node[2] for node in nodes}):
         wanted = sum(node[2] == place for node in nodes)
         if wanted > len(heads):
-            raise CircuitError(f"{wanted} nodes at {place}: this model has {len(heads)} heads", see="too-few-heads")
+            raise PatchError(f"{wanted} nodes at {place}: this model has {len(heads)} heads", see="too-few-heads")
         drawn += [(*head, place) for head in rng.sample(heads, wanted)]
     return drawn
 
@@ -272,12 +273,12 @@ def ratio(
     """The ratio of two means over the same prompts, with a percentile bootstrap over groups.
 
     Raises:
-        CircuitError: the mean of `whole` is 0.
+        PatchError: the mean of `whole` is 0.
 
     Used in chapter 10, through `faithfulness`.
     """
     if abs(float(whole.double().mean())) < 1e-6:
-        raise CircuitError(
+        raise PatchError(
             "a share of nothing: the whole model's mean logit difference is 0 on these prompts", see="share-of-nothing"
         )
     return bootstrap_ratios(part[None], whole, groups, level)[0]
@@ -295,17 +296,15 @@ def _less(circuit: Sequence[Node], removed: Iterable[Node]) -> tuple[Node, ...]:
 
 def _filled(sets: Mapping[str, Sequence[Node]]) -> None:
     if not sets:
-        raise CircuitError("no sets of nodes: give at least one", see="empty-circuit")
+        raise PatchError("no sets of nodes: give at least one", see="empty-circuit")
     for name, nodes in sets.items():
         if not nodes:
-            raise CircuitError(
-                f"the set {name!r} is empty: leave it out, nothing can be said of it", see="empty-circuit"
-            )
+            raise PatchError(f"the set {name!r} is empty: leave it out, nothing can be said of it", see="empty-circuit")
 
 
 def _enough(bench: Bench) -> None:
     n = bench.draws.unique().numel()
     if n < 2:
-        raise CircuitError(
+        raise PatchError(
             f"{n} draw of prompts is too few for an interval: take at least 4 prompts", see="too-few-draws"
         )

@@ -24,9 +24,6 @@ Node = tuple[int, int, str]
 """Layer, head, and the named position at which it acts, or "all"."""
 
 
-CircuitError = PatchError
-
-
 @dataclass(frozen=True)
 class Keep:
     """Only `nodes` keep their own output; every other head, at every position but the first, gets the mean.
@@ -51,19 +48,19 @@ def check(model: TransformerBridge, pop: Population, states: Sequence[State]) ->
     """Raise where `states` cannot be run.
 
     Raises:
-        CircuitError: no states, or a node whose head or position does not exist.
+        PatchError: no states, or a node whose head or position does not exist.
     """
     if not states:
-        raise CircuitError("no states to run: give at least one Keep(nodes) or Out(nodes)", see="states")
+        raise PatchError("no states to run: give at least one Keep(nodes) or Out(nodes)", see="states")
     cfg = model.cfg
     for layer, head, place in {node for state in states for node in state.nodes}:
         if layer not in range(cfg.n_layers) or head not in range(cfg.n_heads):
-            raise CircuitError(
+            raise PatchError(
                 f"no head {layer}.{head}: this model has {cfg.n_layers} layers of {cfg.n_heads} heads",
                 see="no-such-part",
             )
         if place != "all" and place not in pop.positions:
-            raise CircuitError(
+            raise PatchError(
                 f"{layer}.{head} at {place!r}: no such position, choose 'all' or among {', '.join(pop.positions)}",
                 see="unknown-position",
             )

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from labcode.errors import ModelError
 from labcode.metrics import logit_difference
 from labcode.patching.grid import Grid
-from labcode.patching.network import Network, UnsupportedModel
+from labcode.patching.network import Network
 from labcode.patching.plan import PatchError, Plan, Rows, first_difference
 from labcode.patching.suffix import Run, Suffix, prompts_at_once, record
 from labcode.progress import progress
@@ -125,7 +126,7 @@ def _piece_by_engine(
     suffix = None
     try:
         suffix = Suffix.proven(model, base, piece.base.end, piece.start)
-    except UnsupportedModel as reason:
+    except ModelError as reason:
         warnings.warn(f"slow: each cell takes a whole forward pass, because this model has {reason}", stacklevel=4)
     with torch.no_grad():
         return patched(piece, source, suffix), at_base, at_source, "replay" if suffix is None else "suffix"

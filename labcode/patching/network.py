@@ -34,9 +34,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-UnsupportedModel = ModelError
-
-
 class Linear(NamedTuple):
     """Weight [out, in] and bias [out] or None, as `torch.nn.functional.linear` takes them."""
 
@@ -62,7 +59,7 @@ class Network:
     """Blocks, final norm and unembedding of `model`, as functions of a residual stream.
 
     Raises:
-        UnsupportedModel: normalisation, activation function or block layout are not those of GPT-2 or Llama.
+        ModelError: normalisation, activation function or block layout are not those of GPT-2 or Llama.
     """
 
     def __init__(self, model: TransformerBridge) -> None:
@@ -72,18 +69,18 @@ class Network:
         self.eps = cfg.eps
         self.norm_kind = str(cfg.normalization_type or "").removesuffix("Pre")
         if self.norm_kind not in ("", "LN", "RMS"):
-            raise UnsupportedModel(f"normalisation {cfg.normalization_type!r}", see="unsupported-model")
+            raise ModelError(f"normalisation {cfg.normalization_type!r}", see="unsupported-model")
         if cfg.parallel_attn_mlp:
-            raise UnsupportedModel("attention and MLP in parallel", see="unsupported-model")
+            raise ModelError("attention and MLP in parallel", see="unsupported-model")
         if not cfg.attn_only and cfg.act_fn not in ACTIVATIONS:
-            raise UnsupportedModel(f"activation function {cfg.act_fn!r}", see="unsupported-model")
+            raise ModelError(f"activation function {cfg.act_fn!r}", see="unsupported-model")
         self.act = ACTIVATIONS.get(cfg.act_fn or "relu", F.relu)
         try:
             self.layers = [_layer(block) for block in model.blocks]
             self.final_norm = _norm_weights(model.ln_final)
             self.unembed = Linear(model.W_U.T, getattr(model, "b_U", None))
         except AttributeError as missing:
-            raise UnsupportedModel(f"a block without the usual parts ({missing})", see="unsupported-model") from missing
+            raise ModelError(f"a block without the usual parts ({missing})", see="unsupported-model") from missing
 
     def norm(
         self, x: Float[Tensor, "*batch d_model"], weights: tuple[Tensor | None, Tensor | None]

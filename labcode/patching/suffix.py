@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from labcode.errors import ModelError
 from labcode.metrics import at_end_only
-from labcode.patching.network import Network, UnsupportedModel
+from labcode.patching.network import Network
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -41,7 +42,7 @@ class Run:
     def __getitem__(self, key: tuple[str, int]) -> Tensor:
         name = f"blocks.{key[1]}.{key[0]}"
         if name not in self.activations:
-            raise UnsupportedModel(f"no activation {name}", see="unsupported-model")
+            raise ModelError(f"no activation {name}", see="unsupported-model")
         return self.activations[name]
 
 
@@ -96,16 +97,16 @@ class Suffix:
         """This arithmetic for these prompts, once it has given the bridge's logits from `start` on.
 
         Raises:
-            UnsupportedModel: it does not have this architecture, or does not agree with the bridge.
+            ModelError: it does not have this architecture, or does not agree with the bridge.
         """
         suffix = cls(Network(model), base, end)
         try:
             with torch.no_grad():
                 gap = float((suffix.unpatched(start) - base.logits).abs().max())
         except (RuntimeError, IndexError) as shapes:
-            raise UnsupportedModel(f"activations of other shapes ({shapes})", see="unsupported-model") from shapes
+            raise ModelError(f"activations of other shapes ({shapes})", see="unsupported-model") from shapes
         if not gap <= TOLERANCE * max(1.0, 0.1 * float(base.logits.abs().max())):
-            raise UnsupportedModel(
+            raise ModelError(
                 f"a forward pass that differs from ours by {gap:.1g} in some logit", see="unsupported-model"
             )
         return suffix

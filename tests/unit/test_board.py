@@ -12,7 +12,8 @@ import pytest
 from labbook.show import diagram
 from labbook.show.board import Group, board, states, to_html
 from labcode import prompts
-from labcode.circuit import CircuitError, Keep, Out, values
+from labcode.circuit import Keep, Out, values
+from labcode.errors import PatchError
 from labcode.toy import MOVER, NEGATIVE
 
 FULL = MOVER - NEGATIVE
@@ -94,16 +95,16 @@ def test_without_scripts_a_table_tells_the_main_states(found):
 
 
 def test_a_board_of_too_many_families_is_refused():
-    with pytest.raises(CircuitError, match="a board of 8 families: choose between 1 and 7"):
+    with pytest.raises(PatchError, match="a board of 8 families: choose between 1 and 7"):
         states(GROUPS[:1] * 8)
-    with pytest.raises(CircuitError, match="a board of 0 families"):
+    with pytest.raises(PatchError, match="a board of 0 families"):
         states(())
 
 
 def test_values_of_other_states_are_refused(found, toy):
     pop = prompts.population(toy, 4, seed=1, templates=prompts.TEMPLATES[:1])
     run = values(toy, pop, prompts.corrupt(toy, pop, "abc"), [Out(), Keep()])
-    with pytest.raises(CircuitError, match="2 states for a board of 3 families"):
+    with pytest.raises(PatchError, match="2 states for a board of 3 families"):
         board(GROUPS, run, pop.draws)
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from labcode import prompts
-from labcode.circuit import Bench, CircuitError, Keep, Means, Out, ablate, values
+from labcode.circuit import Bench, Keep, Means, Out, ablate, values
 from labcode.circuit.schedule import schedule
 from labcode.circuit.states import kept_heads
+from labcode.errors import PatchError
 from labcode.metrics import logit_difference
 from labcode.patching import network
 from labcode.toy import MOVER, NEGATIVE
@@ -179,14 +180,14 @@ def test_states_share_what_they_have_in_common(toy):
 )
 def test_states_that_do_not_exist_are_named(toy, states, message):
     clean = prompts.canonical(toy)
-    with pytest.raises(CircuitError, match=message):
+    with pytest.raises(PatchError, match=message):
         values(toy, clean, prompts.corrupt(toy, clean, "abc"), states)
 
 
 def test_a_template_without_a_twin_is_named(tiny, several):
     pop, reference = several
     missing = [i for i in range(len(reference)) if reference.prompts[i].template != pop.prompts[0].template]
-    with pytest.raises(CircuitError, match="no reference prompt has the template of"):
+    with pytest.raises(PatchError, match="no reference prompt has the template of"):
         values(tiny, pop, reference.subset(missing), [Out()])
 
 
@@ -196,7 +197,7 @@ def test_means_of_other_templates_are_refused(tiny, several):
     means = Means(tiny, pop.subset(known), reference)
     shared = Bench(tiny, pop.subset(known), reference, means=means).values(STATES[:3])
     torch.testing.assert_close(shared, values(tiny, pop, reference, STATES[:3])[:, known], atol=1e-5, rtol=0)
-    with pytest.raises(CircuitError, match="these means do not hold the template of"):
+    with pytest.raises(PatchError, match="these means do not hold the template of"):
         Bench(tiny, pop, reference, means=means).values([Keep()])
 
 
@@ -204,5 +205,5 @@ def test_weights_that_are_not_numbers_are_named(tiny, several, monkeypatch):
     pop, reference = several
     bench = Bench(tiny, pop, reference)
     monkeypatch.setattr(bench.means, "_sums", bench.means._sums * float("nan"))
-    with pytest.raises(CircuitError, match="no finite answer on"):
+    with pytest.raises(PatchError, match="no finite answer on"):
         bench.values([Keep()])

@@ -8,7 +8,6 @@ import torch
 from labcode import prompts
 from labcode.circuit import (
     Bench,
-    CircuitError,
     completeness,
     faithfulness,
     greedy_sets,
@@ -17,6 +16,7 @@ from labcode.circuit import (
     random_sets,
     ratio,
 )
+from labcode.errors import PatchError
 from labcode.toy import MOVER, NEGATIVE
 
 FULL = MOVER - NEGATIVE
@@ -101,27 +101,27 @@ def test_a_ratio_of_means_with_its_interval():
     found = ratio(torch.tensor([1.0, 1.0, 2.0, 2.0]), whole, groups)
     # Groups twice as good as each other: the extremes are one group alone.
     assert (found.mean, found.low, found.high) == pytest.approx((0.75, 0.5, 1.0))
-    with pytest.raises(CircuitError, match="a share of nothing"):
+    with pytest.raises(PatchError, match="a share of nothing"):
         ratio(whole, torch.zeros(4), groups)
 
 
 def test_too_few_prompts_and_empty_sets_are_named(toy, bench):
     pop = prompts.canonical(toy)
     one = Bench(toy, pop, prompts.corrupt(toy, pop, "abc"))
-    with pytest.raises(CircuitError, match="1 draw of prompts is too few for an interval"):
+    with pytest.raises(PatchError, match="1 draw of prompts is too few for an interval"):
         faithfulness(one, {"chain": CHAIN})
-    with pytest.raises(CircuitError, match="1 draw of prompts is too few"):
+    with pytest.raises(PatchError, match="1 draw of prompts is too few"):
         completeness(one, CHAIN, {"all": CHAIN})
-    with pytest.raises(CircuitError, match="1 draws of prompts are too few"):
+    with pytest.raises(PatchError, match="1 draws of prompts are too few"):
         minimality(one, {"movers": [MOVES]})
-    with pytest.raises(CircuitError, match="the set 'backup' is empty"):
+    with pytest.raises(PatchError, match="the set 'backup' is empty"):
         minimality(bench, {"movers": [MOVES], "backup": []})
-    with pytest.raises(CircuitError, match="the set 'backup' is empty"):
+    with pytest.raises(PatchError, match="the set 'backup' is empty"):
         completeness(bench, CHAIN, {"backup": []})
-    with pytest.raises(CircuitError, match="no sets of nodes"):
+    with pytest.raises(PatchError, match="no sets of nodes"):
         completeness(bench, CHAIN, {})
     for search in (lambda: random_sets([], 2), lambda: greedy_sets(bench, [])):
-        with pytest.raises(CircuitError, match="an empty circuit"):
+        with pytest.raises(PatchError, match="an empty circuit"):
             search()
-    with pytest.raises(CircuitError, match="7 nodes at S2: this model has 6 heads"):
+    with pytest.raises(PatchError, match="7 nodes at S2: this model has 6 heads"):
         random_circuit(toy, [(0, 0, "S2")] * 7)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from labcode import ov, prompts
-from labcode.ov import OvError
+from labcode.errors import HeadError
 
 
 @pytest.fixture(params=["tiny_gpt2", "tiny_llama"])
@@ -64,11 +64,11 @@ def test_copy_scores_are_shares_of_the_names(tiny):
 def test_bad_input_says_what_is_wrong(tiny):
     ids = torch.tensor([prompts.token_id(tiny, " Mary")])
     stream = ov.name_streams(tiny, ids)
-    with pytest.raises(OvError, match="no layer 99"):
+    with pytest.raises(HeadError, match="no layer 99"):
         ov.ov_ranks(tiny, 99, stream, ids)
-    with pytest.raises(OvError, match="1 streams for 2 tokens"):
+    with pytest.raises(HeadError, match="1 streams for 2 tokens"):
         ov.ov_ranks(tiny, 0, stream, ids.repeat(2))
-    with pytest.raises(OvError, match="0 names"):
+    with pytest.raises(HeadError, match="0 names"):
         ov.copy_scores(tiny, n=0)
 
 
