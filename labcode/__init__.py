@@ -1,8 +1,17 @@
-"""The tested module behind the chapters of Interp Lab.
+"""The tested module behind the chapters of Interp Lab: science only. In order of import, each from those above it:
 
-Each module has one job and is named after it: `models`, `prompts`, `metrics`, `residual`, `plots`, `report`.
-A module of the science imports only modules that come before it in that order; `plots` and `report` import
-none of them; only `models` touches the network or the model cache. Importing `labcode` imports none of them.
+errors, progress                           what every module may raise and show
+forward, models, toy                       the arithmetic of a decoder; loading one; one wired by hand, whose circuit is known
+prompts, variants                          populations with named positions; the same task, changed
+metrics, residual                          what a run is worth, with intervals; the residual stream as a sum
+heads                                      what heads attend to, and what their OV circuits do to a name
+patching                                   `sweep` and `path_patch`: one activation, or one wire, from another run
+circuit, faithful                          heads kept or taken out; is what is left the circuit?
+families                                   the criteria of the head families, and the search for members
+sae, latents, readable, superposition      sparse autoencoders: train and judge, read and edit, rules, a toy
+plots, report                              figures; numbers, claims and published values. They import only `errors`
+
+Importing `labcode` imports none of them. The page "Inside the lab" shows how they work together.
 """
 
 import warnings
