@@ -1,7 +1,7 @@
 """The tested module behind the chapters of Interp Lab: science only. In order of import, each from those above it:
 
 errors, progress                           what every module may raise and show
-forward, models, toy                       the arithmetic of a decoder; loading one; one wired by hand, whose circuit is known
+forward, models, toy                       arithmetic of a decoder; loading one; one wired by hand, with a known circuit
 prompts, variants                          populations with named positions; the same task, changed
 metrics, residual                          what a run is worth, with intervals; the residual stream as a sum
 heads                                      what heads attend to, and what their OV circuits do to a name

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from labcode.errors import SaeError
+from labcode.forward import Network, Suffix, record
 from labcode.metrics import logit_difference
-from labcode.patching.suffix import Suffix, record
 from labcode.progress import progress
 from labcode.sae import Activations, check_fits, hook, layer_of, residual
 
@@ -324,9 +324,9 @@ class Editor:
                 see="nothing-reads-it",
             )
         self.model, self.pop, self.layer = model, pop, layer
-        run = record(model, [pop], Suffix.hooks(model))[0]
+        run = record(model, pop.tokens, pop.end, Suffix.hooks(model))
         self.base = logit_difference(run.logits, pop)
-        self.suffix = Suffix.proven(model, run, pop.end, pop.positions["S2"])
+        self.suffix = Suffix.proven(Network(model), run, pop.end, pop.positions["S2"])
 
     def values(self, edits: Edits, batch_size: int = 256) -> Float[Tensor, " run"]:
         """The logit difference of each run.

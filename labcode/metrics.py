@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from labcode.errors import MetricError
+from labcode.forward import at_end_only
 from labcode.progress import progress
 
 if TYPE_CHECKING:
@@ -18,20 +18,6 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
     from labcode.prompts import Population
-
-
-def at_end_only(model: TransformerBridge, end: Int[Tensor, " batch"]) -> AbstractContextManager[object]:
-    """Inside, a run's logits are [batch 1 d_vocab]: those of one position of each prompt.
-
-    Unembedding all positions is a fifth of a small model's work, and nobody reads them.
-    """
-    rows = torch.arange(len(end))
-
-    def at_end(stream: Float[Tensor, "batch pos d_model"], hook: object) -> Float[Tensor, "batch 1 d_model"]:
-        return stream[rows, end.to(stream.device)][:, None]
-
-    context: AbstractContextManager[object] = model.hooks(fwd_hooks=[("unembed.hook_in", at_end)])
-    return context
 
 
 def end_logits(model: TransformerBridge, pop: Population, batch_size: int = 16) -> Float[Tensor, "batch d_vocab"]:

@@ -24,8 +24,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from importlib import import_module, metadata
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -155,6 +154,8 @@ def load(name: str | None = None, device: str = "cpu") -> TransformerBridge:
     import torch
     from transformer_lens.model_bridge import TransformerBridge
 
+    from labcode.forward import check
+
     with quiet():
         try:
             model = TransformerBridge.boot_transformers(str(source.folder), device=device, dtype=torch.float32)
@@ -171,8 +172,7 @@ def load(name: str | None = None, device: str = "cpu") -> TransformerBridge:
     model.cfg.model_name = source.title
     if source.name in KNOWN:
         self_check(model, source.name)
-    if find_spec("labcode.forward"):
-        import_module("labcode.forward").check(model)
+    check(model)
     return model
 
 

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from labcode.errors import PromptError
-from labcode.wording import CANONICAL, NAMES, OBJECTS, PLACES, TEMPLATES
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -29,6 +28,36 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 POSITIONS = ("IO", "S1", "S1+1", "S2", "END")
+
+CANONICAL = "When {A} and {B} went to the {place}, {S} gave a {object} to"
+"""The frame of the literature (Wang et al. 2022; the TransformerLens demos)."""
+
+TEMPLATES = (
+    CANONICAL,
+    "After {A} and {B} met at the {place}, {S} handed the {object} to",
+    "While {A} and {B} were waiting at the {place}, {S} offered the {object} to",
+    "Yesterday {A} and {B} walked to the {place}, and {S} passed the {object} to",
+    "Because {A} and {B} were alone in the {place}, {S} showed the {object} to",
+    "As soon as {A} and {B} had left the {place}, {S} gave the {object} to",
+    "The moment {A} and {B} reached the {place}, {S} threw the {object} to",
+    "Last week {A} and {B} visited the {place}, where {S} sold a {object} to",
+    "Before {A} and {B} went home from the {place}, {S} brought the {object} to",
+    "When {A} and {B} were talking outside the {place}, {S} decided to give the {object} to",
+)
+"""The canonical frame and nine that were written for this book. Articles are such that every object fits."""
+
+PLACES = ("store", "park", "school", "office", "station", "garden", "restaurant", "library", "hospital", "market")
+OBJECTS = ("drink", "book", "ring", "letter", "ball", "key", "camera", "coat", "picture", "basket")
+
+NAMES = (
+    "Aaron Adam Alan Albert Alex Alice Amanda Amy Andrea Andrew Angela Anna Anne Anthony Arthur Barbara Ben Bill Bob "
+    "Brian Carl Carlos Carol Caroline Charles Charlie Chris Christine Claire Clara Daniel Dan David Diana Diane Donald "
+    "Dylan Edward Elizabeth Ellen Emily Emma Eric Eva Frank Fred George Grace Graham Hannah Harry Helen Henry Howard "
+    "Ian Jack Jacob James Jane Janet Jason Jean Jennifer Jerry Jessica Jim Joan Joe John Jonathan Joseph Joshua Judy "
+    "Julia Julie Karen Kate Keith Kelly Kevin Kim Larry Laura Lawrence Lee Linda Lisa Louis Lucy Luke Margaret Maria "
+    "Mark Martin Mary Matthew Michael Mike Nancy Nick Oliver Patricia Patrick Paul Peter Philip Rachel Richard Robert "
+    "Roger Rose Ryan Sam Samuel Sarah Scott Sean Simon Stephen Steve Susan Thomas Tim Tom Tony Victoria Walter William"
+).split()
 
 
 @dataclass(frozen=True)
@@ -121,8 +150,6 @@ def token_id(model: TransformerBridge, word: str) -> int:
 
     Raises:
         PromptError: if it is several tokens; the message lists them.
-
-    Used in chapters 01 to 03, 07, 09, 11 and 16.
     """
     ids = model.tokenizer.encode(word, add_special_tokens=False)
     unknown = model.tokenizer.unk_token_id
@@ -137,19 +164,13 @@ def token_id(model: TransformerBridge, word: str) -> int:
 
 
 def quoted(model: TransformerBridge, token: Int[Tensor, ""] | int) -> str:
-    """A token as text that a sentence or a table can show: in quotes, so that its space can be seen.
-
-    Used in chapters 01, 03 and 11.
-    """
+    """A token as text that a sentence or a table can show: in quotes, so that its space can be seen."""
     text = model.tokenizer.decode([int(token)])
     return "“" + text.replace("\n", "\\n") + "”"
 
 
 def single_token_names(model: TransformerBridge) -> tuple[list[str], list[str]]:
-    """`NAMES` split into those that are one token after a space, and those that are not (dropped).
-
-    Used in chapters 01, 02, 07 and 09.
-    """
+    """`NAMES` split into those that are one token after a space, and those that are not (dropped)."""
     kept: list[str] = []
     dropped: list[str] = []
     for name in NAMES:
@@ -169,8 +190,6 @@ def build(model: TransformerBridge, prompts: Sequence[Prompt], dropped: Sequence
 
     Raises:
         PromptError: no prompts; a name of several tokens; IO not found once or S not found twice.
-
-    Used in chapters 03 and 10.
     """
     if not prompts:
         raise PromptError("an empty population: give at least one prompt", see="empty-population")
@@ -211,8 +230,6 @@ def canonical(model: TransformerBridge, io: str = "Mary", s: str = "John", subje
     """The one prompt that the book starts from, or the same sentence with other names.
 
     "When John and Mary went to the store, John gave a drink to": subject first, so IO is Mary.
-
-    Used in chapters 01 to 07, 15 and 16.
     """
     first, second = (s, io) if subject_first else (io, s)
     text = CANONICAL.format(A=first, B=second, S=s, place="store", object="drink")
@@ -235,8 +252,6 @@ def population(model: TransformerBridge, n: int, seed: int = 0, templates: Seque
     Raises:
         PromptError: LAB_PROMPTS is no even number from 4 on and no multiple; n odd, below 2, or more than there are
             distinct prompts; fewer than two usable names.
-
-    Used in chapters 01 to 12 and 16.
     """
     n = _asked(n)
     if n < 2 or n % 2:
@@ -301,8 +316,6 @@ def corrupt(model: TransformerBridge, pop: Population, how: Literal["swap", "abc
 
     Raises:
         PromptError: unknown `how`; a population that is corrupted already; fewer than five usable names ("abc").
-
-    Used in chapters 03 to 10, 12 and 16.
     """
     if how not in ("swap", "abc"):
         raise PromptError(f"unknown corruption {how!r}: the known ones are 'swap' and 'abc'", see="unknown-corruption")

@@ -1,5 +1,8 @@
 """Put a number into the prose, check a claim, set a value beside the published one.
 
+What is published, with its source, stands at the end. It describes GPT-2 small and no other model. Tolerances allow for
+what differs between set-ups (prompts, names, start token).
+
 In the book each call leaves a record in the notebook's outputs; the build collects them into the ledger. A claim that
 does not hold shows a cross and the chapter goes on. Outside a notebook the calls print what they would show.
 """
@@ -15,7 +18,6 @@ from itertools import count
 from typing import Any, Literal, get_args
 
 from labcode.errors import ReportError
-from labcode.published import PUBLISHED, Figure, signed
 
 Evidence = Literal["observational", "sufficient", "necessary", "sufficient and necessary"]
 EVIDENCE = get_args(Evidence)
@@ -32,8 +34,6 @@ def put(**values: Any) -> None:
 
     Raises:
         ReportError: a NaN or infinite number, or anything but a number, truth value, string or interval.
-
-    Used in all chapters.
     """
     for name, value in values.items():
         if all(hasattr(value, part) for part in ("mean", "low", "high")):
@@ -60,8 +60,6 @@ def claim(text: str, holds: bool, evidence: Evidence) -> None:
 
     Raises:
         ReportError: an unknown kind of evidence, or no text.
-
-    Used in all chapters.
     """
     if evidence not in EVIDENCE:
         raise ReportError(
@@ -84,13 +82,11 @@ def compare(values: Mapping[str, float], same_model: bool) -> None:
     """Set measured values beside published ones of GPT-2 small, as a table.
 
     Args:
-        values: a key of `published.PUBLISHED` for each measured value.
+        values: a key of `PUBLISHED` for each measured value.
         same_model: whether this run's model is GPT-2 small. If it is not, no verdict is given: the two need not agree.
 
     Raises:
         ReportError: an unknown key.
-
-    Used in chapters 01, 02, 04, 05, 07, 08 and 10 to 12.
     """
     rows, lines = [], []
     for key, value in values.items():
@@ -122,8 +118,6 @@ def published(keys: Sequence[str]) -> None:
 
     Raises:
         ReportError: an unknown key.
-
-    Used in chapters 04, 05 and 10.
     """
     figures = [_figure(key) for key in keys]
     rows = [[figure.quantity, signed(figure.value), figure.source] for figure in figures]
@@ -132,10 +126,7 @@ def published(keys: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of an expected-versus-observed table: what, what one would expect, what came, whether it fits.
-
-    Used in all chapters.
-    """
+    """One line of an expected-versus-observed table: what, what one would expect, what came, whether it fits."""
 
     what: str
     expected: str
@@ -144,7 +135,7 @@ class Row:
 
 
 def expected(rows: Sequence[Row]) -> None:
-    """Show an expected-versus-observed table; a surprise is marked, not hidden. Used in all chapters."""
+    """Show an expected-versus-observed table; a surprise is marked, not hidden."""
     cells = [[r.what, r.expected, r.observed, "✓ as expected" if r.as_expected else "✗ a surprise"] for r in rows]
     lines = [
         f"{r.what}: expected {r.expected}; observed {r.observed} ({cell[-1]})"
@@ -165,7 +156,7 @@ def _cell(text: str) -> str:
 
 
 def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Show a table of escaped text. Used in all chapters."""
+    """Show a table of escaped text."""
     _show(table(head, rows), "\n".join(" | ".join(row) for row in [head, *rows]))
 
 
@@ -205,3 +196,124 @@ def _show(page: str, text: str) -> None:
     from IPython.display import display
 
     display({"text/html": page, "text/plain": text}, raw=True)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A published value of GPT-2 small.
+
+    Attributes:
+        quantity: what it is.
+        value: as published.
+        tolerance: how far off a repetition may be, in the same unit.
+        source: where it stands.
+        bound: "above" or "below" where the source says only that; then the other side agrees without limit.
+    """
+
+    quantity: str
+    value: float
+    tolerance: float
+    source: str
+    bound: str = ""
+
+    def agrees(self, value: float) -> bool:
+        """Whether a measured value repeats this one."""
+        off = value - self.value
+        short = {"above": -off, "below": off}.get(self.bound, abs(off))
+        return short <= self.tolerance
+
+    def __str__(self) -> str:
+        """The value with its tolerance: "+3.56 ± 0.8", "above +0.95 ± 0.05"."""
+        return f"{self.bound} {signed(self.value)} ± {self.tolerance:.2g}".strip()
+
+
+def signed(value: float) -> str:
+    """A number with its sign and two decimals, three where it is small: "+3.56", "+0.004"."""
+    return f"{value:+.2f}" if abs(value) >= 0.1 else f"{value:+.3f}"
+
+
+WANG = "Wang et al. 2022"
+DEMOS = "TransformerLens demos, eight prompts"
+LAB = "this project's first lab, one prompt"
+
+PUBLISHED: dict[str, Figure] = {
+    "wang.logit_difference": Figure("mean logit difference", 3.56, 0.8, f"{WANG}, section 2, 100,000 prompts"),
+    "wang.accuracy": Figure("share of prompts with IO above S", 0.993, 0.02, f"{WANG}, section 2"),
+    "wang.p_io": Figure("mean P(IO)", 0.49, 0.12, f"{WANG}, section 2"),
+    "demos.logit_difference": Figure("mean logit difference, eight prompts", 3.5519, 0.01, DEMOS),
+    "lab.mary_john": Figure("logit difference, IO Mary, S John", 3.172, 0.02, LAB),
+    "lab.john_mary": Figure("logit difference, IO John, S Mary", 2.48, 0.02, LAB),
+    "lab.alice_bob": Figure("logit difference, IO Alice, S Bob", 3.79, 0.02, LAB),
+    "lab.bob_alice": Figure("logit difference, IO Bob, S Alice", 2.73, 0.02, LAB),
+    "lab.corrupted": Figure("logit difference with S2 = Mary", -3.535, 0.02, LAB),
+    "lab.dla.9.9": Figure("direct attribution of head 9.9", 1.66, 0.05, LAB),
+    "lab.dla.9.6": Figure("direct attribution of head 9.6", 1.32, 0.05, LAB),
+    "lab.dla.10.0": Figure("direct attribution of head 10.0", 0.88, 0.05, LAB),
+    "lab.dla.10.10": Figure("direct attribution of head 10.10", 0.74, 0.05, LAB),
+    "lab.dla.8.10": Figure("direct attribution of head 8.10", 0.46, 0.05, LAB),
+    "lab.dla.10.7": Figure("direct attribution of head 10.7", -1.46, 0.05, LAB),
+    "lab.dla.11.10": Figure("direct attribution of head 11.10", -1.10, 0.05, LAB),
+    "lab.dla.11.1": Figure("direct attribution of head 11.1", -0.84, 0.05, LAB),
+    "lab.dla.10.6": Figure("direct attribution of head 10.6", -0.54, 0.05, LAB),
+    "lab.resid.8.S2": Figure("stream before layer 8 at S2, restoration", 0.57, 0.02, LAB),
+    "lab.resid.8.END": Figure("stream before layer 8 at END, restoration", 0.22, 0.02, LAB),
+    "lab.resid.9.S2": Figure("stream before layer 9 at S2, restoration", 0.14, 0.02, LAB),
+    "lab.resid.9.END": Figure("stream before layer 9 at END, restoration", 0.87, 0.02, LAB),
+    "lab.attn.7.END": Figure("attention 7 at END, restoration", 0.21, 0.02, LAB),
+    "lab.attn.8.END": Figure("attention 8 at END, restoration", 0.40, 0.02, LAB),
+    "lab.attn.9.END": Figure("attention 9 at END, restoration", 0.16, 0.02, LAB),
+    "lab.attn.11.END": Figure("attention 11 at END, restoration", -0.21, 0.02, LAB),
+    "lab.mlp.0.S2": Figure("MLP 0 at S2, restoration", 0.77, 0.02, LAB),
+    "lab.z.8.10": Figure("head 8.10, all positions, restoration", 0.195, 0.01, LAB),
+    "lab.z.8.6": Figure("head 8.6, all positions, restoration", 0.152, 0.01, LAB),
+    "lab.z.9.9": Figure("head 9.9, all positions, restoration", 0.121, 0.01, LAB),
+    "lab.z.7.3": Figure("head 7.3, all positions, restoration", 0.119, 0.01, LAB),
+    "lab.z.5.5": Figure("head 5.5, all positions, restoration", 0.115, 0.01, LAB),
+    "lab.z.11.10": Figure("head 11.10, all positions, restoration", -0.123, 0.01, LAB),
+    "lab.z.10.7": Figure("head 10.7, all positions, restoration", -0.295, 0.01, LAB),
+    "lab.zero.9.9": Figure("logit difference with head 9.9 zeroed", 3.10, 0.05, LAB),
+    "lab.zero.10.7": Figure("logit difference with head 10.7 zeroed", 4.53, 0.05, LAB),
+    "lab.zero.movers": Figure("logit difference with 9.9, 9.6, 10.0, 10.10 zeroed", 2.52, 0.05, LAB),
+    "demos.zero.9.9": Figure("mean logit difference with 9.9 zeroed at END", 2.99, 0.02, DEMOS),
+    "wang.extra_s.logit_difference": Figure("mean logit difference, S once more", 3.64, 0.8, f"{WANG}, section 4.4"),
+    "wang.extra_s.p_io": Figure("mean P(IO), S once more", 0.59, 0.12, f"{WANG}, section 4.4"),
+    "wang.extra_s.wrong": Figure("share wrong, S once more", 0.004, 0.05, f"{WANG}, section 4.4"),
+    "wang.extra_io.logit_difference": Figure("mean logit difference, IO once more", 1.23, 0.8, f"{WANG}, section 4.4"),
+    "wang.extra_io.p_io": Figure("mean P(IO), IO once more", 0.36, 0.12, f"{WANG}, section 4.4"),
+    "wang.extra_io.wrong": Figure("share wrong, IO once more", 0.234, 0.15, f"{WANG}, section 4.4"),
+    "wang.attention.name_movers": Figure("name movers' attention END → IO", 0.59, 0.15, f"{WANG}, section 3.1"),
+    "wang.attention.s_inhibition": Figure("S-inhibition heads' attention END → S2", 0.51, 0.15, f"{WANG}, section 3.2"),
+    "wang.faithfulness": Figure("share of the answer that the circuit keeps", 0.87, 0.1, f"{WANG}, section 4"),
+    "wang.naive": Figure("logit difference of the naive circuit", 0.1, 0.5, f"{WANG}, section 4.3"),
+    "wang.greedy": Figure("incompleteness of the worst greedy set", 3.09, 1.0, f"{WANG}, section 4.1"),
+    "wang.movers_out": Figure("share lost without the name movers", 0.05, 0.1, f"{WANG}, section 3.4"),
+    "wang.copy.name_movers": Figure("name movers' copy score", 0.95, 0.05, f"{WANG}, section 3.1", "above"),
+    "wang.copy.negative": Figure("negative movers' negated copy score", 0.98, 0.05, f"{WANG}, section 3.1"),
+    "wang.copy.average": Figure("average head's copy score", 0.20, 0.05, f"{WANG}, section 3.1", "below"),
+    "wang.correlation": Figure("attention END → IO against writing IO", 0.81, 0.15, f"{WANG}, section 3.1", "above"),
+    "wang.signal.original.original": Figure("token original, position original", 3.55, 0.8, f"{WANG}, appendix A"),
+    "wang.signal.original.inverted": Figure("token original, position inverted", -0.99, 0.8, f"{WANG}, appendix A"),
+    "wang.signal.random.original": Figure("token random, position original", 2.45, 0.8, f"{WANG}, appendix A"),
+    "wang.signal.random.inverted": Figure("token random, position inverted", -1.96, 0.8, f"{WANG}, appendix A"),
+    "wang.signal.inverted.original": Figure("token inverted, position original", 1.77, 0.8, f"{WANG}, appendix A"),
+    "wang.signal.inverted.inverted": Figure("token inverted, position inverted", -3.16, 0.8, f"{WANG}, appendix A"),
+    "wang.signal.position": Figure("weight of the position signal", 2.31, 0.5, f"{WANG}, appendix A"),
+    "wang.signal.token": Figure("weight of the token signal", 0.99, 0.4, f"{WANG}, appendix A"),
+}
+
+CIRCUIT: dict[str, tuple[tuple[int, int], ...]] = {
+    "previous": ((2, 2), (4, 11)),
+    "duplicate": ((0, 1), (3, 0), (0, 10)),
+    "induction": ((5, 5), (6, 9), (5, 8), (5, 9)),
+    "s-inhibition": ((7, 3), (7, 9), (8, 6), (8, 10)),
+    "name mover": ((9, 6), (9, 9), (10, 0)),
+    "backup": ((9, 0), (9, 7), (10, 1), (10, 2), (10, 6), (10, 10), (11, 2), (11, 9)),
+    "negative": ((10, 7), (11, 10)),
+}
+"""The 26 heads of GPT-2 small's circuit, (layer, head), by family (Wang et al. 2022, section 3 and figure 2).
+
+Names are those of `labcode.families`. 0.10, 5.8 and 5.9 are "fuzzy" members (appendices H and I).
+"""
+
+CIRCUIT_LAYERS, CIRCUIT_HEADS = 12, 144
+"""Layers and heads of the model that `CIRCUIT` was found in."""

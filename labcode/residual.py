@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from labcode.errors import MetricError
-from labcode.metrics import at_end_only
+from labcode.forward import at_end_only
 from labcode.progress import progress
 
 if TYPE_CHECKING:

@@ -78,7 +78,7 @@ def states(groups: Sequence[Group]) -> list[Keep | Out]:
 
 
 def board(groups: Sequence[Group], values: Float[Tensor, "state batch"], draws: Int[Tensor, " batch"]) -> Board:
-    """The board, from `circuit.values` of `states(groups)`.
+    """The board, from `circuit.Runner.values` of `states(groups)`.
 
     Raises:
         PatchError: values of another number of states.

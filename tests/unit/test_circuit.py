@@ -5,16 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from labcode import prompts
-from labcode.circuit import Bench, Keep, Means, Out, ablate, values
-from labcode.circuit.schedule import schedule
-from labcode.circuit.states import kept_heads
-from labcode.errors import PatchError
+from labcode import circuit, prompts
+from labcode.circuit import Keep, Means, Out, Runner, ablate, kept_heads, schedule
+from labcode.errors import HeadError, PatchError
 from labcode.metrics import logit_difference
-from labcode.patching import network
 from labcode.toy import MOVER, NEGATIVE
 
 FULL = MOVER - NEGATIVE
+
+
+def values(model, pop, reference, states):
+    return Runner(model, pop, reference).values(states)
 
 
 def slow(model, pop, reference, states):
@@ -75,26 +76,17 @@ STATES = [
 ]
 
 
-@pytest.mark.parametrize("max_bytes", [2**29, 1])
-def test_states_equal_a_plain_loop_with_hooks(tiny, several, max_bytes):
+@pytest.mark.parametrize("few", [False, True])
+def test_states_equal_a_plain_loop_with_hooks(tiny, several, few, monkeypatch):
+    """Also where prompts, states and rows are taken in the smallest portions."""
+    if few:
+        for bound in ("PROMPTS_AT_ONCE", "STATES_AT_ONCE", "ROWS_AT_ONCE", "ASKING_AT_ONCE", "MLP_AT_ONCE"):
+            monkeypatch.setattr(circuit, bound, 1)
     pop, reference = several
-    bench = Bench(tiny, pop, reference, max_bytes=max_bytes)
-    found = bench.values(STATES)
-    assert bench.engine == "rows"
-    assert len(bench.pieces) == (1 if max_bytes > 1 else len(pop))
+    found = values(tiny, pop, reference, STATES)
     expected = slow(tiny, pop, reference, STATES)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     assert (expected.amax(0) - expected.amin(0)).min() > 1e-2
-    torch.testing.assert_close(values(tiny, pop, reference, STATES[3:5]), expected[3:5], atol=1e-4, rtol=0)
-
-
-def test_a_model_of_another_kind_takes_whole_passes(tiny, several, monkeypatch):
-    pop, reference = several
-    monkeypatch.delitem(network.ACTIVATIONS, tiny.cfg.act_fn)
-    with pytest.warns(UserWarning, match="slow: each state takes a whole forward pass"):
-        bench = Bench(tiny, pop, reference)
-    assert bench.engine == "replay"
-    torch.testing.assert_close(bench.values(STATES), slow(tiny, pop, reference, STATES), atol=1e-4, rtol=0)
 
 
 def test_keeping_everything_and_taking_out_nothing_are_the_model(tiny, several):
@@ -180,7 +172,7 @@ def test_states_share_what_they_have_in_common(toy):
 )
 def test_states_that_do_not_exist_are_named(toy, states, message):
     clean = prompts.canonical(toy)
-    with pytest.raises(PatchError, match=message):
+    with pytest.raises((PatchError, HeadError), match=message):
         values(toy, clean, prompts.corrupt(toy, clean, "abc"), states)
 
 
@@ -195,15 +187,15 @@ def test_means_of_other_templates_are_refused(tiny, several):
     pop, reference = several
     known = [i for i in range(len(pop)) if pop.prompts[i].template == pop.prompts[0].template]
     means = Means(tiny, pop.subset(known), reference)
-    shared = Bench(tiny, pop.subset(known), reference, means=means).values(STATES[:3])
+    shared = Runner(tiny, pop.subset(known), reference, means=means).values(STATES[:3])
     torch.testing.assert_close(shared, values(tiny, pop, reference, STATES[:3])[:, known], atol=1e-5, rtol=0)
     with pytest.raises(PatchError, match="these means do not hold the template of"):
-        Bench(tiny, pop, reference, means=means).values([Keep()])
+        Runner(tiny, pop, reference, means=means).values([Keep()])
 
 
 def test_weights_that_are_not_numbers_are_named(tiny, several, monkeypatch):
     pop, reference = several
-    bench = Bench(tiny, pop, reference)
-    monkeypatch.setattr(bench.means, "_sums", bench.means._sums * float("nan"))
+    runner = Runner(tiny, pop, reference)
+    monkeypatch.setattr(runner.means, "_sums", runner.means._sums * float("nan"))
     with pytest.raises(PatchError, match="no finite answer on"):
-        bench.values([Keep()])
+        runner.values([Keep()])

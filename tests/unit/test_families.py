@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from labcode import evidence, families, prompts
-from labcode.families import EFFECT, LOOKS, FamilyError
-from labcode.published import CIRCUIT
+from labcode import families, prompts
+from labcode.errors import FamilyError
+from labcode.families import EFFECT, LOOKS, remember, source_key
+from labcode.report import CIRCUIT
 from labcode.toy import MOVER, NEGATIVE
 
 
@@ -53,7 +54,7 @@ def test_effects_are_those_worked_out_on_paper(table):
 
 def test_what_is_written_for_io_and_against_s_add_up_to_the_attribution(tiny):
     pop = prompts.population(tiny, 4, seed=1)
-    found = evidence.measure(tiny, pop, prompts.corrupt(tiny, pop, "abc"), LOOKS, EFFECT)
+    found = families.measure(tiny, pop, prompts.corrupt(tiny, pop, "abc"))
     from labcode.residual import decompose, direct_attribution
 
     ours = found["for IO"] + found["against S"]
@@ -74,12 +75,12 @@ def test_only_heads_that_look_at_s1_are_asked_at_the_next_word(table):
 
 
 def test_an_effect_whose_interval_touches_zero_does_not_count():
-    seen = families.Evidence(*(torch.tensor([[value]]) for value in (0.5, -0.01, 1.0)), "share of the gap")
-    costs = families.FAMILIES["duplicate"].tests[1]
+    seen = families.Measurement(*(torch.tensor([[value]]) for value in (0.5, -0.01, 1.0)), "share of the gap")
+    costs = families.FAMILIES["duplicate"].criteria[1]
     assert not families.passes({costs.measure: seen}, costs, (0, 0))
-    sure = families.Evidence(*(torch.tensor([[value]]) for value in (0.5, 0.01, 1.0)), "share of the gap")
+    sure = families.Measurement(*(torch.tensor([[value]]) for value in (0.5, 0.01, 1.0)), "share of the gap")
     assert families.passes({costs.measure: sure}, costs, (0, 0))
-    against = families.FAMILIES["negative"].tests[1]
+    against = families.FAMILIES["negative"].criteria[1]
     assert not families.passes({against.measure: sure}, against, (0, 0))
 
 
@@ -114,6 +115,79 @@ def test_an_unknown_family_is_named(table):
         families.judge(table).nodes("movers")
 
 
+# The decision rules, on measurements made by hand: three layers of three heads, a gap of 10, four pairs of prompts
+
+DRAWS = torch.arange(4).repeat_interleave(2)
+NOISE = torch.tensor([1.0, -1, 1, -1, 1, -1, 1, -1])  # within each pair: it widens no interval
+WILD = torch.tensor([9.0, 9, -9, -9, 9, 9, -9, -9])  # between pairs: an interval across 0
+
+
+def by_hand(**cells):
+    """A table that is all 0 but for the cells that are given: measure={head: value}, with noise within each pair."""
+    names = [f"attention {a}→{b}" for a, b in families.PAIRS]
+    names += ["total S1+1", "total S2", "total END", "direct", "query", "for IO", "against S", "attribution"]
+    names += ["attribution, alone"]
+    table = {name: torch.zeros(3, 3, 8) for name in names}
+    for name, values in cells.items():
+        for head, value in values.items():
+            table[name.replace("__", "→").replace("_", " ")][head] = value + 0.05 * NOISE
+    ends = {"clean": torch.full((8,), 10.0), "corrupted": torch.zeros(8)}
+    return {**table, **ends, "draws": DRAWS, "writers": torch.tensor([(2, 0)])}
+
+
+def test_a_head_that_fits_two_families_goes_where_it_looks_more():
+    one, other = (0, 1), (1, 2)
+    table = by_hand(**{"total_S2": {one: 3.0, other: 3.0}})
+    table["attention S2→S1"][one], table["attention S2→S1+1"][one] = 0.6, 0.2
+    table["attention S2→S1"][other], table["attention S2→S1+1"][other] = 0.2, 0.6
+    found = families.judge(table).families
+    assert (found["duplicate"], found["induction"]) == ([one], [other])
+
+
+def test_a_writer_is_no_backup():
+    """Both write more with the writers out; one of them writes already."""
+    writer, backup = (2, 0), (2, 1)
+    table = by_hand(
+        direct={writer: 4.0},
+        for_IO={writer: 4.0},
+        attribution={writer: 4.0},
+        **{"attribution, alone": {writer: 6.0, backup: 3.0}},
+    )
+    for head in (writer, backup):
+        table["attention END→IO"][head] = 0.5
+    found = families.judge(table).families
+    assert (found["name mover"], found["backup"]) == ([writer], [backup])
+
+
+def test_members_come_in_the_order_of_their_effect():
+    small, large, middle = (0, 0), (0, 2), (1, 1)
+    table = by_hand(total_S2={small: 1.0, large: 5.0, middle: 3.0})
+    table["attention S2→S1"][:] = 0.5
+    assert families.judge(table).families["duplicate"] == [large, middle, small]
+
+
+@pytest.mark.parametrize(("share", "passes"), [(EFFECT - 0.002, False), (EFFECT + 0.002, True)])
+def test_a_sure_effect_counts_from_the_threshold_on(share, passes):
+    """Its interval lies above 0 either way."""
+    table = by_hand(total_S2={(0, 0): 10 * share}, direct={(2, 2): -10 * share})
+    table["attention S2→S1"][0, 0], table["attention END→IO"][2, 2] = 0.5, 0.5
+    found = families.judge(table)
+    assert found.evidence["total S2"].low[0, 0] > 0
+    assert (found.families["duplicate"] == [(0, 0)]) is passes
+    assert (found.families["negative"] == [(2, 2)]) is passes
+
+
+def test_writers_are_sure_of_their_sign_and_nobody_in_layer_0_is_one():
+    direct = torch.zeros(3, 3, 8)
+    direct[0, 1] = 5.0
+    direct[1, 0] = 4.0 + WILD
+    direct[1, 2], direct[2, 2] = 0.21, 0.19  # just above and below a fiftieth of the gap
+    gap = torch.full((8,), 10.0)
+    assert families.writing(direct + 0.01 * NOISE, gap, DRAWS) == [(1, 2)]
+    direct[1, 2] = 0.1
+    assert families.writing(direct + 0.01 * NOISE, gap, DRAWS) == [(1, 0)], "the largest stands in where none is sure"
+
+
 @pytest.mark.gpt2
 def test_the_circuit_of_gpt2_small_is_recovered(gpt2):
     """Wang et al. 2022, figure 2: 26 heads."""
@@ -122,3 +196,97 @@ def test_the_circuit_of_gpt2_small_is_recovered(gpt2):
     assert len(published) == 26
     assert len(found & published) >= 24, sorted(published - found)
     assert len(found - published) <= 4, sorted(found - published)
+
+
+# What is remembered is found again, made again when anything changed, and no obstacle where nothing can be kept
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def counted():
+    calls = []
+
+    def measure():
+        calls.append(1)
+        return {"x": torch.arange(6.0).view(2, 3), "y": torch.tensor(float(len(calls)))}
+
+    return calls, measure
+
+
+def test_a_measurement_is_made_once(cache, toy, counted):
+    calls, measure = counted
+    first = remember(toy, [], measure)
+    again = remember(toy, [], measure)
+    assert len(calls) == 1
+    assert torch.equal(first["x"], again["x"])
+    assert float(again["y"]) == 1
+
+
+def test_changed_weights_are_measured_again(cache, tiny_gpt2, counted):
+    calls, measure = counted
+    model = tiny_gpt2.bridge
+    remember(model, [], measure)
+    weight = next(iter(dict(sorted(model.named_parameters())).values()))
+    kept = weight.data.clone()
+    try:
+        weight.data += 1
+        remember(model, [], measure)
+    finally:
+        weight.data.copy_(kept)
+    remember(model, [], measure)
+    assert len(calls) == 2
+
+
+def test_other_prompts_are_measured_again(cache, toy, counted):
+    calls, measure = counted
+    pop = prompts.population(toy, 4, seed=1)
+    others = [prompts.population(toy, 4, seed=seed) for seed in (1, 2)]
+    for other in (pop, *others, prompts.corrupt(toy, pop, "abc")):
+        remember(toy, [other], measure)
+    assert len(calls) == 3, "the same prompts once, other names, and three unrelated ones"
+
+
+def test_any_change_of_labcodes_source_changes_the_key(tmp_path):
+    def key():
+        source_key.cache_clear()
+        return source_key(tmp_path)
+
+    (tmp_path / "one.py").write_text("x = 1\n")
+    before = key()
+    assert key() == before
+    (tmp_path / "one.py").write_text("x = 2\n")
+    changed = key()
+    (tmp_path / "two.py").write_text("")
+    assert len({before, changed, key()}) == 3
+
+
+def test_a_damaged_file_is_measured_again(cache, toy, counted):
+    calls, measure = counted
+    remember(toy, [], measure)
+    (file,) = (cache / "measured").rglob("values.safetensors")
+    file.write_bytes(file.read_bytes()[:-5])
+    assert torch.equal(remember(toy, [], measure)["x"], torch.arange(6.0).view(2, 3))
+    assert len(calls) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning_only(cache, toy, counted):
+    calls, measure = counted
+    (cache / "measured").write_text("a file where the folder should be")
+    with pytest.warns(UserWarning, match="not kept: the cache folder .* set LAB_CACHE"):
+        found = remember(toy, [], measure)
+    assert torch.equal(found["x"], torch.arange(6.0).view(2, 3))
+    assert len(calls) == 1
+
+
+def test_an_error_while_measuring_is_the_callers_and_leaves_nothing(cache, toy):
+    def measure():
+        raise ZeroDivisionError("the measurement's own")
+
+    with pytest.raises(ZeroDivisionError):
+        remember(toy, [], measure)
+    assert not list((cache / "measured").rglob("values.safetensors"))

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from labcode import metrics, prompts, residual
-from labcode.circuit import Bench, ablate, faithfulness
+from labcode.circuit import Runner, ablate
+from labcode.faithful import faithfulness
 from labcode.families import FAMILIES
 from labcode.patching import sweep
-from labcode.published import CIRCUIT, PUBLISHED
+from labcode.report import CIRCUIT, PUBLISHED
 
 pytestmark = pytest.mark.gpt2
 
@@ -118,5 +119,5 @@ def test_the_published_circuit_is_as_faithful_as_published(gpt2):
     pop = prompts.population(gpt2, 40, seed=5)
     twins = prompts.build(gpt2, list(pop.prompts) * 3)
     nodes = [(*head, FAMILIES[name].position) for name, heads in CIRCUIT.items() for head in heads]
-    bench = Bench(gpt2, pop, prompts.corrupt(gpt2, twins, "abc"))
-    expect("wang.faithfulness", faithfulness(bench, {"published": nodes})["published"].share.mean)
+    runner = Runner(gpt2, pop, prompts.corrupt(gpt2, twins, "abc"))
+    expect("wang.faithfulness", faithfulness(runner, {"published": nodes})["published"].share.mean)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformer_lens import patching as tl
 
-from labcode import prompts
+from labcode import patching, prompts
+from labcode.errors import LabError, MetricError, PatchError
+from labcode.forward import record
 from labcode.metrics import logit_difference
-from labcode.patching import PatchError, sweep
-from labcode.patching.plan import HOOKS
+from labcode.patching import HOOKS, Axis, Grid, sweep
 
 HEAD_KINDS = ("z", "q", "k", "v", "pattern")
 KINDS = ("resid_pre", "attn_out", "mlp_out", *HEAD_KINDS)
@@ -61,7 +64,6 @@ def test_every_sweep_equals_the_plain_loop(tiny, pair, kind, at, direction):
     heads = [1] if kind in HEAD_KINDS and at != "all" else None
     grid = sweep(tiny, clean, corrupted, kind, at=at, direction=direction, layers=layers, heads=heads)
     expected = loop(tiny, clean, base, source, kind, at, layers, heads)
-    assert grid.engine == "suffix"
     torch.testing.assert_close(grid.values.flatten(0, -2), expected, atol=1e-5, rtol=0)
     unpatched = values(tiny, clean, base.tokens)
     assert (expected - unpatched).abs().max() > 1e-3, "these patches do nothing: the comparison is empty"
@@ -75,7 +77,6 @@ def test_the_embedded_model_too_on_a_sample_of_cells(smollm2, kind):
     corrupted = prompts.corrupt(smollm2, clean, "swap")
     layers, heads = [17, 29], ([0] if kind in ("k", "v") else [3]) if kind in HEAD_KINDS else None
     grid = sweep(smollm2, clean, corrupted, kind, layers=layers, heads=heads)
-    assert grid.engine == "suffix"
     expected = loop(smollm2, clean, corrupted, clean, kind, "all", layers, heads)
     torch.testing.assert_close(grid.values.flatten(0, -2), expected, atol=1e-4, rtol=0)
 
@@ -127,10 +128,12 @@ def test_a_prompt_is_worth_the_same_alone_and_in_a_population(tiny, pair):
     torch.testing.assert_close(together.values, torch.cat(alone, dim=-1), atol=1e-5, rtol=0)
 
 
-def test_little_memory_gives_the_same_numbers(tiny, pair):
-    for kind in ("resid_pre", "k"):
-        plenty, little = (sweep(tiny, *pair, kind, max_bytes=bound) for bound in (2**29, 1))
-        torch.testing.assert_close(little.values, plenty.values, atol=1e-5, rtol=0)
+def test_small_portions_give_the_same_numbers(tiny, pair, monkeypatch):
+    whole = {kind: sweep(tiny, *pair, kind).values for kind in ("resid_pre", "k")}
+    monkeypatch.setattr(patching, "PROMPTS_AT_ONCE", 1)
+    monkeypatch.setattr(patching, "POSITIONS_AT_ONCE", 1)
+    for kind, values in whole.items():
+        torch.testing.assert_close(sweep(tiny, *pair, kind).values, values, atol=1e-5, rtol=0)
 
 
 def test_a_choice_of_layers_and_heads_is_a_part_of_the_whole(tiny, pair):
@@ -197,3 +200,172 @@ def test_a_list_of_heads_gives_the_cells_of_the_whole_sweep(tiny, pair):
 def test_a_list_of_heads_that_makes_no_sense_is_refused(tiny, pair, kind, options, message):
     with pytest.raises(PatchError, match=message):
         sweep(tiny, *pair, kind, **options)
+
+
+# Nothing is left behind, and bad input is named
+
+
+def hooks_on(model):
+    return {name for name, point in model.hook_dict.items() if point.fwd_hooks or point.bwd_hooks}
+
+
+@pytest.fixture
+def one(tiny_gpt2):
+    """The canonical prompt and its swap, on the small model in the shape of GPT-2."""
+    clean = prompts.canonical(tiny_gpt2.bridge)
+    return tiny_gpt2.bridge, clean, prompts.corrupt(tiny_gpt2.bridge, clean, "swap")
+
+
+def test_a_model_under_hooks_is_refused(tiny, pair):
+    """A hook of the reader's own makes the bridge differ from its weights: an error, never wrong numbers."""
+    with (
+        tiny.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda x, hook: 0.5 * x)]),
+        pytest.raises(PatchError, match="take hooks off the model before you patch"),
+    ):
+        sweep(tiny, *pair, "z", layers=[0])
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_no_hook_is_left_behind_when_a_sweep_is_interrupted(tiny, pair, error, monkeypatch):
+    calls = []
+
+    def interrupt(logits, pop):
+        calls.append(len(hooks_on(tiny)))
+        if len(calls) > 3:
+            raise error
+        return logit_difference(logits, pop)
+
+    monkeypatch.setattr(patching, "POSITIONS_AT_ONCE", 1)
+    with pytest.raises(error):
+        sweep(tiny, *pair, "z", metric=interrupt)
+    assert not hooks_on(tiny)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_no_hook_is_left_behind_when_a_forward_pass_is_interrupted(one, error):
+    tiny, clean, _ = one
+    seen = []
+
+    def interrupt(*args, **kwargs):
+        seen.append(hooks_on(tiny))
+        raise error
+
+    handle = tiny.blocks[2].register_forward_pre_hook(interrupt)
+    try:
+        with pytest.raises(error):
+            record(tiny, clean.tokens, clean.end, ["attn.hook_z"])
+    finally:
+        handle.remove()
+    assert seen[0], "no hook was on while the model ran: nothing is tested"
+    assert not hooks_on(tiny)
+
+
+def test_prompts_that_do_not_align_show_both_token_lists(one):
+    tiny, clean, _ = one
+    other = prompts.build(tiny, [replace(clean.prompts[0], text=clean.prompts[0].text.replace("store", "big store"))])
+    with pytest.raises(PatchError, match=r"part at position 8(?s:.*) big(?s:.*) store"):
+        sweep(tiny, clean, other, "z")
+    with pytest.raises(PatchError, match="2 prompts against 1"):
+        sweep(tiny, clean, clean.subset([0, 0]), "z")
+
+
+def test_identical_runs_have_no_restoration(one):
+    tiny, clean, _ = one
+    with pytest.raises(LabError, match="corruption changes the answer"):
+        sweep(tiny, clean, clean, "resid_pre", layers=[0]).restoration()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kind": "resid"}, "unknown kind 'resid': choose one of resid_pre"),
+        ({"at": "S3"}, "unknown position 'S3'"),
+        ({"at": ["S2", "all"]}, "unknown position 'all'"),
+        ({"layers": [3]}, "no layer 3: this model has 3"),
+        ({"layers": []}, "no layer chosen"),
+        ({"heads": [-1]}, "no head -1: this model has 4"),
+        ({"kind": "mlp_out", "heads": [0]}, "mlp_out belongs to no head"),
+        ({"direction": "backwards"}, "unknown direction"),
+        ({"metric": lambda logits, pop: logits}, r"metric gave shape \(1, 49152\) for 1 runs"),
+        ({"metric": lambda logits, pop: logits[:, 0] * torch.nan}, "metric is NaN on 'When John"),
+    ],
+)
+def test_bad_input_is_named(one, wrong, message):
+    tiny, clean, corrupted = one
+    with pytest.raises(PatchError, match=message):
+        sweep(tiny, clean, corrupted, **{"kind": "z", **wrong})
+    assert not hooks_on(tiny)
+
+
+def test_each_position_needs_prompts_of_one_length(tiny):
+    pop = prompts.population(tiny, 4, seed=1)
+    with pytest.raises(PatchError, match=r"no common positions: use at=\[names\]"):
+        sweep(tiny, pop, prompts.corrupt(tiny, pop, "swap"), "resid_pre", at="each")
+
+
+def test_an_attention_only_model_has_no_mlp_to_patch(toy):
+    pop = prompts.canonical(toy)
+    with pytest.raises(PatchError, match="no mlp_out"):
+        sweep(toy, pop, prompts.corrupt(toy, pop, "swap"), "mlp_out")
+
+
+# What a grid says about its cells, on numbers made by hand
+
+AXES = (Axis("layer", ("4", "5")), Axis("head", ("0", "1", "2")))
+
+
+def grid(direction="denoising", axes=AXES, **changes):
+    """Clean runs are worth 4 and 2, corrupted ones -2 and -1: a mean gap of 4.5."""
+    clean, corrupted = torch.tensor([4.0, 2.0]), torch.tensor([-2.0, -1.0])
+    base = corrupted if direction == "denoising" else clean
+    values = base.repeat(6, 1)  # [cell batch]
+    values[1] += torch.tensor([4.5, 0.0])
+    values[2] += torch.tensor([-0.9, 0.45])
+    values[5] += torch.tensor([-9.0, -9.0])
+    fields = dict(draws=torch.tensor([0, 1]), clean=clean, corrupted=corrupted, direction=direction)
+    return Grid(
+        values=values.unflatten(0, tuple(len(axis.labels) for axis in axes)), axes=axes, **{**fields, **changes}
+    )
+
+
+def test_denoising_effect_is_restoration_in_units_of_the_mean_gap():
+    some = grid()
+    assert torch.equal(some.effect(), some.restoration())
+    torch.testing.assert_close(some.mean(), torch.tensor([[0, 0.5, -0.05], [0, 0, -2]]))
+    torch.testing.assert_close(some.effect()[0, 1], torch.tensor([1.0, 0.0]))
+
+
+def test_noising_effect_counts_the_way_down_from_the_clean_run():
+    some = grid("noising")
+    torch.testing.assert_close(some.mean(), torch.tensor([[0, -0.5, 0.05], [0, 0, 2]]))
+    torch.testing.assert_close(some.restoration()[0, 0].mean(), torch.tensor(1.0))
+
+
+def test_sign_stability_is_the_share_that_agrees_with_the_mean():
+    assert grid().sign_stability().tolist() == [[1, 0.5, 0.5], [1, 1, 1]]
+
+
+def test_intervals_lie_around_the_means_and_take_draws_together():
+    some = grid()
+    low, high = some.bounds()
+    assert (low[0, 1], high[0, 1]) == (0, 0.75)  # 0 / 3 and 4.5 / 6: a prompt is drawn with its own gap
+    assert bool((low <= some.mean() + 1e-6).all())
+    assert bool((some.mean() <= high + 1e-6).all())
+    one_draw = grid(draws=torch.tensor([3, 3])).bounds()
+    torch.testing.assert_close(one_draw[0], one_draw[1])
+
+
+def test_a_cell_that_restores_every_prompt_has_no_width():
+    whole = replace(grid(), values=torch.tensor([4.0, 2.0]).expand(2, 3, 2))
+    assert {(cell.mean, cell.low, cell.high) for cell in whole.intervals()} == {(1, 1, 1)}
+
+
+def test_cells_are_named_as_the_field_names_them():
+    assert grid().top(2) == [("5.2", pytest.approx(-2)), ("4.1", pytest.approx(0.5))]
+    by_place = grid(axes=(Axis("layer", ("4", "5", "6")), Axis("position", ("S2", "END"))))
+    assert [label for label, _ in by_place.top(2)] == ["6 at END", "4 at END"]
+
+
+def test_runs_that_are_worth_the_same_have_no_effect_to_measure():
+    with pytest.raises(MetricError, match="corruption changes the answer"):
+        grid(corrupted=torch.tensor([4.0, 2.0])).mean()

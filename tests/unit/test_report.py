@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 from labcode import metrics, report
 from labcode.errors import ReportError
-from labcode.published import Figure
+from labcode.report import Figure
 
 CELL = """
 import torch

@@ -12,7 +12,7 @@ from labcode import metrics
 from labcode.course.exercise import Exercise, Mistake
 from labcode.course.forms import Number, Numbers, Record, Several
 from labcode.course.setting import Setting
-from labcode.paths import path_patch
+from labcode.patching import path_patch
 from labcode.toy import MOVER, NEGATIVE
 
 Head = tuple[int, int]

@@ -58,11 +58,11 @@ def _exchanged(
 
 
 def _three(model: Any, pop: Any, source: Any, first: Heads, second: Heads) -> Tensor:
-    from labcode import metrics, signals
+    from labcode import metrics, patching
 
     clean = metrics.logit_difference(metrics.end_logits(model, pop), pop)
     sets = (first, second, sorted({*first, *second}))
-    return torch.stack([clean - signals.exchange(model, pop, source, heads) for heads in sets])
+    return torch.stack([clean - patching.exchange(model, pop, source, heads) for heads in sets])
 
 
 def _three_by_hand(**wrong: bool) -> Callable[..., Tensor]:
@@ -97,9 +97,9 @@ def _on_the_toy(setting: Setting) -> list[tuple[Any, ...]]:
 
 
 def _half(model: Any, pop: Any, heads: Heads, *, token: str = "inverted", position: str = "inverted") -> Tensor:
-    from labcode import signals
+    from labcode import variants
 
-    clean, changed, _ = _exchanged(model, pop, signals.variant(model, pop, token, position), heads)
+    clean, changed, _ = _exchanged(model, pop, variants.signal_variant(model, pop, token, position), heads)
     return (clean - changed) / 2
 
 

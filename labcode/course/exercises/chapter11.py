@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labcode import rarenames
+from labcode import variants
 from labcode.course.exercise import Exercise, Mistake
 from labcode.course.forms import Number, Numbers, Record, Several
 from labcode.course.setting import Setting
@@ -48,7 +48,7 @@ def _by_words(model: Any, text: str, name: str) -> dict[str, Any]:
 
 def _rare(setting: Setting) -> list[str]:
     """Two names of several tokens. To look for them takes longer than the rest of a check."""
-    return setting.once("rare names", lambda: rarenames.rare_names(setting.model)[:2])
+    return setting.once("rare names", lambda: variants.rare_names(setting.model)[:2])
 
 
 def _texts(setting: Setting) -> list[tuple[Any, str, str]]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from given import From
 
-from labcode import metrics, paths, prompts
+from labcode import metrics, patching, prompts
 from labcode.patching import sweep
 
 
 def grids(model, clean, corrupted, sender, receivers, into, **how):
     rows = []
     for one in receivers:
-        grid = paths.path_patch(model, clean, corrupted, into, [one], **how)
+        grid = patching.path_patch(model, clean, corrupted, into, [one], **how)
         rows.append(grid.values[sender])
     return torch.stack(rows)
 
@@ -46,7 +46,7 @@ def by_hand(model, clean, corrupted, sender, receivers, into, frozen=True, whole
 
 
 def together(model, clean, corrupted, sender, receivers, into):
-    grid = paths.path_patch(model, clean, corrupted, into, receivers)
+    grid = patching.path_patch(model, clean, corrupted, into, receivers)
     return [grid.values[sender].tolist()] * len(receivers)
 
 
@@ -61,7 +61,7 @@ def by_sweep(setting):
     one = prompts.canonical(toy)
     abc = prompts.corrupt(toy, one, "abc")
     free = sweep(toy, one, abc, "z", direction="noising").values[..., 0]
-    own = paths.path_patch(toy, one, abc).values[..., 0]
+    own = patching.path_patch(toy, one, abc).values[..., 0]
     changed = [f"{layer}.{head} logits" for layer, head in ((free - own).abs() > 1e-3).nonzero().tolist()]
     for receiver in (0, 1):
         wire = (toy, one, abc, (0, 0), [(2, receiver)], "q")
@@ -77,7 +77,7 @@ def sent(setting, how="swap", **more):
     edges = {"0.0 k 1.0": (0, 1), "0.0 v 1.0": (0, 1), "1.0 q 2.0": (1, 2), "1.0 q 2.1": (1, 2)}
     values = {}
     for wire, (layer, above) in edges.items():
-        grid = paths.path_patch(toy, one, bad, wire[4], [(above, int(wire[-1]))], **more)
+        grid = patching.path_patch(toy, one, bad, wire[4], [(above, int(wire[-1]))], **more)
         values[wire] = float(grid.values[layer, 0, 0])
     return values
 

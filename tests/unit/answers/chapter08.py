@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from labcode import metrics, prompts, signals
+from labcode import metrics, patching, prompts, variants
 
 
 def difference(model, pop):
@@ -45,7 +45,7 @@ def three_by_hand(model, pop, source, first, second, put=put_at_end):
 
 def three_by_library(model, pop, source, first, second):
     lost = [
-        (difference(model, pop) - signals.exchange(model, pop, source, members)).tolist()
+        (difference(model, pop) - patching.exchange(model, pop, source, members)).tolist()
         for members in (first, second, sorted({*first, *second}))
     ]
     return np.array(lost)
@@ -80,8 +80,8 @@ def three_trapped(model, pop, source, first, second):
 
 
 def half(model, pop, heads, token="inverted", position="inverted"):
-    source = signals.variant(model, pop, token, position)
-    return (difference(model, pop) - signals.exchange(model, pop, source, heads)) / 2
+    source = variants.signal_variant(model, pop, token, position)
+    return (difference(model, pop) - patching.exchange(model, pop, source, heads)) / 2
 
 
 def half_by_hand(model, pop, heads, put=put_at_end):
@@ -100,7 +100,7 @@ def by_fit(same, name, place, both):
         ("original", "inverted"): place,
         ("inverted", "inverted"): both,
     }
-    found = signals.fit({key: torch.tensor([value]) for key, value in values.items()})
+    found = variants.fit_signals({key: torch.tensor([value]) for key, value in values.items()})
     return {key: found[key] for key in ("position", "token")}
 
 

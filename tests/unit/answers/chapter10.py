@@ -27,7 +27,7 @@ def needed(worth, whole):
 
 
 def by_bench(model, pop, reference):
-    return circuit.Bench(model, pop, reference).values([circuit.Keep()])[0]
+    return circuit.Runner(model, pop, reference).values([circuit.Keep()])[0]
 
 
 def by_hooks(model, pop, reference, means="template", late=False):

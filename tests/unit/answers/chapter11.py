@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from labcode import metrics, prompts, rarenames
+from labcode import metrics, prompts, variants
 
 
 def encode(model, text):
@@ -94,7 +94,7 @@ def whole(model, text, name):
     prompt = prompts.Prompt(text, name, name, "BABA")
     length = torch.tensor([tokens.shape[1]])
     pop = prompts.Population((prompt,), tokens, length, {"END": length - 1}, length, length, ())
-    return rarenames.log_probability(model, pop, [f" {name}"])
+    return variants.log_probability(model, pop, [f" {name}"])
 
 
 def token_by_token(model, text, name, space=" ", bos=True):

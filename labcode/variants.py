@@ -1,31 +1,38 @@
-"""Variants of the task that ought to be hard for a model that only looks for a repeated name.
+"""Prompts changed on purpose: variants of the task, names of several tokens, and the two signals of a repeated name.
 
-Each variant is an edit of the same two-sentence prompts, so that every varied prompt has a plain twin with the same
-names, place and object:
+Three kinds of change, each made on a whole population and as a `prompts.Population`, so that every metric works on it:
 
-    Then John and Mary went to the store. John gave a drink to                        plain
-    Then John and Mary went to the store. Mary had a good day. John gave a drink to   extra IO
+* `vary` and `gap` edit two-sentence prompts so that they ought to be hard for a model that only looks for a repeated
+  name. Every varied prompt has a plain twin with the same names, place and object; what it calls IO, S1, S2 and END is
+  found in the new text, and an extra name has a position of its own, "extra".
 
-The result is a `prompts.Population`, and every metric works on it. What it calls IO, S1, S2 and END is found in the new
-text; an extra name has a position of its own, "extra".
+      Then John and Mary went to the store. John gave a drink to                        plain
+      Then John and Mary went to the store. Mary had a good day. John gave a drink to   extra IO
 
-Used in chapter 11.
+* `rare_names` are several tokens each. The logit difference compares single tokens, so for them it can only compare the
+  first ones; `log_probability` takes the whole name, and needs one more run for each.
+* `signal_variant` changes which name was repeated, or where it first stood, and keeps the other. A head that tells the
+  writers who the subject is can say its *name* (token signal) or its *place*, first or second of the two (position
+  signal); `patching.exchange` takes its output from such prompts, `fit_signals` weighs the two (Wang et al. 2022,
+  appendix A).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from labcode.errors import PromptError
-from labcode.prompts import Population, Prompt, single_token_names
-from labcode.rarenames import rare_names
+from labcode.progress import progress
+from labcode.prompts import NAMES, Population, Prompt, single_token_names, token_id
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
 FRAMES = (
@@ -126,8 +133,6 @@ def vary(model: TransformerBridge, pop: Population, name: str, seed: int = 0) ->
     Source: Wang et al. 2022 (arXiv 2211.00593), section 4.4, for the extra mentions. Limits: the first token of a rare
     name may begin other words too, so P(IO) counts those in. After a space, two names may begin with the same token:
     such prompts have a logit difference of 0, and `distinct` leaves them out.
-
-    Used in chapter 11.
     """
     if name not in VARIANTS:
         raise PromptError(f"unknown variant {name!r}: choose among {', '.join(VARIANTS)}", see="unknown-variant")
@@ -158,8 +163,6 @@ def gap(model: TransformerBridge, pop: Population, sentences: int) -> Population
 
     Raises:
         PromptError: fewer than none or more than `FILLERS` has; prompts as in `vary`.
-
-    Used in chapter 11.
     """
     if not 0 <= sentences <= len(FILLERS):
         raise PromptError(
@@ -183,7 +186,7 @@ def _fit(pop: Population) -> list[Prompt]:
         if prompt.text.count(". ") != 1:
             raise PromptError(
                 f"{prompt.text!r} is not two sentences, so nothing fits between them: draw the prompts with "
-                "prompts.population(model, n, templates=breakage.FRAMES)",
+                "prompts.population(model, n, templates=variants.FRAMES)",
                 see="not-two-sentences",
             )
     return list(pop.prompts)
@@ -241,3 +244,154 @@ def _build(
 
 def _places(row: list[int], name: list[int]) -> list[int]:
     return [i for i in range(len(row)) if row[i : i + len(name)] == name]
+
+
+RARE = (
+    "Bartholomew Wilhelmina Thaddeus Persephone Cornelius Evangeline Leopoldine Nebuchadnezzar Ottoline Zebediah "
+    "Hildegarde Ezekiel Guinevere Montgomery Octavius Radomir Ferdinanda Yolanthe Quintilian Anneliese"
+).split()
+"""Names that tokenizers tend to split; which ones this tokenizer does split is found, not assumed."""
+
+
+def rare_names(model: TransformerBridge) -> list[str]:
+    """Names that are several tokens here, no two with the same first token.
+
+    Raises:
+        PromptError: fewer than two.
+    """
+    found: dict[int, str] = {}
+    for name in (*RARE, *NAMES):
+        ids = model.tokenizer.encode(" " + name, add_special_tokens=False)
+        if len(ids) > 1:
+            found.setdefault(ids[0], name)
+    if len(found) < 2:
+        raise PromptError(
+            f"{len(found)} names of several tokens that differ in the first: two are needed, extend RARE",
+            see="too-few-names",
+        )
+    return list(found.values())
+
+
+def distinct(pop: Population) -> list[int]:
+    """The prompts whose two answers begin with different tokens: on others no logit can tell them apart."""
+    return (pop.io_ids != pop.s_ids).nonzero().flatten().tolist()
+
+
+def log_probability(
+    model: TransformerBridge, pop: Population, words: Sequence[str], batch_size: int = 16
+) -> Float[Tensor, " batch"]:
+    """The log-probability, in nats, of a whole continuation of each prompt, however many tokens it has.
+
+    Args:
+        words: one for each prompt, with its space (" Bartholomew").
+
+    Raises:
+        PromptError: another number of words than prompts, or an empty word.
+    """
+    if len(words) != len(pop) or not all(words):
+        raise PromptError(
+            f"{len(words)} continuations for {len(pop)} prompts: give one to each, none of them empty", see="no-partner"
+        )
+    added = [model.tokenizer.encode(word, add_special_tokens=False) for word in words]
+    found = []
+    for piece in progress([range(i, min(i + batch_size, len(pop))) for i in range(0, len(pop), batch_size)], "names"):
+        rows = [[*pop.tokens[i, : pop.lengths[i]].tolist(), *added[i]] for i in piece]
+        width = max(map(len, rows))
+        padded = torch.tensor([row + [row[0]] * (width - len(row)) for row in rows])
+        with torch.no_grad():
+            logits = model(padded.to(model.cfg.device), return_type="logits").float().cpu()
+        for row, i in enumerate(piece):
+            where = torch.arange(len(added[i])) + int(pop.lengths[i]) - 1  # a token is predicted one place before it
+            chosen = logits[row, where].log_softmax(-1)[range(len(where)), added[i]]
+            found.append(chosen.sum())
+    return torch.stack(found)
+
+
+TOKEN = {"original": 1.0, "random": 0.0, "inverted": -1.0}
+"""The names of a variant, and the value that the token signal has there in the fit."""
+POSITION = {"original": 1.0, "inverted": -1.0}
+"""The place of the repeated name in a variant, and the value that the position signal has there."""
+
+
+def signal_variant(model: TransformerBridge, pop: Population, token: str, position: str, seed: int = 0) -> Population:
+    """The same prompts with another repeated name, or with the same name first in the other place, or both.
+
+    For "When John and Mary …, John …", S John and IO Mary:
+
+    ========  ========  =============================  ===============================================
+    token     position  prompt
+    ========  ========  =============================  ===============================================
+    original  original  John and Mary …, John
+    original  inverted  Mary and John …, John          the same name, its first mention elsewhere
+    random    original  Alice and Bob …, Alice         other names, the repeated one in the same place
+    random    inverted  Bob and Alice …, Alice
+    inverted  original  Mary and John …, Mary          IO is the repeated one, in the place of S
+    inverted  inverted  John and Mary …, Mary          `prompts.corrupt(model, pop, "swap")`
+    ========  ========  =============================  ===============================================
+
+    Returns:
+        Prompts aligned with `pop` token by token. Right answers and named positions stay those of `pop`.
+
+    Raises:
+        PromptError: an unknown token or position; prompts that are corrupted already; fewer than four usable names.
+    """
+    if token not in TOKEN or position not in POSITION:
+        raise PromptError(
+            f"no variant with {token!r} token and {position!r} position: choose a token among {', '.join(TOKEN)} "
+            f"and a position among {', '.join(POSITION)}",
+            see="unknown-variant",
+        )
+    if pop.corruption:
+        raise PromptError(
+            f"these prompts are changed already ({pop.corruption!r}): start from the clean population",
+            see="corrupted-twice",
+        )
+    repeated, other = (pop.io_ids, pop.s_ids) if token == "inverted" else (pop.s_ids, pop.io_ids)
+    if token == "random":
+        repeated, other = _two_fresh_names(model, pop, seed)
+    first, second = (repeated, other) if position == "original" else (other, repeated)
+    tokens, rows = pop.tokens.clone(), torch.arange(len(pop))
+    for place, ids in (("S1", first), ("IO", second), ("S2", repeated)):
+        tokens[rows, pop.positions[place]] = ids
+    strings = tuple(
+        tuple(model.tokenizer.decode([i]) for i in tokens[row, :length].tolist())
+        for row, length in enumerate(pop.lengths.tolist())
+    )
+    return replace(pop, tokens=tokens, str_tokens=strings, corruption=f"{token} token, {position} position")
+
+
+def fit_signals(values: Mapping[tuple[str, str], Float[Tensor, " batch"]]) -> dict[str, Float[Tensor, " batch"]]:
+    """The least-squares line, constant + a · position + b · token, of each prompt.
+
+    Args:
+        values: for each (token, position) the logit difference of every prompt.
+
+    Returns:
+        "position", "token" and "constant" for each prompt, in the unit of the values; since the fit is linear, their
+        means are the fit of the means. "residual" is the root mean square of what each prompt's line misses.
+
+    Raises:
+        PromptError: too few variants to tell the three apart.
+    """
+    design = torch.tensor([[POSITION[position], TOKEN[token], 1.0] for token, position in values])
+    if len(design) == 0 or int(torch.linalg.matrix_rank(design)) < 3:
+        raise PromptError(
+            f"{len(values)} variants cannot tell position, token and constant apart: take all six", see="six-variants"
+        )
+    table = torch.stack([value.float() for value in values.values()])  # [variant batch]
+    weights = torch.linalg.lstsq(design, table).solution
+    missed = (table - design @ weights).square().mean(0).sqrt()
+    return dict(zip(("position", "token", "constant"), weights, strict=True)) | {"residual": missed}
+
+
+def _two_fresh_names(model: TransformerBridge, pop: Population, seed: int) -> tuple[Tensor, Tensor]:
+    known, _ = single_token_names(model)
+    ids = [token_id(model, " " + name) for name in known]
+    if len(ids) < 4:
+        raise PromptError(f"random names need four usable names, this tokenizer has {len(ids)}", see="too-few-names")
+    rng = random.Random(seed)
+    drawn = [
+        rng.sample([i for i in ids if i not in (int(io), int(s))], 2)
+        for io, s in zip(pop.io_ids, pop.s_ids, strict=True)
+    ]
+    return torch.tensor(drawn).unbind(-1)  # type: ignore[return-value]

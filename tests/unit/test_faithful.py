@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from labcode import prompts
-from labcode.circuit import (
-    Bench,
+from labcode.circuit import Keep, Out, Runner
+from labcode.errors import PatchError
+from labcode.faithful import (
     completeness,
     faithfulness,
     greedy_sets,
@@ -16,7 +17,6 @@ from labcode.circuit import (
     random_sets,
     ratio,
 )
-from labcode.errors import PatchError
 from labcode.toy import MOVER, NEGATIVE
 
 FULL = MOVER - NEGATIVE
@@ -25,17 +25,17 @@ CHAIN = [DUPLICATE, INHIBITION, MOVES, AGAINST]
 
 
 @pytest.fixture(scope="module")
-def bench(toy):
+def runner(toy):
     pop = prompts.population(toy, 8, seed=1, templates=prompts.TEMPLATES[:1])
-    return Bench(toy, pop, prompts.corrupt(toy, pop, "abc"))
+    return Runner(toy, pop, prompts.corrupt(toy, pop, "abc"))
 
 
 def near(interval, value):
     return [interval.mean, interval.low, interval.high] == pytest.approx([value] * 3, abs=1e-3)
 
 
-def test_faithfulness_of_the_chain_and_of_a_part(bench):
-    found = faithfulness(bench, {"chain": CHAIN, "part": [*CHAIN[:3], (2, 0, "S2")], "none": []})
+def test_faithfulness_of_the_chain_and_of_a_part(runner):
+    found = faithfulness(runner, {"chain": CHAIN, "part": [*CHAIN[:3], (2, 0, "S2")], "none": []})
     assert near(found["chain"].circuit, FULL)
     assert near(found["chain"].model, FULL)
     assert near(found["chain"].share, 1)
@@ -46,31 +46,31 @@ def test_faithfulness_of_the_chain_and_of_a_part(bench):
     assert near(found["none"].gap, FULL)
 
 
-def test_a_circuit_that_forgets_a_head_is_incomplete(bench):
+def test_a_circuit_that_forgets_a_head_is_incomplete(runner):
     """Without 2.1 the circuit looks whole by some sets, not by one that leaves 2.1 alone in the model."""
-    whole = completeness(bench, CHAIN, {"movers": [MOVES], "all": CHAIN})
+    whole = completeness(runner, CHAIN, {"movers": [MOVES], "all": CHAIN})
     assert [near(row.score, 0) for row in whole] == [True, True]
     assert near(whole[0].model, -NEGATIVE)
-    (row,) = completeness(bench, CHAIN[:3], {"movers": [MOVES]})
+    (row,) = completeness(runner, CHAIN[:3], {"movers": [MOVES]})
     assert near(row.model, -NEGATIVE)
     assert near(row.circuit, 0)
     assert near(row.score, -NEGATIVE)
     assert row.removed == (MOVES,)
 
 
-def test_greedy_search_finds_the_worst_set(bench):
+def test_greedy_search_finds_the_worst_set(runner):
     """In the circuit without 2.1: F(M\\K) - F(C\\K) is -2 for K = {2.0}, and at most that for any other K."""
     circuit = [(0, 1, "S1+1"), *CHAIN[:3]]
-    for removed in greedy_sets(bench, circuit, n=3, candidates=4):
-        (row,) = completeness(bench, circuit, {"found": removed})
+    for removed in greedy_sets(runner, circuit, n=3, candidates=4):
+        (row,) = completeness(runner, circuit, {"found": removed})
         assert row.score.mean == pytest.approx(-NEGATIVE, abs=1e-3)
-    again = [greedy_sets(bench, circuit, n=2, candidates=1, seed=4) for _ in range(2)]
+    again = [greedy_sets(runner, circuit, n=2, candidates=1, seed=4) for _ in range(2)]
     assert again[0] == again[1]
 
 
-def test_minimality_finds_the_set_that_makes_a_head_matter(bench):
+def test_minimality_finds_the_set_that_makes_a_head_matter(runner):
     families = {"duplicate": [DUPLICATE], "inhibition": [INHIBITION], "for": [MOVES], "against": [AGAINST]}
-    found = {row.node: row for row in minimality(bench, {**families, "idle": [(0, 1, "S1+1")]})}
+    found = {row.node: row for row in minimality(runner, {**families, "idle": [(0, 1, "S1+1")]})}
     assert near(found[MOVES].worth, MOVER)
     # With the mover out, the inhibition decides where the negative head looks: -2 with it, +2/3 without.
     assert near(found[AGAINST].worth, -NEGATIVE)
@@ -82,6 +82,33 @@ def test_minimality_finds_the_set_that_makes_a_head_matter(bench):
     assert near(found[(0, 1, "S1+1")].worth, 0)
     assert near(found[MOVES].share, MOVER / FULL)
     assert found[MOVES].worth.n == 4, "half the prompts chose, the other half is reported"
+
+
+class ByHand:
+    """A runner whose values are given: what node A adds depends on the half of the prompts."""
+
+    draws = torch.arange(4).repeat_interleave(2)
+
+    def values(self, states):
+        found = []
+        for state in states:
+            kept = set(state.nodes) if isinstance(state, Keep) else {"A", "B"}
+            chooses = self.draws % 2 == 0  # minimality lets the first, third, ... draw choose K
+            if isinstance(state, Out):
+                found.append(torch.full((8,), 20.0))
+            elif "B" in kept:
+                found.append(torch.full((8,), 6.0) if "A" in kept else torch.where(chooses, 4.0, 3.0))
+            else:
+                found.append(torch.where(chooses, 9.0, 2.0) if "A" in kept else torch.zeros(8))
+        return torch.stack(found)
+
+
+def test_a_worth_is_measured_on_the_half_that_had_no_part_in_choosing():
+    """A is worth 9 without B where K is chosen, and 2 on the other half; nothing out would show 2 and 3."""
+    (row,) = [row for row in minimality(ByHand(), {"one": ["A"], "other": ["B"]}) if row.node == "A"]
+    assert (row.name, row.removed) == ("other", ("B",))
+    assert near(row.worth, 2)
+    assert near(row.share, 0.1)
 
 
 def test_random_sets_and_circuits(toy):
@@ -105,9 +132,9 @@ def test_a_ratio_of_means_with_its_interval():
         ratio(whole, torch.zeros(4), groups)
 
 
-def test_too_few_prompts_and_empty_sets_are_named(toy, bench):
+def test_too_few_prompts_and_empty_sets_are_named(toy, runner):
     pop = prompts.canonical(toy)
-    one = Bench(toy, pop, prompts.corrupt(toy, pop, "abc"))
+    one = Runner(toy, pop, prompts.corrupt(toy, pop, "abc"))
     with pytest.raises(PatchError, match="1 draw of prompts is too few for an interval"):
         faithfulness(one, {"chain": CHAIN})
     with pytest.raises(PatchError, match="1 draw of prompts is too few"):
@@ -115,12 +142,12 @@ def test_too_few_prompts_and_empty_sets_are_named(toy, bench):
     with pytest.raises(PatchError, match="1 draws of prompts are too few"):
         minimality(one, {"movers": [MOVES]})
     with pytest.raises(PatchError, match="the set 'backup' is empty"):
-        minimality(bench, {"movers": [MOVES], "backup": []})
+        minimality(runner, {"movers": [MOVES], "backup": []})
     with pytest.raises(PatchError, match="the set 'backup' is empty"):
-        completeness(bench, CHAIN, {"backup": []})
+        completeness(runner, CHAIN, {"backup": []})
     with pytest.raises(PatchError, match="no sets of nodes"):
-        completeness(bench, CHAIN, {})
-    for search in (lambda: random_sets([], 2), lambda: greedy_sets(bench, [])):
+        completeness(runner, CHAIN, {})
+    for search in (lambda: random_sets([], 2), lambda: greedy_sets(runner, [])):
         with pytest.raises(PatchError, match="an empty circuit"):
             search()
     with pytest.raises(PatchError, match="7 nodes at S2: this model has 6 heads"):

@@ -2,8 +2,6 @@
 
 F(C) is the mean logit difference when only the heads of C, at their positions, keep their own output; M is the whole
 model. Every measure comes with an interval over draws of prompts.
-
-Used in chapter 10.
 """
 
 from __future__ import annotations
@@ -15,16 +13,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from labcode.circuit.states import Keep, Node, Out
+from labcode.circuit import Keep, Out, Runner
 from labcode.errors import PatchError
+from labcode.heads import Node
 from labcode.metrics import Interval, bootstrap, bootstrap_ratios
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
-
-    from labcode.circuit.bench import Bench
 
 
 @dataclass(frozen=True)
@@ -84,17 +81,15 @@ class Worth:
     share: Interval
 
 
-def faithfulness(bench: Bench, circuits: Mapping[str, Sequence[Node]]) -> dict[str, Faithfulness]:
+def faithfulness(runner: Runner, circuits: Mapping[str, Sequence[Node]]) -> dict[str, Faithfulness]:
     """What each of several circuits keeps of the model's answer (Wang et al. 2022, section 4).
 
     Raises:
-        PatchError: fewer than two draws of prompts, or as `circuit.values`.
-
-    Used in chapter 10.
+        PatchError: fewer than two draws of prompts, or as `Runner.values`.
     """
-    _enough(bench)
-    model, *kept = bench.values([Out(), *(Keep(tuple(nodes)) for nodes in circuits.values())])
-    draws = bench.draws
+    _enough(runner)
+    model, *kept = runner.values([Out(), *(Keep(tuple(nodes)) for nodes in circuits.values())])
+    draws = runner.draws
     return {
         name: Faithfulness(
             bootstrap(model, draws),
@@ -107,25 +102,23 @@ def faithfulness(bench: Bench, circuits: Mapping[str, Sequence[Node]]) -> dict[s
     }
 
 
-def completeness(bench: Bench, circuit: Sequence[Node], sets: Mapping[str, Sequence[Node]]) -> list[Incompleteness]:
+def completeness(runner: Runner, circuit: Sequence[Node], sets: Mapping[str, Sequence[Node]]) -> list[Incompleteness]:
     """For each set K, what is left of the model and of the circuit without it (Wang et al. 2022, section 4.1).
 
     Raises:
-        PatchError: no sets, an empty one, fewer than two draws of prompts, or as `circuit.values`.
-
-    Used in chapter 10.
+        PatchError: no sets, an empty one, fewer than two draws of prompts, or as `Runner.values`.
     """
-    _enough(bench)
+    _enough(runner)
     _filled(sets)
     states = [state for removed in sets.values() for state in _without(circuit, removed)]
-    found = bench.values(states).unflatten(0, (-1, 2))  # [set 2 batch]
+    found = runner.values(states).unflatten(0, (-1, 2))  # [set 2 batch]
     return [
         Incompleteness(
             name,
             tuple(removed),
-            bootstrap(model, bench.draws),
-            bootstrap(kept, bench.draws),
-            bootstrap(model - kept, bench.draws),
+            bootstrap(model, runner.draws),
+            bootstrap(kept, runner.draws),
+            bootstrap(model - kept, runner.draws),
         )
         for (name, removed), (model, kept) in zip(sets.items(), found, strict=True)
     ]
@@ -136,8 +129,6 @@ def random_sets(circuit: Sequence[Node], n: int, seed: int = 0) -> list[list[Nod
 
     Raises:
         PatchError: an empty circuit.
-
-    Used in chapter 10.
     """
     if not circuit:
         raise PatchError("an empty circuit has no subsets to remove", see="empty-circuit")
@@ -151,7 +142,7 @@ def random_sets(circuit: Sequence[Node], n: int, seed: int = 0) -> list[list[Nod
 
 
 def greedy_sets(
-    bench: Bench, circuit: Sequence[Node], n: int = 4, steps: int = 10, candidates: int = 5, seed: int = 0
+    runner: Runner, circuit: Sequence[Node], n: int = 4, steps: int = 10, candidates: int = 5, seed: int = 0
 ) -> list[list[Node]]:
     """Sets K that are bad for the circuit, each grown one node at a time (Wang et al. 2022, section 4.1).
 
@@ -165,8 +156,6 @@ def greedy_sets(
         PatchError: an empty circuit.
 
     Limits: the score of a set that was chosen for its score is the score of the worst case found, no average.
-
-    Used in chapter 10.
     """
     if not circuit:
         raise PatchError("an empty circuit has no subsets to remove", see="empty-circuit")
@@ -179,7 +168,7 @@ def greedy_sets(
             left = [node for node in circuit if node not in removed]
             tried += [(number, [*removed, node]) for node in rng.sample(left, min(candidates, len(left)))]
         states = [state for _, removed in tried for state in _without(circuit, removed)]
-        model, kept = bench.values(states).unflatten(0, (-1, 2)).unbind(1)
+        model, kept = runner.values(states).unflatten(0, (-1, 2)).unbind(1)
         scores = (model - kept).mean(-1).abs().tolist()
         for number in range(n):
             score, grown[number] = max(
@@ -189,7 +178,7 @@ def greedy_sets(
     return [removed for _, removed in worst]
 
 
-def minimality(bench: Bench, families: Mapping[str, Sequence[Node]]) -> list[Worth]:
+def minimality(runner: Runner, families: Mapping[str, Sequence[Node]]) -> list[Worth]:
     """What each node is worth, once a K is out that makes it matter (Wang et al. 2022, section 4.2).
 
     Heads of a family stand in for each other, so taking out one alone says little. For each node these K are tried:
@@ -197,19 +186,17 @@ def minimality(bench: Bench, families: Mapping[str, Sequence[Node]]) -> list[Wor
     largest absolute worth on one half of the draws is chosen, and the worth is measured on the other half.
 
     Raises:
-        PatchError: no families, an empty one, fewer than four draws of prompts, or as `circuit.values`.
-
-    Used in chapter 10.
+        PatchError: no families, an empty one, fewer than four draws of prompts, or as `Runner.values`.
     """
     _filled(families)
-    draws = bench.draws.unique()
+    draws = runner.draws.unique()
     if len(draws) < 4:
         raise PatchError(
             f"{len(draws)} draws of prompts are too few: one half chooses K, and the other needs an interval. "
             "Take at least 8 prompts.",
             see="too-few-draws",
         )
-    choosing = torch.isin(bench.draws, draws[::2])
+    choosing = torch.isin(runner.draws, draws[::2])
     circuit = [node for nodes in families.values() for node in nodes]
     tried: list[tuple[Node, str, str, tuple[Node, ...]]] = []
     for family, nodes in families.items():
@@ -222,7 +209,7 @@ def minimality(bench: Bench, families: Mapping[str, Sequence[Node]]) -> list[Wor
             tried += [(node, family, name, removed) for name, removed in sets.items()]
     removals = {frozenset((*removed, *extra)) for node, *_, removed in tried for extra in ((), (node,))}
     order = sorted(removals, key=sorted)
-    model, *found = bench.values([Out(), *(Keep(_less(circuit, removed)) for removed in order)])
+    model, *found = runner.values([Out(), *(Keep(_less(circuit, removed)) for removed in order)])
     value = dict(zip(order, found, strict=True))
     worth: dict[Node, list[tuple[float, str, str, tuple[Node, ...], Tensor]]] = {}
     for node, family, name, removed in tried:
@@ -238,8 +225,8 @@ def minimality(bench: Bench, families: Mapping[str, Sequence[Node]]) -> list[Wor
                 family,
                 name,
                 removed,
-                bootstrap(change[tested], bench.draws[tested]),
-                ratio(change[tested], model[tested], bench.draws[tested]),
+                bootstrap(change[tested], runner.draws[tested]),
+                ratio(change[tested], model[tested], runner.draws[tested]),
             )
         )
     return rows
@@ -250,8 +237,6 @@ def random_circuit(model: TransformerBridge, nodes: Sequence[Node], seed: int = 
 
     Raises:
         PatchError: more nodes at one position than the model has heads.
-
-    Used in chapter 10.
     """
     rng = random.Random(seed)
     heads = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
@@ -274,8 +259,6 @@ def ratio(
 
     Raises:
         PatchError: the mean of `whole` is 0.
-
-    Used in chapter 10, through `faithfulness`.
     """
     if abs(float(whole.double().mean())) < 1e-6:
         raise PatchError(
@@ -302,8 +285,8 @@ def _filled(sets: Mapping[str, Sequence[Node]]) -> None:
             raise PatchError(f"the set {name!r} is empty: leave it out, nothing can be said of it", see="empty-circuit")
 
 
-def _enough(bench: Bench) -> None:
-    n = bench.draws.unique().numel()
+def _enough(runner: Runner) -> None:
+    n = runner.draws.unique().numel()
     if n < 2:
         raise PatchError(
             f"{n} draw of prompts is too few for an interval: take at least 4 prompts", see="too-few-draws"

@@ -1,0 +1,585 @@
+"""Circuits: what is left of the answer when heads are taken out, or when only some keep their own output.
+
+`ablate` takes heads out in one of four ways. What "out" means is a choice, and results depend on it: what a head writes
+(its z) is replaced by
+
+* "zero": nothing. Simple, but a state that the model never sees: what the head writes whatever the prompt goes too.
+* "mean": its average over all reference prompts and all their positions but the first. It keeps what the head always
+  writes, and nothing about the place in the sentence.
+* "template-mean": its average at the same position over the reference prompts of the same template, as in Wang et al.
+  2022, section 2.1, where the reference holds three unrelated names. It keeps everything but who is who.
+* "resample": its value at the same position in one other prompt of the same template, drawn at random. A state that the
+  model does see, at the price of that prompt's noise. All heads take theirs from the same prompt.
+
+`Runner` runs a model in many states at once, each keeping (`Keep`) or losing (`Out`) heads at named positions, with the
+template mean in place of the others. States share most of their arithmetic. The stream at one position after one layer
+depends on little: where every head there gets the mean, only on itself one layer before; where some head keeps its own
+output, also on the streams at this position and to its left, which that head can read. So states that differ elsewhere,
+or later, share it, and it is computed once: a *row*. Whoever is read by no head any more is dropped, but for END, which
+holds the answer. `schedule` is the bookkeeping, with whole numbers; `_run` is the arithmetic.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import pad
+
+from labcode.errors import PatchError
+from labcode.forward import Network, Run, Suffix, record
+from labcode.heads import Head, Node, check_heads
+from labcode.metrics import end_logits, logit_difference
+from labcode.progress import progress
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from labcode.prompts import Population
+
+How = Literal["zero", "mean", "template-mean", "resample"]
+MAX_HEADS = 62  # so many fit in the bits of one whole number
+# Bounds that keep the working memory at about half a GB for the embedded model.
+PROMPTS_AT_ONCE = 20
+STATES_AT_ONCE = 1024
+ROWS_AT_ONCE = 10_000  # rows of one layer
+ASKING_AT_ONCE = 1024  # rows whose heads read others
+MLP_AT_ONCE = 4096  # rows in one MLP
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Only `nodes` keep their own output; every other head, at every position but the first, gets the mean."""
+
+    nodes: Sequence[Node] = ()
+
+
+@dataclass(frozen=True)
+class Out:
+    """Only `nodes` get the mean; everything else keeps its own output."""
+
+    nodes: Sequence[Node] = ()
+
+
+State = Keep | Out
+
+
+def check(model: TransformerBridge, pop: Population, states: Sequence[State]) -> None:
+    """Raise where `states` cannot be run.
+
+    Raises:
+        PatchError: no states, or a node whose position does not exist.
+        HeadError: a node whose head does not exist.
+    """
+    if not states:
+        raise PatchError("no states to run: give at least one Keep(nodes) or Out(nodes)", see="states")
+    nodes = {node for state in states for node in state.nodes}
+    check_heads(model, [node[:2] for node in nodes])
+    for layer, head, place in nodes:
+        if place != "all" and place not in pop.positions:
+            raise PatchError(
+                f"{layer}.{head} at {place!r}: no such position, choose 'all' or among {', '.join(pop.positions)}",
+                see="unknown-position",
+            )
+
+
+def kept_heads(
+    pop: Population, states: Sequence[State], n_layers: int, n_heads: int
+) -> Int[Tensor, "layer state batch pos"]:
+    """Which heads keep their own output, bit h for head h. The first position and what lies after END are 0."""
+    n_prompts, n_pos = pop.tokens.shape
+    places = torch.arange(n_pos)
+    real = (places > 0) & (places <= pop.end[:, None])  # [batch pos]
+    here = {name: real & (places == at[:, None]) for name, at in pop.positions.items()} | {"all": real}
+    kept = torch.zeros(n_layers, len(states), n_prompts, n_pos, dtype=torch.long)
+    for number, state in enumerate(states):
+        for layer, head, place in state.nodes:
+            kept[layer, number] |= here[place].long() << head
+    out = torch.tensor([isinstance(state, Out) for state in states])
+    everyone = real.long() * ((1 << n_heads) - 1)
+    return torch.where(out[:, None, None], everyone & ~kept, kept)
+
+
+def ablate(
+    model: TransformerBridge,
+    pop: Population,
+    heads: Sequence[Head] = (),
+    how: How = "zero",
+    *,
+    mlps: Sequence[int] = (),
+    at: str = "all",
+    reference: Population | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> Float[Tensor, " batch"]:
+    """The logit difference of each prompt with heads and MLPs ablated, all of them together.
+
+    Args:
+        heads: (layer, head) each.
+        how: what takes the place of their output, see above.
+        mlps: layers whose MLP output is ablated in the same way.
+        at: "all" positions or one named position. Only "zero" changes the first position too: its token is the same in
+            every prompt, so there is nothing to average out.
+        reference: the prompts that stand for "no information", such as `corrupt(model, pop, "abc")`. "zero" needs none.
+        seed: of the draw for "resample".
+
+    Returns:
+        Logit differences, to be compared with those of `ablate(model, pop)`, which takes nothing out.
+
+    Raises:
+        PatchError: an unknown head, layer, position or `how`; no reference where one is needed, or none in it that has
+            a prompt's template.
+
+    Limits: other heads may take over what was taken out (Wang et al. 2022, section 3.4), so a small drop does not mean
+    a small role.
+    """
+    outputs = _outputs(model, heads, mlps)
+    if how not in ("zero", "mean", "template-mean", "resample"):
+        raise PatchError(
+            f"unknown ablation {how!r}: choose 'zero', 'mean', 'template-mean' or 'resample'", see="unknown-ablation"
+        )
+    if at != "all" and at not in pop.positions:
+        raise PatchError(
+            f"unknown position {at!r}: choose 'all' or among {', '.join(pop.positions)}", see="unknown-position"
+        )
+    if how != "zero" and reference is None:
+        raise PatchError(
+            f"{how!r} needs a reference population, such as corrupt(model, pop, 'abc')", see="no-reference"
+        )
+    baseline = None
+    if reference is not None and how != "zero":
+        stored = _outputs_of(model, reference, outputs, batch_size)
+        baseline = Baseline(stored, reference, _partners(pop, reference, how, seed))
+    results = []
+    for first in range(0, len(pop), batch_size):
+        index = range(first, min(first + batch_size, len(pop)))
+        piece = pop.subset(index)
+        columns = torch.arange(piece.tokens.shape[1])
+        start = 0 if how == "zero" else 1
+        where = columns >= start if at == "all" else columns == piece.positions[at][:, None]  # [(batch) pos]
+        hooks = []
+        for name, chosen in outputs.items():
+            value = torch.tensor(0.0) if baseline is None else baseline.values(name, index, len(columns))
+            hooks.append((name, partial(_replace, heads=chosen, where=where, value=value)))
+        with model.hooks(fwd_hooks=hooks):
+            results.append(logit_difference(end_logits(model, piece, batch_size), piece))
+    return torch.cat(results)
+
+
+class Baseline:
+    """What takes the place of ablated outputs.
+
+    Args:
+        stored: for each hook the outputs of the reference prompts, [batch pos ... d].
+        partners: for each ablated prompt, the reference prompts whose outputs are averaged, position by position; None
+            to average over all prompts and positions.
+    """
+
+    def __init__(self, stored: dict[str, Tensor], reference: Population, partners: list[list[int]] | None) -> None:
+        self.stored, self.partners = stored, partners
+        columns = torch.arange(reference.tokens.shape[1])
+        self.counted = (columns > 0) & (columns < reference.lengths[:, None])  # [batch pos]
+
+    def values(self, name: str, prompts: Sequence[int], n_pos: int) -> Tensor:
+        """Replacements for some of the ablated prompts: [batch pos ... d], or [... d] where they are all the same."""
+        stored = self.stored[name]
+        if self.partners is None:
+            return stored[self.counted].mean(0)
+        rows = torch.stack([stored[self.partners[prompt]].mean(0) for prompt in prompts])
+        missing = max(0, n_pos - rows.shape[1])  # columns that are padding in each of these prompts
+        return pad(rows, (0, 0) * (rows.ndim - 2) + (0, missing))[:, :n_pos]
+
+
+def _outputs(model: TransformerBridge, heads: Sequence[Head], mlps: Sequence[int]) -> dict[str, list[int] | None]:
+    """Names of the hooks, with the heads that are ablated at each; None for an MLP."""
+    cfg = model.cfg
+    heads_at: dict[str, list[int]] = {}
+    for layer, head in sorted(set(check_heads(model, heads))):
+        heads_at.setdefault(f"blocks.{layer}.attn.hook_z", []).append(head)
+    for layer in mlps:
+        if f"blocks.{layer}.hook_mlp_out" not in model.hook_dict:
+            raise PatchError(
+                f"no MLP in layer {layer}: this model has {cfg.n_layers} layers, counted from 0", see="no-such-part"
+            )
+    return {**heads_at, **{f"blocks.{layer}.hook_mlp_out": None for layer in mlps}}
+
+
+def _outputs_of(
+    model: TransformerBridge, pop: Population, outputs: dict[str, list[int] | None], batch_size: int
+) -> dict[str, Tensor]:
+    """The outputs in a plain run, [batch pos head d_head] or [batch pos d_model], padded to one width."""
+    stored: dict[str, list[Tensor]] = {name: [] for name in outputs}
+    width = pop.tokens.shape[1]
+    above = 1 + max((int(name.split(".")[1]) for name in outputs), default=0)
+    for piece in pop.chunks(batch_size):
+        with torch.no_grad():
+            _, cache = model.run_with_cache(
+                piece.tokens.to(model.cfg.device), names_filter=list(outputs), stop_at_layer=above
+            )
+        for name, heads in outputs.items():
+            kept = cache[name] if heads is None else cache[name][:, :, heads]
+            stored[name].append(pad(kept, (0, 0) * (kept.ndim - 2) + (0, width - kept.shape[1])))
+    return {name: torch.cat(pieces) for name, pieces in stored.items()}
+
+
+def _partners(pop: Population, reference: Population, how: str, seed: int) -> list[list[int]] | None:
+    """For each prompt, the reference prompts that stand in for it; None where all do."""
+    if how == "mean":
+        return None
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for number in range(len(reference)):
+        groups.setdefault(shape_of(reference, number), []).append(number)
+    rng, partners = random.Random(seed), []
+    for number, prompt in enumerate(pop.prompts):
+        same = groups.get(shape_of(pop, number), [])
+        if how == "resample":
+            same = [other for other in same if reference.str_tokens[other] != pop.str_tokens[number]]
+            same = [rng.choice(same)] if same else []
+        if not same:
+            raise PatchError(
+                f"no other reference prompt has the template of {prompt.text!r}: take reference prompts of the same "
+                "templates, for instance corrupt(model, pop, 'abc')",
+                see="no-resample-partner",
+            )
+        partners.append(same)
+    return partners
+
+
+def shape_of(pop: Population, number: int) -> tuple[object, ...]:
+    """What prompts must share to be aligned: the template, and S2 and END at the same positions."""
+    prompt = pop.prompts[number]
+    template = prompt.text if prompt.template < 0 else prompt.template
+    return template, int(pop.positions["S2"][number]), int(pop.end[number])
+
+
+def _replace(activation: Tensor, hook: Any, heads: list[int] | None, where: Tensor, value: Tensor) -> Tensor:
+    if heads is None:
+        return torch.where(where[..., None], value, activation)
+    changed = activation.clone()
+    changed[:, :, heads] = torch.where(where[..., None, None], value, activation[:, :, heads])
+    return changed
+
+
+class Means:
+    """Mean z of every head, for the templates of a population.
+
+    Args:
+        pop: the prompts that will be run.
+        reference: the prompts whose outputs are averaged; several for each template make a better mean.
+
+    Raises:
+        PatchError: a prompt whose template the reference lacks, with S2 and END at the same positions.
+    """
+
+    def __init__(self, model: TransformerBridge, pop: Population, reference: Population, batch_size: int = 16) -> None:
+        cfg = model.cfg
+        wanted = sorted({shape_of(pop, number) for number in range(len(pop))}, key=str)
+        self._group = {shape: number for number, shape in enumerate(wanted)}
+        shapes = [shape_of(reference, number) for number in range(len(reference))]
+        for number, prompt in enumerate(pop.prompts):
+            if shape_of(pop, number) not in shapes:
+                raise PatchError(
+                    f"no reference prompt has the template of {prompt.text!r}, with S2 and END at the same positions: "
+                    "make the reference with corrupt(model, pop, 'abc')",
+                    see="no-resample-partner",
+                )
+        width = int(pop.end.max()) + 1
+        self._sums = torch.zeros(len(wanted), cfg.n_layers, width, cfg.n_heads, cfg.d_head)
+        counts = torch.zeros(len(wanted))
+        names = [f"blocks.{layer}.attn.hook_z" for layer in range(cfg.n_layers)]
+        rows = [number for number, shape in enumerate(shapes) if shape in self._group]
+        for start in range(0, len(rows), batch_size):
+            chosen = rows[start : start + batch_size]
+            piece = reference.subset(chosen)
+            with torch.no_grad():
+                _, cache = model.run_with_cache(
+                    piece.tokens.to(cfg.device), names_filter=names, stop_at_layer=cfg.n_layers
+                )
+            n_pos = min(width, piece.tokens.shape[1])
+            for row, number in enumerate(chosen):
+                group = self._group[shapes[number]]
+                for layer, name in enumerate(names):
+                    self._sums[group, layer, :n_pos] += cache[name][row, :n_pos].cpu()
+                counts[group] += 1
+        self._sums /= counts[:, None, None, None, None]
+
+    def of(self, pop: Population, layer: int, n_pos: int) -> Float[Tensor, "batch pos head d_head"]:
+        """What takes the place of the heads' output in one layer, for each of these prompts.
+
+        Raises:
+            PatchError: a template that was not among those of the population given.
+        """
+        shapes = [shape_of(pop, number) for number in range(len(pop))]
+        for shape, prompt in zip(shapes, pop.prompts, strict=True):
+            if shape not in self._group:
+                raise PatchError(
+                    f"these means do not hold the template of {prompt.text!r}: measure them with it",
+                    see="no-resample-partner",
+                )
+        groups = [self._group[shape] for shape in shapes]
+        return self._sums[groups, layer, :n_pos]
+
+
+class Runner:
+    """A model on some prompts, set up once and then run in as many states as one likes.
+
+    Heads that a state does not keep get their mean over the reference prompts of the same template, position by
+    position (Wang et al. 2022, section 2.1). MLPs are kept and recomputed. The first position is never replaced: its
+    token is the same in every prompt.
+
+    Args:
+        pop: the prompts that are run.
+        reference: prompts of the same templates that know nothing of who is who: `corrupt(model, pop, "abc")`, or that
+            of a larger population for better means.
+        means: those of another runner of the same model, whose templates include these; else they are measured.
+
+    Attributes:
+        model, pop, means: as given, or measured. draws: of the prompts, for intervals.
+
+    Raises:
+        PatchError: a template that the reference lacks, a model that is not on the CPU, or one under hooks.
+
+    Limits: a mean of few reference prompts is noisy; and the state with everything replaced is one that the model never
+    saw in training.
+    """
+
+    def __init__(
+        self, model: TransformerBridge, pop: Population, reference: Population, *, means: Means | None = None
+    ) -> None:
+        if str(model.cfg.device) != "cpu":
+            raise PatchError(
+                "circuits run on the CPU, whose numbers are the reference: load with device='cpu'", see="cpu-only"
+            )
+        if model.cfg.n_heads > MAX_HEADS:
+            raise PatchError(
+                f"{model.cfg.n_heads} heads in a layer: circuits know up to {MAX_HEADS}", see="unsupported-model"
+            )
+        self.model, self.pop, self.draws = model, pop, pop.draws
+        self.means = means or Means(model, pop, reference)
+        self._pieces = list(pop.chunks(PROMPTS_AT_ONCE))
+        network = Network(model)
+        self._suffixes = [_recorded(model, network, piece) for piece in self._pieces]
+
+    def values(self, states: Sequence[State]) -> Float[Tensor, "state batch"]:
+        """The logit difference of each prompt in each state: `Keep(nodes)` and `Out(nodes)`, in any mixture.
+
+        Raises:
+            PatchError: no states, an unknown position, or no finite answer.
+            HeadError: an unknown head.
+        """
+        check(self.model, self.pop, states)
+        with torch.no_grad():
+            found = torch.cat([self._values(number, states) for number in range(len(self._pieces))], dim=1)
+        if not torch.isfinite(found).all():
+            row = int((~torch.isfinite(found)).any(0).nonzero()[0])
+            raise PatchError(
+                f"no finite answer on {self.pop.prompts[row].text!r}: check the model's weights", see="nan-or-infinite"
+            )
+        return found
+
+    def _values(self, number: int, states: Sequence[State]) -> Float[Tensor, "state batch"]:
+        """For one piece of the prompts; states that need too many rows are run half by half."""
+        pop, cfg = self._pieces[number], self.model.cfg
+        plan = None
+        if len(states) <= STATES_AT_ONCE:
+            plan = schedule(kept_heads(pop, states, cfg.n_layers, cfg.n_heads), pop.end)
+        if plan is None or (len(states) > 1 and plan.most_rows > ROWS_AT_ONCE):
+            half = len(states) // 2
+            return torch.cat([self._values(number, part) for part in (states[:half], states[half:])])
+        return _run(self._suffixes[number], plan, pop, self.means)
+
+
+def _recorded(model: TransformerBridge, network: Network, pop: Population) -> Suffix:
+    """The arithmetic for these prompts, compared with the bridge; of the run only what `_run` reads stays."""
+    base = record(model, pop.tokens, pop.end, Suffix.hooks(model))
+    suffix = Suffix.proven(network, base, pop.end, torch.ones_like(pop.end))
+    kept = {}
+    for layer in range(model.cfg.n_layers):
+        for hook in Suffix.hooks(model):
+            name = f"blocks.{layer}.{hook}"
+            if hook in (suffix.keys, "attn.hook_v"):
+                kept[name] = base.activations[name][:, :1].clone()
+            elif hook != "hook_resid_pre" or layer == 0:
+                kept[name] = base.activations[name].clone()
+    return Suffix(network, Run(kept, base.logits[:, :0]), pop.end)
+
+
+class Streams(NamedTuple):
+    """Streams that are computed, one a row: prompt and position of each."""
+
+    prompt: np.ndarray
+    place: np.ndarray
+
+
+class LayerRows(NamedTuple):
+    """One layer: from the rows before it to the rows after it."""
+
+    rows: Streams
+    """The rows after this layer."""
+    source: np.ndarray
+    """For each of them, the row before this layer."""
+    asking: np.ndarray
+    """Numbers of the rows in which some head keeps its own output."""
+    kept: np.ndarray
+    """For each asking row, the heads that do, bit h for head h."""
+    seen: np.ndarray
+    """[asking pos]: the rows before this layer that its heads can read, -1 to its right and at the first position."""
+
+
+class Schedule(NamedTuple):
+    """All layers, the rows to begin with, and the last row of each state and prompt [state batch]."""
+
+    start: Streams
+    steps: list[LayerRows]
+    last: np.ndarray
+
+    @property
+    def most_rows(self) -> int:
+        """The largest number of rows after any layer."""
+        return max(len(step.source) for step in self.steps)
+
+
+def schedule(kept: Int[Tensor, "layer state batch pos"], end: Int[Tensor, " batch"]) -> Schedule:
+    """The rows of these states.
+
+    Args:
+        kept: `states.kept_heads`.
+        end: position of END in each prompt.
+    """
+    bits = kept.numpy()
+    n_layers, n_states, n_prompts, n_pos = bits.shape
+    at_end = np.broadcast_to(np.arange(n_pos) == end.numpy()[:, None], (n_states, n_prompts, n_pos))
+    needed = [*_read_later(bits != 0), np.zeros_like(at_end)]
+    alive = needed[0] | at_end
+    prompt, place = (np.broadcast_to(grid, alive.shape) for grid in np.indices((n_prompts, n_pos)))
+    row, first = _number(prompt * n_pos + place, alive)
+    start = Streams(prompt[alive][first], place[alive][first])
+    steps = []
+    for layer in range(n_layers):
+        alive = needed[layer + 1] | at_end
+        asks = (bits[layer] != 0) & alive
+        code = -1 - row  # nothing is read here: the row goes on as it is
+        if asks.any():
+            _, which = np.unique(bits[layer], return_inverse=True)
+            code = np.where(asks, _history(row) * (which.max() + 1) + which.reshape(row.shape), code)
+        after, first = _number(code, alive)
+        asking = asks[alive][first]
+        states, prompts, places = (index[first] for index in np.nonzero(alive))
+        steps.append(
+            LayerRows(
+                Streams(prompts, places),
+                row[alive][first],
+                asking.nonzero()[0],
+                bits[layer][alive][first][asking],
+                np.where(np.arange(n_pos) <= places[asking, None], row[states[asking], prompts[asking]], -1),
+            )
+        )
+        row = after
+    last = np.take_along_axis(row, np.broadcast_to(end.numpy()[None, :, None], (n_states, n_prompts, 1)), 2)[..., 0]
+    return Schedule(start, steps, last)
+
+
+def _read_later(reads: np.ndarray) -> list[np.ndarray]:
+    """For each layer, where a head reads this layer's input or a later one, from this position or one to its right."""
+    from_right = np.logical_or.accumulate(reads[..., ::-1], axis=-1)[..., ::-1]
+    from_right[..., 0] = False  # the first position is never replaced, so it is that of the plain run
+    return list(np.logical_or.accumulate(from_right[::-1], axis=0)[::-1])
+
+
+def _number(code: np.ndarray, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Consecutive numbers for the codes of what is alive (-1 elsewhere), and where each code first stands there."""
+    _, first, inverse = np.unique(code[alive], return_index=True, return_inverse=True)
+    numbers = np.full(code.shape, -1)
+    numbers[alive] = inverse.reshape(-1)
+    return numbers, first
+
+
+def _history(row: np.ndarray) -> np.ndarray:
+    """A number for each (state, prompt, position) that is the same where all rows up to there are the same."""
+    found = np.empty_like(row)
+    n = row.max() + 2
+    before = np.broadcast_to(np.arange(row.shape[1]), row.shape[:2])  # prompts never share rows
+    taken = 0
+    for place in range(row.shape[2]):
+        _, inverse = np.unique(before * n + row[..., place] + 1, return_inverse=True)
+        before = inverse.reshape(before.shape)
+        found[..., place] = before + taken
+        taken += int(before.max()) + 1
+    return found
+
+
+def _run(suffix: Suffix, plan: Schedule, pop: Population, replaced: Means) -> Float[Tensor, "state batch"]:
+    """The logit difference of each prompt in each state.
+
+    Args:
+        suffix: the plain run of these prompts, proven against the bridge. Of it only the stream before layer 0 and keys
+            and values of the first position are read.
+        plan: the rows.
+        replaced: what takes the place of the output of heads that are not kept.
+    """
+    network = suffix.network
+    x = suffix.base["hook_resid_pre", 0][_long(plan.start.prompt), _long(plan.start.place)]  # [row d_model]
+    before = plan.start
+    for layer, step in enumerate(progress(plan.steps, "circuit states", len(plan.steps))):
+        means = replaced.of(pop, layer, pop.tokens.shape[1])
+        source, prompt, place = _long(step.source), _long(step.rows.prompt), _long(step.rows.place)
+        after = x[source] + network.project(layer, means)[prompt, place]
+        if len(step.asking):
+            asking = _long(step.asking)
+            after[asking] = x[source[asking]] + _attention(suffix, layer, x, before, step, means)
+        for rows in torch.arange(len(after)).split(MLP_AT_ONCE):
+            after[rows] += network.mlp(layer, after[rows])
+        x, before = after, step.rows
+    last = x[_long(plan.last)]  # [state batch d_model]
+    n_states = len(last)
+    right, wrong = (ids.repeat(n_states) for ids in (pop.io_ids, pop.s_ids))
+    return network.logit_difference(last.flatten(0, 1), right, wrong).unflatten(0, (n_states, len(pop)))
+
+
+def _attention(
+    suffix: Suffix, layer: int, x: Tensor, before: Streams, step: LayerRows, means: Tensor
+) -> Float[Tensor, "asking d_model"]:
+    """What attention adds to the asking rows: heads that are kept read the rows before, the others write the mean."""
+    network = suffix.network
+    n_pos = step.seen.shape[1]
+    read = torch.zeros(len(x), dtype=torch.bool)
+    read[_long(step.source[step.asking])] = True
+    read[_long(step.seen[step.seen >= 0])] = True
+    kept_rows = read.nonzero()[:, 0]
+    number = torch.full((len(x) + 1,), -1)  # the last entry answers for "no row", which is -1
+    number[kept_rows] = torch.arange(len(kept_rows))
+    normed = network.norm(x[kept_rows], network.layers[layer].norm1)[:, None]  # [row 1 d_model]
+    turn = suffix.rotation(layer, _long(before.place)[kept_rows, None])
+    k, v = (part[:, 0] for part in network.keys_values(layer, normed, turn))  # [row kv_head d_head]
+    first = tuple(suffix.base[hook, layer][:, 0] for hook in (suffix.keys, "attn.hook_v"))  # [batch kv_head d_head]
+    heads = torch.arange(network.n_heads)
+    parts = []
+    for chunk in torch.arange(len(step.asking)).split(ASKING_AT_ONCE):
+        asking = _long(step.asking)[chunk]
+        prompt, place = _long(step.rows.prompt)[asking], _long(step.rows.place)[asking, None]
+        seen = number[_long(step.seen)[chunk]]  # [asking pos]
+        keys, values = k[seen], v[seen]  # [asking pos kv_head d_head]
+        keys[:, 0], values[:, 0] = first[0][prompt], first[1][prompt]
+        mine = number[_long(step.source)[asking]]
+        q = network.queries(layer, normed[mine], suffix.rotation(layer, place))
+        z = network.attend(q, keys, values, _allowed(n_pos, place))[:, 0]  # [asking head d_head]
+        own = (_long(step.kept)[chunk, None] >> heads) & 1
+        z = torch.where(own[..., None] > 0, z, means[prompt, place[:, 0]])
+        parts.append(network.project(layer, z))
+    return torch.cat(parts)
+
+
+def _allowed(n_pos: int, place: Tensor) -> Tensor:
+    """[asking 1 pos]: a query sees its own position and those before it."""
+    return torch.arange(n_pos) <= place[..., None]
+
+
+def _long(array: object) -> Tensor:
+    return torch.as_tensor(array, dtype=torch.long)
