@@ -1,16 +1,12 @@
-"""Sparse autoencoders (SAEs) on the residual stream: their text, their activations, training, judging, and disk.
+"""Sparse autoencoders on the residual stream: the text for them, its activations, training, judging, disk.
 
-The *text* is written by the model itself, since no data set can be counted on. The repository carries a corpus that
+The text is written by the model itself, since no data set can be counted on. The repository carries a corpus that
 SmolLM2 wrote; for another tokenizer text comes from the hub where it answers, or that model writes a small one.
 
 At a few positions the residual stream is a hundred times longer than elsewhere, nearly all of it in one or two
 dimensions (Sun et al. 2024): at the first position always, in some layers elsewhere too. Such vectors carry no text,
-and an autoencoder that sees them spends its loss on them. So *activations* leave out position 0 and any vector longer
-than three times the median, and a layer without the latter is preferred.
-
-*Training* is that of sae-lens, with the decoder bias started at the mean of the data, which is worth more than any
-other setting at this size. *Judging* is done twice, on contexts that no training has seen: by the variance that the
-reconstruction explains, and by what the model makes of it when it takes the place of the residual stream.
+and an autoencoder that sees them spends its loss on them. So position 0 is left out, and any vector longer than three
+times the median; a layer without the latter is preferred.
 """
 
 from __future__ import annotations
@@ -32,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -228,7 +224,7 @@ def sample(model: TransformerBridge, first: int, batch: int, seed: int) -> Int[T
     Special tokens are never drawn: an instruction model would otherwise end its turn and begin another. The same seed
     and numbers give the same contexts on the same machine.
     """
-    tokenizer = model.tokenizer
+    tokenizer, writer = model.tokenizer, cast(Any, model.original_model)
     start = int(tokenizer.bos_token_id)
     openings = [
         [start, *tokenizer.encode(opening(number), add_special_tokens=False)] for number in range(first, first + batch)
@@ -237,7 +233,7 @@ def sample(model: TransformerBridge, first: int, batch: int, seed: int) -> Int[T
     new = LENGTH + 1 - least
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed * 1_000_003 + first)
-        text = model.original_model.generate(
+        text = writer.generate(
             input_ids=torch.tensor([[start] * (width - len(ids)) + ids for ids in openings]),
             attention_mask=torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in openings]),
             do_sample=True,
@@ -526,9 +522,10 @@ def train(
     model_name: str = "",
     every: int = 5,
 ) -> Training:
-    """Train on `samples` vectors, passing over the data as often as that takes.
+    """Train with sae-lens on `samples` vectors, passing over the data as often as that takes.
 
-    The learning rate rises over the first tenth of the steps and falls to a tenth over the last quarter.
+    The decoder bias starts at the mean of the data, which is worth more than any other setting at this size. The
+    learning rate rises over the first tenth of the steps and falls to a tenth over the last quarter.
 
     Args:
         d_sae: latents. k: of these, how many a token may use.
@@ -688,6 +685,9 @@ def evaluate(
 ) -> Quality:
     """Judge an autoencoder on held-out contexts.
 
+    Twice: by the variance that its reconstruction explains, and by what the model makes of the reconstruction when that
+    takes the place of the residual stream.
+
     Args:
         tokens: contexts that were not trained on.
         center: mean vector of the training data: variance is measured around it, and "mean" puts it in.
@@ -795,7 +795,8 @@ def save(sae: Any, folder: Path, record: dict[str, Any]) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
             aside = Path(beside) / folder.name
-            half.save_model(aside)
+            weights, _ = half.save_model(aside)
+            weights.chmod(0o644)  # safetensors writes for the owner only
             (aside / RECORD).write_text(json.dumps(record, indent=1) + "\n")
             if folder.exists():
                 os.replace(folder, old)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BASE = {"d_sae": 2304, "k": 32}
-RUNS = (
+RUNS: tuple[dict[str, Any], ...] = (
     {**BASE, "seed": 0},
     {**BASE, "seed": 1},
     {**BASE, "seed": 2},
