@@ -202,6 +202,20 @@ def bootstrap_ratios(
     return [Interval(float(mean), float(lo), float(hi), n) for mean, lo, hi in rows]
 
 
+def share(passed: int, n: int) -> Interval:
+    """A share of `n` with its 95 % interval (Wilson 1927), which has a width also where none or all pass.
+
+    Raises:
+        MetricError: a share of nothing, or more than all.
+    """
+    from scipy.stats import binomtest
+
+    if n < 1 or not 0 <= passed <= n:
+        raise MetricError(f"{passed} of {n} is no share", see="share-of-nothing")
+    low, high = binomtest(passed, n).proportion_ci(0.95, "wilson")
+    return Interval(passed / n, float(low), float(high), n)
+
+
 def _check_rows(logits: Tensor, pop: Population) -> None:
     if logits.ndim != 2 or len(logits) != len(pop):
         raise MetricError(

@@ -11,7 +11,6 @@ meaning. The count is one of simple rules, no more.
 
 from __future__ import annotations
 
-import math
 import re
 import string
 from collections.abc import Callable
@@ -22,7 +21,6 @@ import torch
 
 from labcode.errors import MetricError
 from labcode.latents import repeated
-from labcode.metrics import Interval
 from labcode.prompts import NAMES
 
 if TYPE_CHECKING:
@@ -194,22 +192,6 @@ def best_words(word: Int[Tensor, "*any"], fires: Bool[Tensor, "*any"], n_words: 
             break
         ratio, listed = better, sorted(chosen.tolist(), key=lambda i: -float(hit[i]))
     return listed
-
-
-def share(passed: int, n: int) -> Interval:
-    """A share of `n` latents with its 95 % interval (Wilson 1927), which has a width also where none or all pass.
-
-    Raises:
-        MetricError: no latents.
-    """
-    if n < 1 or not 0 <= passed <= n:
-        raise MetricError(f"{passed} of {n} latents is no share", see="share-of-nothing")
-    z = 1.959964
-    mean = passed / n
-    middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-    # The formula's ends for none and for all are 0 and 1, but for rounding.
-    return Interval(mean, max(0.0, middle - half) if passed else 0.0, min(1.0, middle + half) if passed < n else 1.0, n)
 
 
 def _is_one(word: Int[Tensor, "context pos"], listed: list[int]) -> Bool[Tensor, "context pos"]:

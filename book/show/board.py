@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from labcode.circuit import Keep, Node, Out
+from labcode.circuit import Keep, Out
 from labcode.errors import PatchError
+from labcode.heads import Node
 from labcode.metrics import Interval, bootstrap_cells
 from labcode.report import table
 

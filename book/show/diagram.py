@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-Head = tuple[int, int]
+from labcode.heads import Head
 
 COLUMNS = {"S1+1": 30, "S2": 270, "END": 510}
 WIDTH, BOX, LINE, GAP = 760, 210, 20, 26

@@ -156,3 +156,15 @@ def test_logits_of_another_population(toy):
         metrics.logit_difference(logits, pop.subset([0, 1]))
     with pytest.raises(MetricError, match=r"\[batch, d_vocab\]"):
         metrics.logit_difference(logits[None], replace(pop))
+
+
+@pytest.mark.parametrize(("passed", "n"), [(0, 120), (3, 120), (60, 120), (5, 5)])
+def test_the_interval_of_a_share_is_that_of_wilsons_formula(passed, n):
+    found, z, p = metrics.share(passed, n), 1.959964, passed / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    assert (found.mean, found.n) == (p, n)
+    assert (found.low, found.high) == pytest.approx((middle - half, middle + half), abs=1e-6)
+    for too_many, none in ((0, 0), (3, 2)):
+        with pytest.raises(MetricError, match="share"):
+            metrics.share(too_many, none)

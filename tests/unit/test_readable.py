@@ -107,20 +107,6 @@ def test_position_zero_never_counts(text, tokens, half):
     assert readable.fit(text, fires, half).f1 == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize(("passed", "n"), [(0, 120), (3, 120), (60, 120), (5, 5)])
-def test_a_share_has_the_interval_of_an_independent_library(passed, n):
-    stats = pytest.importorskip("scipy.stats")
-    found, known = readable.share(passed, n), stats.binomtest(passed, n).proportion_ci(method="wilson")
-    assert (found.mean, found.n) == (passed / n, n)
-    assert (found.low, found.high) == pytest.approx((known.low, known.high), abs=1e-6)
-
-
-def test_a_share_of_nothing_is_refused():
-    for passed, n in ((0, 0), (3, 2)):
-        with pytest.raises(MetricError, match="share"):
-            readable.share(passed, n)
-
-
 @pytest.mark.parametrize(
     ("word", "name"),
     [
