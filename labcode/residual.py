@@ -1,14 +1,16 @@
 """The residual stream as a sum: its terms, what each adds to the logit difference, and the logit lens.
 
-Everything is read at END, where the answer is predicted. The model is in compatibility mode: the weights of each norm
-are folded into the matrix after it, so that the final norm is one division by a number, `scale`, and (for LayerNorm
-models) a subtraction of the mean that is zero by construction, since every writer is centred.
+Everything is read at END, where the answer is predicted. TransformerLens takes the stream apart; since it slices one
+position for a whole batch and our prompts end at different ones, it gets a cache that holds END alone. The model is in
+compatibility mode: the weights of each norm are folded into the matrix after it, so that the final norm is one division
+by a number, `scale`, and (for LayerNorm models) a subtraction of the mean that is zero by construction, since every
+writer is centred.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,16 +32,15 @@ class Decomposition:
 
     Attributes:
         terms: one vector for each term; they sum to the stream before the final norm.
-        labels: "embed", "pos_embed", then in order of layer "3.5" (head 5 of layer 3), "attn bias 3" and "mlp 3".
-        layers: the layer of each term, -1 for the embeddings.
-        kinds: "embed", "head", "bias" or "mlp".
+        labels: "3.5" (head 5 of layer 3) in order of layer, then "mlp 3", "embed", "pos_embed", and "bias", all biases
+            of the attention outputs together, where a model has any.
+        kinds: "head", "mlp", "embed" or "bias".
         scale: the number by which the final norm divides, for each prompt.
         stream: the stream before the final norm, as the model had it.
     """
 
     terms: Float[Tensor, "term batch d_model"]
     labels: tuple[str, ...]
-    layers: tuple[int, ...]
     kinds: tuple[str, ...]
     scale: Float[Tensor, " batch"]
     stream: Float[Tensor, "batch d_model"]
@@ -48,26 +49,16 @@ class Decomposition:
         """Indices of the terms of one kind, in order of layer."""
         return [i for i, k in enumerate(self.kinds) if k == kind]
 
-    def by_sublayer(self) -> tuple[list[str], Float[Tensor, "sublayer batch d_model"]]:
-        """The terms added up: embeddings, then "attn 0", "mlp 0", "attn 1", ... (biases belong to their attention)."""
-        sums: dict[str, Tensor] = {}
-        for label, layer, kind, term in zip(self.labels, self.layers, self.kinds, self.terms, strict=True):
-            name = label if kind in ("embed", "mlp") else f"attn {layer}"
-            sums[name] = sums[name] + term if name in sums else term
-        return list(sums), torch.stack(list(sums.values()))
-
 
 def decompose(model: TransformerBridge, pop: Population, batch_size: int = 16) -> Decomposition:
     """Split the stream at END into embeddings, heads, attention biases and MLPs.
 
     A head's term is its z, the mix of values that it read, times its slice of W_O (Elhage et al. 2021, "Attention heads
-    are independent and additive"). Biases of the attention output are a term of their own.
+    are independent and additive"). Biases of the attention outputs are one term.
 
     Raises:
         MetricError: the terms miss the stream by more than 1e-3 of its norm: the model adds something that this
             decomposition does not know, or computes in a lower precision.
-
-    Used in chapters 02, 05 to 07 and 10.
     """
     pieces = [_decompose(model, piece) for piece in progress(list(pop.chunks(batch_size)), "decomposing")]
     whole = replace(
@@ -87,10 +78,7 @@ def decompose(model: TransformerBridge, pop: Population, batch_size: int = 16) -
 
 
 def logit_direction(model: TransformerBridge, pop: Population) -> Float[Tensor, "batch d_model"]:
-    """The direction that the logit difference reads: W_U's column for IO minus its column for S.
-
-    Used in chapter 02.
-    """
+    """The direction that the logit difference reads: W_U's column for IO minus its column for S."""
     return (model.W_U[:, pop.io_ids] - model.W_U[:, pop.s_ids]).T
 
 
@@ -98,8 +86,6 @@ def bias_difference(model: TransformerBridge, pop: Population) -> Float[Tensor, 
     """The part of the logit difference that is the unembedding's bias, the same whatever the stream holds.
 
     Folding a LayerNorm's bias into the unembedding makes one; an RMSNorm model has none, so it is 0 there.
-
-    Used in chapter 02.
     """
     return model.b_U[pop.io_ids] - model.b_U[pop.s_ids]
 
@@ -110,8 +96,6 @@ def direct_attribution(model: TransformerBridge, pop: Population, parts: Decompo
     The terms and `bias_difference` add up to the logit difference exactly. Honest limit: the scale depends on every
     term, so this is not what would be lost without the term, and it is blind to all that a term does through later
     layers (Wang et al. 2022, section 3.1, use the same measure as path patching to the logits).
-
-    Used in chapters 02, 05 to 07 and 10.
     """
     direction = logit_direction(model, pop).cpu()
     return torch.einsum("tbm,bm->tb", parts.terms, direction) / parts.scale
@@ -125,47 +109,52 @@ def logit_lens(
     Stages are "embed" and then "attn 0", "mlp 0", "attn 1", ...: the stream after each sublayer. The last one is the
     model's output (nostalgebraist 2020, "interpreting GPT: the logit lens"). Honest limit: the unembedding is trained
     on the last stage alone, so an early reading may miss what is there.
-
-    Used in chapter 02.
     """
-    parts = decompose(model, pop, batch_size)
-    names, writes = parts.by_sublayer()
-    stream = writes.cumsum(dim=0)  # [stage batch d_model]
-    first = sum(kind == "embed" for kind in parts.kinds) - 1  # with learned positions, the stream starts at their sum
-    names, stream = ["embed", *names[first + 1 :]], stream[first:]
-    with torch.no_grad():
-        flat = model.ln_final(stream.to(model.cfg.device).flatten(0, 1)[:, None])  # [stage*batch 1 d_model]
-    normed = flat.squeeze(1).unflatten(0, stream.shape[:2]).cpu()
-    reading = torch.einsum("sbm,bm->sb", normed, logit_direction(model, pop).cpu())
-    return names, reading + bias_difference(model, pop).cpu()
+    sublayers = ["attn"] if model.cfg.attn_only else ["attn", "mlp"]
+    names = ["embed", *(f"{part} {layer}" for layer in range(model.cfg.n_layers) for part in sublayers)]
+    readings = []
+    for piece in progress(list(pop.chunks(batch_size)), "logit lens"):
+        with torch.no_grad():
+            stream = _at_end(model, piece).accumulated_resid(apply_ln=True, incl_mid=len(sublayers) > 1)
+        read = torch.einsum("sbm,bm->sb", stream[:, :, 0].cpu().float(), logit_direction(model, piece).cpu())
+        readings.append(read + bias_difference(model, piece).cpu())
+    return names, torch.cat(readings, dim=1)
 
 
 def _decompose(model: TransformerBridge, pop: Population) -> Decomposition:
-    cfg = model.cfg
-    final = f"blocks.{cfg.n_layers - 1}.hook_resid_post"
-    wanted = {"hook_embed", "hook_pos_embed", "ln_final.hook_scale", final}
-    wanted |= {f"blocks.{layer}.{hook}" for layer in range(cfg.n_layers) for hook in ("attn.hook_z", "hook_mlp_out")}
-    with torch.no_grad(), at_end_only(model, pop.end):
-        _, cache = model.run_with_cache(pop.tokens.to(cfg.device), names_filter=lambda name: name in wanted)
-    rows = torch.arange(len(pop))
-
-    def at_end(hook: str) -> Tensor:
-        value = cache[hook].cpu().float()
-        return value.expand(len(pop), *value.shape[1:])[rows, pop.end]  # positions may come with one row for all
-
-    found: list[tuple[str, int, str, Tensor]] = [
-        (name, -1, "embed", at_end(f"hook_{name}")) for name in ("embed", "pos_embed") if f"hook_{name}" in cache
-    ]
-    for layer in range(cfg.n_layers):
-        attention = model.blocks[layer].attn
-        z = at_end(f"blocks.{layer}.attn.hook_z")  # [batch head d_head]
-        written = torch.einsum("bhd,hdm->hbm", z, attention.W_O.cpu())
-        found += [(f"{layer}.{head}", layer, "head", written[head]) for head in range(cfg.n_heads)]
-        if getattr(attention, "b_O", None) is not None:
-            found.append((f"attn bias {layer}", layer, "bias", attention.b_O.cpu().expand(len(pop), -1)))
-        if f"blocks.{layer}.hook_mlp_out" in cache:
-            found.append((f"mlp {layer}", layer, "mlp", at_end(f"blocks.{layer}.hook_mlp_out")))
-    labels, layers, kinds, terms = zip(*found, strict=True)
+    cache = _at_end(model, pop)
+    terms, names = cache.get_full_resid_decomposition(expand_neurons=False, return_labels=True)
+    terms = terms[:, :, 0].cpu().float()
+    kept = [i for i, name in enumerate(names) if name != "bias" or terms[i].any()]
+    labels, kinds = zip(*(_named(names[i]) for i in kept), strict=True)
     has_norm = "ln_final.hook_scale" in cache
-    scale = at_end("ln_final.hook_scale")[:, 0] if has_norm else torch.ones(len(pop))
-    return Decomposition(torch.stack(terms), labels, layers, kinds, scale, at_end(final))
+    scale = cache["ln_final.hook_scale"][:, 0, 0].cpu().float() if has_norm else torch.ones(len(pop))
+    stream = cache["resid_post", model.cfg.n_layers - 1][:, 0].cpu().float()
+    return Decomposition(terms[kept], labels, kinds, scale, stream)
+
+
+def _named(name: str) -> tuple[str, str]:
+    """Our label and kind of a term that TransformerLens calls "L3H5" or "3_mlp_out"."""
+    if name.endswith("_mlp_out"):
+        return f"mlp {name.removesuffix('_mlp_out')}", "mlp"
+    if name.startswith("L"):
+        return name[1:].replace("H", "."), "head"
+    return name, "bias" if name == "bias" else "embed"
+
+
+def _at_end(model: TransformerBridge, pop: Population) -> Any:
+    """The activations that make up the stream, at END only, as an `ActivationCache` of [batch 1 ...]."""
+    from transformer_lens import ActivationCache
+
+    parts = ("hook_resid_pre", "hook_resid_mid", "attn.hook_z", "hook_mlp_out")
+    wanted = {"hook_embed", "hook_pos_embed", "ln_final.hook_scale"}
+    wanted |= {f"blocks.{layer}.{part}" for layer in range(model.cfg.n_layers) for part in parts}
+    wanted |= {f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"}
+    with torch.no_grad(), at_end_only(model, pop.end):
+        _, cache = model.run_with_cache(pop.tokens.to(model.cfg.device), names_filter=lambda name: name in wanted)
+    rows, end = torch.arange(len(pop)), pop.end.to(model.cfg.device)
+
+    def pick(value: Tensor) -> Tensor:
+        return value.expand(len(pop), *value.shape[1:])[rows, end][:, None]  # positions come with one row for all
+
+    return ActivationCache({name: pick(value) for name, value in cache.items()}, model)

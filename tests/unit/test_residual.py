@@ -23,9 +23,20 @@ def pop(model):
 def test_terms_sum_to_the_stream(model, pop):
     parts = residual.decompose(model, pop, batch_size=3)
     torch.testing.assert_close(parts.terms.sum(0), parts.stream, atol=1e-3, rtol=1e-4)
-    _, grouped = parts.by_sublayer()
-    torch.testing.assert_close(grouped.sum(0), parts.stream, atol=1e-3, rtol=1e-4)
     assert len(parts.select("head")) == model.cfg.n_layers * model.cfg.n_heads
+
+
+def test_a_heads_term_is_its_z_times_its_part_of_w_o(model, pop):
+    """Written out: at END of each prompt alone, without the library."""
+    parts = residual.decompose(model, pop, batch_size=3)
+    of = dict(zip(parts.labels, parts.terms, strict=True))
+    layer, head = model.cfg.n_layers - 1, 1
+    for row in range(2):
+        _, cache = model.run_with_cache(pop.subset([row]).tokens)
+        written = cache[f"blocks.{layer}.attn.hook_z"][0, -1, head] @ model.blocks[layer].attn.W_O[head]
+        torch.testing.assert_close(of[f"{layer}.{head}"][row], written, atol=1e-4, rtol=1e-4)
+        if not model.cfg.attn_only:
+            torch.testing.assert_close(of["mlp 0"][row], cache["blocks.0.hook_mlp_out"][0, -1], atol=1e-4, rtol=1e-4)
 
 
 def test_shares_sum_to_the_logit_difference(model, pop):
