@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 STRICT := $(if $(LAB_STRICT),-W -n --keep-going)
 
-.PHONY: book test serve lab bench lint clean lock
+.PHONY: book test serve lab benchmark lint clean lock
 
 book: $(READY)
 	$(BIN)/jupyter-book build . $(STRICT)
@@ -22,8 +22,8 @@ lab: $(READY)
 	$(BIN)/jupytext-config set-default-viewer markdown
 	$(BIN)/jupyter lab book
 
-bench: $(READY)
-	$(BIN)/python tests/benchmarks/bench_patching.py
+benchmark: $(READY)
+	$(BIN)/python -m labbook.data.make.benchmark
 
 lint: $(READY)
 	@mkdir -p _build/packages && ln -sfn ../../book _build/packages/labbook

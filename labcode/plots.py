@@ -35,10 +35,7 @@ def bars(
     high: Sequence[float] | None = None,
     horizontal: bool = False,
 ) -> go.Figure:
-    """Signed bars, coloured by sign, with intervals where `low` and `high` are given.
-
-    Used in chapters 02, 04, 06, 11, 14 and 16.
-    """
+    """Signed bars, coloured by sign, with intervals where `low` and `high` are given."""
     import plotly.graph_objects as go
 
     error = None
@@ -69,7 +66,7 @@ def bars(
 
 
 def histogram(groups: Mapping[str, Sequence[float]], *, alt: str, value_title: str, bin_width: float) -> go.Figure:
-    """Counts of prompts by value, one colour a group, with a line at 0. Used in chapters 01 and 14."""
+    """Counts of prompts by value, one colour a group, with a line at 0."""
     import plotly.graph_objects as go
 
     fig = go.Figure()
@@ -94,10 +91,7 @@ def lines(
     low: Mapping[str, Sequence[float]] | None = None,
     high: Mapping[str, Sequence[float]] | None = None,
 ) -> go.Figure:
-    """One line a series over labelled stages, with bands where `low` and `high` have the series.
-
-    Used in chapters 02, 04, 10, 11, 13 and 14.
-    """
+    """One line a series over labelled stages, with bands where `low` and `high` have the series."""
     import plotly.graph_objects as go
 
     fig = go.Figure()
@@ -149,8 +143,6 @@ def heatmap(
     """A grid of effects (diverging, centred on 0) or of attention (sequential, 0 to 1).
 
     `x` and `y` label columns and rows; tokens may repeat. The hover text names both, or is `hover`.
-
-    Used in chapters 02 to 06 and 09.
     """
     import plotly.graph_objects as go
 
@@ -187,8 +179,6 @@ def scatter(
 
     Args:
         groups: the group of each point; groups differ in colour and mark, and stand in the legend.
-
-    Used in chapters 05, 06 and 09.
     """
     import plotly.graph_objects as go
 
@@ -225,10 +215,7 @@ def points(
     value_title: str,
     label_title: str = "",
 ) -> go.Figure:
-    """Means with their intervals, several series side by side for each label. `series` holds `metrics.Interval`s.
-
-    Used in chapters 03, 05, 07 to 13, 15 and 16.
-    """
+    """Means with their intervals, several series side by side for each label. `series` holds `metrics.Interval`s."""
     import plotly.graph_objects as go
 
     fig = go.Figure()
@@ -260,7 +247,7 @@ def points(
 
 
 def prompt_html(tokens: Sequence[str], positions: Mapping[str, int]) -> str:
-    """A prompt's tokens as HTML, its named positions in their colours and with their names. Used in chapter 01."""
+    """A prompt's tokens as HTML, its named positions in their colours and with their names."""
     names = {at: name for name, at in positions.items() if name in POSITION_COLOURS}
     spans = []
     for index, token in enumerate(tokens):

@@ -1,6 +1,6 @@
 """CPU seconds of labcode.patching beside those of transformer_lens.patching, on one thread.
 
-    python tests/benchmarks/bench_patching.py [--quick | --full]
+    python -m labbook.data.make.benchmark [--quick | --full]
 
 For the embedded model and one with random weights in the shape of GPT-2 small: heads' z at all positions and at END,
 and the residual stream by position, on 1 and on 16 prompts. Our time is that of the whole sweep, with the two unpatched
@@ -8,7 +8,7 @@ runs and the comparison with the bridge. Theirs is one forward pass for each cel
 of cells and scaled up; --full times every cell (hours), --quick only a few. The same cells give the largest difference.
 
 Process time on one thread: other load on the machine hardly matters. It is no test, and never fails for being slow.
-The table goes to standard output, the numbers to _build/bench/patching.json.
+The table goes to standard output, the numbers to _build/benchmark/patching.json.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ import pandas as pd
 import torch
 from transformer_lens import patching as tl
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[3] / "tests")
+)  # a model of random weights, as the tests make it
 import folders
 
 from labcode import models, prompts
 from labcode.metrics import logit_difference
 from labcode.patching import Grid, sweep
 
-OUT = Path("_build/bench/patching.json")
+OUT = Path("_build/benchmark/patching.json")
 SWEEPS = {
     "heads' z, all positions": ("z", "all"),
     "heads' z at END": ("z", "END"),
@@ -110,7 +112,6 @@ def compare(name: str, model: Any, what: str, n: int, n_timed: int | None) -> di
         "transformer_lens_cpu_s": round(seconds * shape.numel(), 3),
         "ratio": round(seconds * shape.numel() / our_seconds, 1),
         "largest_difference": float(difference),
-        "engine": grid.engine,
     }
 
 
