@@ -25,8 +25,6 @@ def end_logits(model: TransformerBridge, pop: Population, batch_size: int = 16) 
 
     Raises:
         MetricError: a logit is NaN or infinite.
-
-    Used in chapters 01 to 05, 07 to 11 and 16.
     """
     rows = []
     pieces = list(pop.chunks(batch_size))
@@ -54,8 +52,6 @@ def logit_difference(logits: Float[Tensor, "batch d_vocab"], pop: Population) ->
 
     Raises:
         MetricError: rows and prompts differ in number, or a logit that is needed is NaN.
-
-    Used in chapters 01 to 06, 08 to 11 and 16.
     """
     _check_rows(logits, pop)
     rows = torch.arange(len(pop))
@@ -69,13 +65,13 @@ def logit_difference(logits: Float[Tensor, "batch d_vocab"], pop: Population) ->
 
 
 def p_io(logits: Float[Tensor, "batch d_vocab"], pop: Population) -> Float[Tensor, " batch"]:
-    """The probability that the model gives to IO at END, over the whole vocabulary. Used in chapters 01 and 11."""
+    """The probability that the model gives to IO at END, over the whole vocabulary."""
     _check_rows(logits, pop)
     return logits.softmax(dim=-1)[torch.arange(len(pop)), pop.io_ids]
 
 
 def prefers_io(logits: Float[Tensor, "batch d_vocab"], pop: Population) -> Float[Tensor, " batch"]:
-    """1 where IO is ranked above S at END, else 0; its mean is the accuracy. Used in chapters 01 and 11."""
+    """1 where IO is ranked above S at END, else 0; its mean is the accuracy."""
     return (logit_difference(logits, pop) > 0).float()
 
 
@@ -90,8 +86,6 @@ def restoration(
 
     Raises:
         MetricError: the mean gap is below 1e-3: there is nothing to restore.
-
-    Used in chapters 03 to 06, through `labcode.patching`.
     """
     gap = (clean - corrupted).mean()
     if not gap.abs() > 1e-3:
@@ -105,10 +99,7 @@ def restoration(
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its bootstrap interval: `mean`, `low` and `high` in the unit of the values, over `n` prompts.
-
-    Used in chapters 07 and 12.
-    """
+    """A mean with its bootstrap interval: `mean`, `low` and `high` in the unit of the values, over `n` prompts."""
 
     mean: float
     low: float
@@ -133,8 +124,6 @@ def bootstrap(
 
     Raises:
         MetricError: no values, a NaN, or groups of another length.
-
-    Used in chapters 01 to 03 and 05 to 16.
     """
     return bootstrap_cells(values[None], groups, level, n_resamples, seed)[0]
 
@@ -146,10 +135,7 @@ def bootstrap_cells(
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> list[Interval]:
-    """`bootstrap` for each row of a table. The values of one prompt stay together over all cells.
-
-    Used in chapters 02, 03, 06, 08, 09, 15 and 16.
-    """
+    """`bootstrap` for each row of a table. The values of one prompt stay together over all cells."""
     return bootstrap_ratios(values, torch.ones(values.shape[-1]), groups, level, n_resamples, seed)
 
 
@@ -172,8 +158,6 @@ def bootstrap_ratios(
         MetricError: no prompts, NaN, not one group for each prompt, or a mean of `whole` that is 0.
 
     Limits: where the mean of `whole` may be 0, the interval can be very wide.
-
-    Used in chapters 04, 05 and 10, through `labcode.patching` and `labcode.circuit`.
     """
     table, unit = (x.detach().cpu().double().numpy() for x in (parts, whole))  # [cell batch], [batch]
     n = table.shape[-1]

@@ -29,9 +29,7 @@ import pandas as pd
 import torch
 from transformer_lens import patching as tl
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[3] / "tests")
-)  # a model of random weights, as the tests make it
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tests"))  # they can make a random model
 import folders
 
 from labcode import models, prompts
