@@ -1,17 +1,20 @@
-"""The `api` directive: every public name of labcode from its own docstring, by autodoc.
+"""The `api` directive: every public name of labcode with its docstring, and the chapters that use it.
 
-The modules are found in the package, so a new one needs no line here. Docstrings are plain text with code in single
-backticks; here they become reStructuredText, and their "Used in chapters 03 to 12." links. In the chapters a name in
-code style, such as `metrics.bootstrap`, links back. Used by the page "API".
+Everything is read from the sources, so a new module needs no line here and nothing is imported: signatures and
+docstrings from labcode's, the uses from the chapters' cells. Docstrings are Markdown with the sections of Google's
+style. In the chapters a name in code style, such as `metrics.bootstrap`, links back.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from docutils import nodes
 from docutils.statemachine import StringList
@@ -20,147 +23,208 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
 
 import labcode
-from labbook._ext.chapters import number
+from labbook._ext import chapters, execution, pages
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 PACKAGE = Path(labcode.__file__).parent
-LEFT_OUT = {"__main__", "exercises"}  # what is right in the exercises isn't for readers
-CODE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
-SECTION = re.compile(r"(?:Args|Attributes|Returns|Yields|Raises|Example|Examples|Note|Notes):")
-USED = re.compile(r"(?P<head>\bchapters?) (?P<list>\d\d(?:(?:, | and | to )(?:\d\d and )?\d\d)*)")
+SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Examples?|Notes?):\n((?: +.*\n|\n)+)", re.MULTILINE)
+ITEM = re.compile(r"^(\*{0,2}\w[\w., ]*): ", re.MULTILINE)
+ROLE = re.compile(r"\{(?=[\w:-]+\}`)")  # a docstring may speak of a role, and means none
+TABLE = re.compile(r"^=+ +=.*\n(?:.+\n)+", re.MULTILINE)
 
 
-def modules(package: Path = PACKAGE) -> list[str]:
-    """The public modules of the package, a package before what it holds."""
+class Definition(NamedTuple):
+    """Something public: the directive for it, how it is called, its docstring, and what it holds."""
+
+    kind: str
+    name: str
+    signature: str
+    doc: str
+    members: list[Definition]
+
+
+@cache
+def sources(package: Path = PACKAGE) -> dict[str, ast.Module]:
+    """The modules of the package by full name, parsed."""
+    paths = sorted(path for path in package.glob("*.py") if not path.stem.startswith("_"))
+    return {f"{package.name}.{path.stem}": ast.parse(path.read_text(encoding="utf8")) for path in paths}
+
+
+def definitions(body: list[ast.stmt], inside: ast.ClassDef | None = None) -> list[Definition]:
+    """The functions, classes and constants that have a docstring, in their order."""
     found = []
-    for path in sorted(package.rglob("*.py")):
-        parts = path.relative_to(package.parent).with_suffix("").parts
-        parts = parts[:-1] if parts[-1] == "__init__" else parts
-        if len(parts) > 1 and not LEFT_OUT & set(parts) and not any(part.startswith("_") for part in parts):
-            found.append(".".join(parts))
-    return sorted(found)
+    for node, after in zip(body, [*body[1:], ast.Pass()], strict=True):
+        match node, after:
+            case ((ast.FunctionDef() | ast.ClassDef()), _):
+                doc, name = ast.get_docstring(node) or "", node.name
+            case ((ast.Assign(targets=[target]) | ast.AnnAssign(target=target)), ast.Expr(ast.Constant(str(doc)))):
+                name = ast.unparse(target)
+            case _:
+                continue
+        if doc and re.fullmatch(r"[a-zA-Z]\w*", name):
+            members = definitions(node.body, node) if isinstance(node, ast.ClassDef) else []
+            found.append(Definition(*_called(node, inside), doc, members)._replace(name=name))
+    return found
 
 
-def has_public(module: str, package: Path = PACKAGE) -> bool:
-    """Whether a module defines anything that a reader could call: a function, a class or a constant."""
-    path = package.parent.joinpath(*module.split("."))
-    tree = ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf8"))
-    defined = (ast.FunctionDef, ast.ClassDef)
-    return any(isinstance(node, defined) and not node.name.startswith("_") for node in tree.body)
+def _called(node: ast.stmt, inside: ast.ClassDef | None) -> tuple[str, str, str]:
+    """The kind of a definition, its name, and its arguments and result."""
+    if isinstance(node, ast.ClassDef):
+        kind = "exception" if node.name.endswith("Error") else "class"
+        return kind, node.name, "" if kind == "exception" else f"({_fields(node)})"
+    if not isinstance(node, ast.FunctionDef):
+        return "attribute" if inside else "data", "", ""
+    marks = {ast.unparse(mark).rpartition(".")[2] for mark in node.decorator_list}
+    if marks & {"property", "cached_property"}:
+        return "property", node.name, ""
+    result = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    return "method" if inside else "function", node.name, f"({_arguments(node, bool(inside))}){result}"
 
 
-def restructured(line: str) -> str:
-    """A line of a docstring with its code marked, and made plain what would be markup by accident."""
-    lead, bullet, rest = re.fullmatch(r"(\s*)([*-] )?(.*)", line, re.DOTALL).groups("")  # type: ignore[union-attr]
-    parts = CODE.split(rest)
-    for i in range(0, len(parts), 2):
-        plain = re.sub(r"(?<![\w*])(\*\w(?:[^*]*\w)?\*)(?![\w*])|([\\*|])", _kept_or_escaped, parts[i])
-        parts[i] = re.sub(r"(?<=\w)_(?!\w)", r"\\_", plain)
-    for i in range(1, len(parts), 2):
-        after = r"\ " if parts[i + 1][:1].isalnum() else ""
-        parts[i] = f"``{parts[i]}``{after}"
-    return lead + bullet + "".join(parts)
+def _arguments(node: ast.FunctionDef, bound: bool) -> str:
+    static = any(ast.unparse(mark) == "staticmethod" for mark in node.decorator_list)
+    given = ast.unparse(node.args)
+    return given.partition(", ")[2] if bound and not static else given
 
 
-def _kept_or_escaped(match: re.Match[str]) -> str:
-    return match[1] or f"\\{match[2]}"  # emphasis stays
+def _fields(node: ast.ClassDef) -> str:
+    """What a class is made of: the fields of a dataclass or tuple, or the arguments of its `__init__`."""
+    for inner in node.body:
+        if isinstance(inner, ast.FunctionDef) and inner.name == "__init__":
+            return _arguments(inner, True)
+    if not any("dataclass" in ast.unparse(mark) or "NamedTuple" in ast.unparse(mark) for mark in _marks(node)):
+        return ""
+    fields = (inner for inner in node.body if isinstance(inner, ast.AnnAssign))
+    return ", ".join(re.sub(r"= field\(.*\)\Z", "= ...", ast.unparse(inner)) for inner in fields)
 
 
-def spaced(lines: list[str]) -> list[str]:
-    """Blank lines where reStructuredText wants them and a reader doesn't, and tables as they stand."""
-    made: list[str] = []
-    rules, point = 0, -1  # rules of the table we are in, and the indentation of the list's points
-    for line in lines:
-        last = made[-1] if made else ""
-        rule = bool(re.fullmatch(r"\s*=+(?: +=+)+\s*", line))
-        if rule or rules:
-            made += [] if rules else ["::", ""] if not last.strip() else ["", "::", ""]
-            made.append(f"   {line}" if line.strip() else "")
-            rules += rule
-            if rules == 3 or not line.strip():
-                made += [""] if line.strip() else []
-                rules = 0
-            continue
-        if line.strip():
-            bullet, deep = bool(re.match(r"\s*[*-] ", line)), _indent(line)
-            begins = bullet and point < 0
-            ends = not bullet and point >= 0 and deep <= point
-            odd = not bullet and point < 0 and deep != _indent(last)
-            made += [""] if last.strip() and (begins or ends or odd) else []
-            point = deep if bullet else -1 if deep <= point else point
-        made.append(line)
-    return made
+def _marks(node: ast.ClassDef) -> list[ast.expr]:
+    return [*node.decorator_list, *node.bases]
 
 
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip())
+def markdown(doc: str) -> str:
+    """A docstring as Markdown: sections as a list of definitions, a table as it stands."""
+
+    def section(found: re.Match[str]) -> str:
+        body = textwrap.dedent(found[2]).strip()
+        if found[1] in ("Args", "Attributes", "Raises"):
+            body = ITEM.sub(r"- `\1`: ", body)
+        return f"{found[1]}\n: {textwrap.indent(body, '  ').lstrip()}\n\n"
+
+    text = ROLE.sub(r"\\{", TABLE.sub(lambda found: f"```text\n{found[0]}```\n", f"{inspect.cleandoc(doc)}\n"))
+    return SECTION.sub(section, text)
 
 
-def linked(line: str) -> str:
-    """A line with the chapters that it names as links."""
-
-    def links(match: re.Match[str]) -> str:
-        return f"{match['head']} " + re.sub(r"\d\d", lambda n: rf":chapter-number:`{int(n[0])}`", match["list"])
-
-    return USED.sub(links, line)
-
-
-def docstring(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
-    """Rewrite a docstring before napoleon reads its sections."""
-    first = next((i for i, line in enumerate(lines) if SECTION.fullmatch(line)), len(lines))
-    verbatim = False
-    made = []
-    for line in [*spaced(lines[:first]), *lines[first:]]:
-        verbatim = line.strip() == "::" or (verbatim and (not line.strip() or line.startswith("   ")))
-        made.append(line if verbatim else linked(restructured(line)))
-    lines[:] = made
-
-
-def skip_foreign(app: Sphinx, what: str, name: str, thing: object, skip: bool, options: object) -> bool | None:
-    """Leave out what only Python made: the fields of a NamedTuple and the methods of a dataclass."""
-    return True if getattr(thing, "__doc__", "") and str(thing.__doc__).startswith("Alias for field") else None
+def entry(one: Definition, prefix: str, fence: str = ":::::") -> list[str]:
+    """The lines that define a name for Sphinx's Python domain."""
+    lines = [f"{fence}{{py:{one.kind}}} {one.name}{one.signature}", "", *markdown(one.doc).splitlines(), ""]
+    if fence == ":::::":
+        lines += [f":::{{used-in}} {prefix}.{one.name}", ":::", ""]
+    for member in one.members:
+        lines += entry(member, f"{prefix}.{one.name}", fence[1:])
+    return [*lines, fence, ""]
 
 
 class Api(SphinxDirective):
-    """A section with an `automodule` for each module."""
+    """A section for each module that defines something."""
 
     def run(self) -> list[nodes.Node]:
-        """Every module that defines something public."""
+        """All modules, in order."""
         made: list[nodes.Node] = []
-        for module in modules():
-            if not has_public(module):
+        for module, tree in sources().items():
+            if not (found := definitions(tree.body)):
                 continue
             section = nodes.section("", nodes.title("", "", nodes.literal("", module)), ids=[f"module-of-{module}"])
             section["names"] = [module]
-            text = ["```{eval-rst}", f".. automodule:: {module}", "   :members:", "   :member-order: bysource"]
-            text += ["   :ignore-module-all:", "```"]
-            self.state.nested_parse(StringList(text, source=f"{module}"), self.content_offset, section)
+            lines = [f":::{{py:module}} {module}", ":::", "", *markdown(ast.get_docstring(tree) or "").splitlines()]
+            lines += ["", f":::{{used-in}} {module}", ":::", ""]
+            lines += [line for one in found for line in entry(one, module)]
+            self.state.nested_parse(StringList(lines, source=module), self.content_offset, section)
             made.append(section)
         return made
+
+
+# Which chapters use a name
+
+
+def names_used(cells: Iterable[str], package: Path = PACKAGE) -> set[str]:
+    """The full names of the package's modules, and of what they define, that these cells import or reach."""
+    trees = [tree for cell in cells if (tree := _parsed(cell))]
+    known = dict(_imported([node for tree in trees for node in ast.walk(tree)], package.name))
+    found = set(known.values())
+    for node in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)):
+        first, _, rest = ast.unparse(node).partition(".")
+        if first in known:
+            found.add(f"{known[first]}.{rest}")
+    defined_in = _defined_in(package)
+    found = {defined_in.get(name, name) for name in found}
+    return {name.rsplit(".", cut)[0] for name in found for cut in range(name.count("."))}
+
+
+def _parsed(cell: str) -> ast.Module | None:
+    try:
+        return ast.parse(cell)
+    except SyntaxError:  # a magic, or a blank to be filled in
+        return None
+
+
+def _imported(body: Iterable[ast.AST], package: str) -> Iterator[tuple[str, str]]:
+    """The names that import statements give to parts of the package, and the full names of these."""
+    for node in body:
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == package:
+            yield from ((alias.asname or alias.name, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == package:
+                    yield alias.asname or package, alias.name if alias.asname else package
+
+
+@cache
+def _defined_in(package: Path) -> dict[str, str]:
+    """For a name that a module only imports from another, such as an error: where it is defined."""
+    trees = sources(package).items()
+    return {f"{module}.{name}": full for module, tree in trees for name, full in _imported(tree.body, package.name)}
+
+
+def _read(app: Sphinx, doctree: nodes.document) -> set[str]:
+    if chapters.number(app.env.docname) is None or not (notebook := execution.notebook(app.env, app.env.docname)):
+        return set()
+    return names_used(cell.source for cell in notebook.cells if cell.cell_type == "code")
+
+
+def used_in(app: Sphinx, here: str, name: str) -> list[nodes.Node]:
+    """The sentence that names the chapters, or nothing."""
+    users = sorted(
+        chapters.number(page) or 0 for page, names in pages.collected(app.env, "names").items() if name in names
+    )
+    if not users:
+        return []
+    words = nodes.Text(f"Used in chapter{'s' if len(users) > 1 else ''} ")
+    return [nodes.paragraph("", "", words, *chapters.links(app, here, users), nodes.Text("."))]
 
 
 class CodeLinks(SphinxPostTransform):
     """Link the first use of each documented name in a chapter's prose to its entry."""
 
     default_priority = 210
+    closed = (nodes.title, nodes.reference, addnodes.pending_xref, nodes.caption, nodes.table)
 
     def run(self, **kwargs: Any) -> None:
         """Only chapters get links."""
-        if number(self.env.docname) is None:
+        if chapters.number(self.env.docname) is None:
             return
-        known = dict(self._known())
-        done = set()
+        known, done = dict(self._known()), set()
         for literal in list(self.document.findall(nodes.literal)):
             name = literal.astext().partition("(")[0]
-            if name not in known or name in done or not plain_text(literal):
+            if name not in known or name in done or any(isinstance(node, self.closed) for node in pages.above(literal)):
                 continue
             done.add(name)
             docname, target, full = known[name]
-            address = self.app.builder.get_relative_uri(self.env.docname, docname) + f"#{target}"
-            link = nodes.reference("", "", refuri=address, internal=True, reftitle=full, classes=["lab-code"])
+            link = pages.link(self.app, self.env.docname, docname, name, target, reftitle=full, classes=["lab-code"])
             literal.replace_self(link)
+            link.children = []
             link += literal
 
     def _known(self) -> Iterator[tuple[str, tuple[str, str, str]]]:
@@ -168,39 +232,24 @@ class CodeLinks(SphinxPostTransform):
 
         Ordinary words are left alone: `heads`, `place` or `whole` is more often an argument than something of labcode.
         """
-        objects = [one for one in self.env.get_domain("py").get_objects() if one[0].startswith("labcode.")]
         bare: dict[str, list[tuple[str, str, str]]] = {}
-        for full, _, kind, docname, target, _ in objects:
-            short = full.removeprefix("labcode.")
+        for full, _, kind, docname, target, _ in self.env.get_domain("py").get_objects():
+            if not full.startswith("labcode."):
+                continue
+            short, last = full.removeprefix("labcode."), full.rpartition(".")[2]
             yield full, (docname, target, full)
             if "." in short:
                 yield short, (docname, target, full)
-            module, _, last = short.rpartition(".")
-            if "." in module:  # what a package's own module defines, the package offers
-                yield f"{module.partition('.')[0]}.{last}", (docname, target, full)
             if kind in ("function", "class", "exception"):
-                bare.setdefault(short.rpartition(".")[2], []).append((docname, target, full))
+                bare.setdefault(last, []).append((docname, target, full))
         for name, owners in bare.items():
             if len(owners) == 1 and ("_" in name or not name.islower()):
                 yield name, owners[0]
 
 
-def plain_text(node: nodes.Element) -> bool:
-    """Whether code stands in running text and not in a heading or a link."""
-    closed = (nodes.title, nodes.reference, addnodes.pending_xref, nodes.caption, nodes.table)
-    parent = node.parent
-    while parent is not None:
-        if isinstance(parent, closed):
-            return False
-        parent = parent.parent
-    return True
-
-
 def setup(app: Sphinx) -> None:
-    """Register the directive, and have docstrings rewritten before napoleon (whose priority is 500) reads them."""
-    app.setup_extension("sphinx.ext.autodoc")
-    app.setup_extension("sphinx.ext.napoleon")
+    """Register the directives and the links."""
     app.add_directive("api", Api)
+    pages.add_directive(app, "used-in", used_in)
+    pages.collect(app, "names", _read)
     app.add_post_transform(CodeLinks)
-    app.connect("autodoc-process-docstring", docstring, priority=400)
-    app.connect("autodoc-skip-member", skip_foreign)

@@ -1,8 +1,7 @@
-"""The chapters by their number: links in running text, and what each says of itself in its first lines.
+"""The chapters by their number: links in running text, what each says of itself, and the numbers of its exercises.
 
 Roles: `{chapter}` with a number is a link such as "chapter 7", and plain words where that chapter isn't in the book;
-`{chapter-title}` gives number and title, `{chapter-number}` the number alone; `{hours}` with numbers, as in `1-6, 9`,
-adds up the chapters' own minutes. Used by the pages at the back of the book.
+`{chapter-title}` gives number and title; `{hours}` with numbers, as in `1-6, 9`, adds up the chapters' own minutes.
 """
 
 from __future__ import annotations
@@ -10,11 +9,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from docutils import nodes
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
+
+from labbook._ext import pages
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -27,6 +28,8 @@ MODEL_ROW = re.compile(
 )
 LINKED = re.compile(r"\]\((?:[^()\s]*/)?(\d\d)-[^()\s]*\)")
 QUESTION = re.compile(r"^# .+\n+\*\*([^\n]+\?)\*\*", re.MULTILINE)
+EXERCISE = re.compile(r"ex-(\d\d)-(\d+)\Z")
+INSIDE = ("exercise-content", "solution-content")
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,7 @@ def describe(docname: str, title: str, source: str) -> Chapter:
 
 def chapters(env: BuildEnvironment) -> dict[int, Chapter]:
     """All chapters of this book by number, in order."""
-    found = {}
-    for docname in env.found_docs:
-        if (n := number(docname)) is not None and docname in env.titles:
-            source = Path(env.doc2path(docname)).read_text(encoding="utf8")
-            found[n] = describe(docname, env.titles[docname].astext(), source)
-    return dict(sorted(found.items()))
+    return {chapter.number: chapter for _, chapter in sorted(pages.collected(env, "chapters").items())}
 
 
 def numbers(text: str) -> list[int]:
@@ -106,60 +104,70 @@ def hours(total: int) -> str:
     return " ".join(([f"{whole} h"] if whole else []) + ([f"{rest} min"] if rest or not whole else []))
 
 
-class ChapterNode(nodes.Inline, nodes.TextElement):
-    """The place of a link or a sum that is known only when all pages have been read."""
+def links(app: Sphinx, here: str, wanted: list[int], words: str = "{number}") -> list[nodes.Node]:
+    """The chapters with these numbers as links from the page `here`, a comma between two."""
+    known = chapters(app.env)
+    shown: list[nodes.Node] = []
+    for n in wanted:
+        shown += [nodes.Text(", ")] if shown else []
+        if n in known:
+            said = words.format(number=n, title=known[n].title)
+            shown.append(pages.link(app, here, known[n].docname, said))
+        else:
+            shown.append(nodes.Text(f"chapter {n}" if "{title}" in words else words.format(number=n)))
+    return shown
 
 
 class ChapterRole(SphinxRole):
-    """Check the numbers and leave a place for what the builder will find."""
+    """Check the numbers and leave a place for what is known when all pages have been read."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         """A warning, and the text as it is, for what holds no numbers."""
         try:
-            named = numbers(self.text)
+            return [pages.Place(name=self.name, argument=numbers(self.text))], []
         except ValueError:
             logger.warning("%s takes numbers of chapters, not %r", self.name, self.text, location=self.get_location())
             return [nodes.Text(self.text)], []
-        return [ChapterNode(kind=self.name, numbers=named)], []
 
 
-def link(app: Sphinx, here: str, chapter: Chapter, words: str) -> nodes.Node:
-    """A link from the page `here` to a chapter."""
-    address = app.builder.get_relative_uri(here, chapter.docname)
-    return nodes.reference("", words, refuri=address, internal=True, reftitle=chapter.title)
+def _hours(app: Sphinx, here: str, named: list[int]) -> list[nodes.Node]:
+    known = chapters(app.env)
+    absent = [str(n) for n in named if n not in known]
+    without = f" (without {', '.join(absent)})" if absent else ""
+    return [nodes.Text(hours(minutes(known, named)) + without)]
 
 
-def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Put links and sums where the roles stand."""
-    places = list(doctree.findall(ChapterNode))
-    known = chapters(app.env) if places else {}
-    for place in places:
-        place.replace_self(_shown(app, docname, known, place["kind"], place["numbers"]))
+def _read(app: Sphinx, doctree: nodes.document) -> Chapter | None:
+    docname = app.env.docname
+    if number(docname) is None:
+        return None
+    source = Path(app.env.doc2path(docname)).read_text(encoding="utf8")
+    return describe(docname, app.env.titles[docname].astext(), source)
 
 
-def _shown(app: Sphinx, here: str, known: dict[int, Chapter], kind: str, named: list[int]) -> list[nodes.Node]:
-    if kind == "hours":
-        absent = [str(n) for n in named if n not in known]
-        without = f" (without {', '.join(absent)})" if absent else ""
-        return [nodes.Text(hours(minutes(known, named)) + without)]
-    shown: list[nodes.Node] = []
-    for n in named:
-        words = str(n) if kind == "chapter-number" else f"chapter {n}"
-        if kind == "chapter-title" and n in known:
-            words = f"{n}. {known[n].title}"
-        shown += [nodes.Text(", ")] if shown else []
-        shown.append(link(app, here, known[n], words) if n in known else nodes.Text(words))
-    return shown
+def renumber_exercises(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Show exercises under the numbers that `checks.check` knows them by: "Exercise 09.1", not the 25th of the book.
 
-
-def skip(translator: Any, node: nodes.Element) -> None:
-    """Write nothing for a place that no handler filled."""
-    raise nodes.SkipNode
+    sphinx-exercise also gives the inside of each exercise, and of each solution, one id, which a page may have once.
+    """
+    inside = (part for part in doctree.findall(nodes.section) if part["ids"] and part["ids"][0] in INSIDE)
+    for place, part in enumerate(inside, start=1):
+        part["ids"] = [f"{part['ids'][0]}-{place}"]
+    known = app.env.toc_fignumbers.get(docname, {}).get("exercise", {})
+    for label in known:  # the writer reads the number from there
+        if found := EXERCISE.match(label):
+            known[label] = found.groups()  # type: ignore[assignment]
 
 
 def setup(app: Sphinx) -> None:
     """Register the roles."""
-    app.add_node(ChapterNode, html=(skip, None), latex=(skip, None), text=(skip, None))
-    for name in ("chapter", "chapter-title", "chapter-number", "hours"):
+    pages.collect(app, "chapters", _read)
+    app.connect("doctree-resolved", renumber_exercises)
+    fills = {
+        "chapter": lambda app, here, named: links(app, here, named, "chapter {number}"),
+        "chapter-title": lambda app, here, named: links(app, here, named, "{number}. {title}"),
+        "hours": _hours,
+    }
+    for name, fill in fills.items():
+        pages.FILLS[name] = fill
         app.add_role(name, ChapterRole())
-    app.connect("doctree-resolved", fill)

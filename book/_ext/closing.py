@@ -1,6 +1,7 @@
 """The end of a build: the model, the claims that don't hold on it, what it cost, and where the book is.
 
-With `LAB_STRICT=1` a claim that doesn't hold fails the build, whether its chapter ran or came from the cache.
+With `LAB_STRICT=1` a claim that doesn't hold fails the build, whether its chapter ran or came from the cache. The
+`costs` directive shows what each page cost when it was executed, from the records beside its outputs in the cache.
 """
 
 from __future__ import annotations
@@ -8,19 +9,22 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from docutils import nodes
+from jupyter_cache import get_cache
 from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx.util import logging
 
-from labbook._ext import ledger
-from labbook._ext.halt import halt
+from labbook._ext import pages
+from labbook._ext.execution import duration, halt
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
 
 logger = logging.getLogger(__name__)
+UNKNOWN = "not measured"
 
 
 def strict() -> bool:
@@ -38,41 +42,24 @@ def finish(app: Sphinx, failure: Exception | None) -> None:
         _read_all_again(app)
     if failure is not None:
         return
-    _write_costs(app)
-    reports = list(ledger.in_order(app.env))
-    crosses = [(name, text) for name, page in reports for text in page.crosses]
-    claims = sum(len(page.claims) for _, page in reports)
     model = app.config.lab_subject
+    taken = {docname: round(seconds, 1) for docname, seconds in executed(app.env).items()}
+    costs = json.dumps({"model": model.get("name", ""), "seconds": taken}, indent=1)
+    (Path(app.outdir).parent / "cost.json").write_text(costs + "\n", encoding="utf8")
+    reports = pages.in_order(app.env, "ledger")
+    crosses = [f"\n  ✗ {name}: {text}" for name, found in reports for text in found.crosses]
+    claims, false, listed = sum(len(found.claims) for _, found in reports), len(crosses), "".join(crosses)
     if model:
         logger.info("\nThis build ran on %s: %s.", model.get("title", model["name"]), model["why"].rstrip("."))
-    if claims:
-        logger.info("%s", verdict(claims, crosses))
+    if false:
+        logger.info("%d of %d claims don't hold on this run:%s", false, claims, listed)
+    elif claims:
+        logger.info("All %d claims hold on this run.", claims)
     start = Path(app.outdir) / "index.html"
     if app.builder.format == "html" and start.is_file():
         logger.info("Open %s in a browser, or: make serve", start.resolve().as_uri())
-    if crosses and strict():
-        listed = "".join(f"\n  ✗ {name}: {text}" for name, text in crosses)
-        halt(f"LAB_STRICT is set and {len(crosses)} of {claims} claims don't hold:{listed}", see="claims-do-not-hold")
-
-
-def verdict(claims: int, crosses: list[tuple[str, str]]) -> str:
-    """One line if all claims hold, else one more for each cross."""
-    if not crosses:
-        return f"All {claims} claims hold on this run."
-    listed = "".join(f"\n  ✗ {name}: {text}" for name, text in crosses)
-    return f"{len(crosses)} of {claims} claims don't hold on this run:{listed}"
-
-
-def costs(env: BuildEnvironment) -> dict[str, float]:
-    """The seconds that each chapter took when it was executed, now or before it was cached."""
-    taken = {name: NbMetadataCollector.get_exec_data(env, name) for name in sorted(env.found_docs)}  # type: ignore[arg-type]
-    return {name: round(data["runtime"], 1) for name, data in taken.items() if data and data["runtime"]}
-
-
-def _write_costs(app: Sphinx) -> None:
-    target = Path(app.outdir).parent / "cost.json"
-    model = app.config.lab_subject.get("name", "")
-    target.write_text(json.dumps({"model": model, "seconds": costs(app.env)}, indent=1) + "\n", encoding="utf8")
+    if false and strict():
+        halt(f"LAB_STRICT is set and {false} of {claims} claims don't hold:{listed}", see="claims-do-not-hold")
 
 
 def _read_all_again(app: Sphinx) -> None:
@@ -80,3 +67,45 @@ def _read_all_again(app: Sphinx) -> None:
     from sphinx.application import ENV_PICKLE_FILENAME
 
     (Path(app.doctreedir) / ENV_PICKLE_FILENAME).unlink(missing_ok=True)
+
+
+def executed(env: BuildEnvironment) -> dict[str, float]:
+    """The seconds of each executed page, whether it ran now or came from the cache, in the book's order."""
+    ran: dict[str, Any] = {name: NbMetadataCollector.get_exec_data(env, name) for name in env.collect_relations()}  # type: ignore[arg-type]
+    return {name: data["runtime"] for name, data in ran.items() if data and data["runtime"]}
+
+
+def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
+    """The table of costs, with sums of what every page has."""
+    records = get_cache(app.env.mystnb_config.execution_cache_path).list_cache_records()  # type: ignore[attr-defined]
+    used = {}
+    for docname, seconds in executed(app.env).items():
+        # The cache may hold older versions of a page; its own time tells which record is the one shown.
+        own = [one.data for one in records if one.data.get("execution_seconds") == seconds]
+        used[docname] = {"execution_seconds": seconds, **(own[0] if own else {})}
+    if not used:
+        return [nodes.paragraph("", "No page of this book was executed.")]
+    rows: list[list[pages.Cell]] = [[pages.link(app, here, docname), *row(one)] for docname, one in used.items()]
+    rows.append([nodes.strong("", text) for text in ("Together", *row(total(list(used.values()))))])
+    return [pages.table(["Page", "Time", "Processor time", "Most memory"], rows)]
+
+
+def row(used: dict[str, float]) -> list[str]:
+    """The cells of one page as a reader reads them; what wasn't measured says so."""
+    return [
+        duration(used["execution_seconds"]),
+        duration(used["cpu_seconds"]) if "cpu_seconds" in used else UNKNOWN,
+        f"{used['peak_bytes'] / 1e9:.1f} GB" if "peak_bytes" in used else UNKNOWN,
+    ]
+
+
+def total(each: list[dict[str, float]]) -> dict[str, float]:
+    """Sums, and the largest memory, of what every page has."""
+    shared = set.intersection(*(set(used) for used in each))
+    return {key: (max if key == "peak_bytes" else sum)(used[key] for used in each) for key in shared}
+
+
+def setup(app: Sphinx) -> None:
+    """Register the directive, and close the build after the notebooks are written."""
+    pages.add_directive(app, "costs", fill)
+    app.connect("build-finished", finish, priority=900)

@@ -1,7 +1,6 @@
 """The `coursemap` directive: what builds on what, as a drawing and as a table with each chapter's question and minutes.
 
-Everything comes from the chapters' first lines, so the map can't say something else than they do. Used by the page
-"Course map".
+Everything comes from the chapters' first lines, so the map can't say something else than they do.
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from docutils import nodes
 from sphinx import addnodes
-from sphinx.util.docutils import SphinxDirective
 
-from labbook._ext.chapters import Chapter, chapters, hours, link, minutes, skip
+from labbook._ext import pages
+from labbook._ext.chapters import Chapter, chapters, hours, links, minutes
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -22,19 +21,7 @@ if TYPE_CHECKING:
 
 # Sizes in the drawing's own units; a row is a part of the book.
 WIDTH, BOX, HIGH, GAP, ROW, TOP = 760, 108, 50, 21, 112, 40
-LETTERS = 14  # of a title that fit on a line of a box
-
-
-class CourseMapNode(nodes.General, nodes.Element):
-    """The place of the map, which is known only when all pages have been read."""
-
-
-class CourseMap(SphinxDirective):
-    """Leave a place for the map."""
-
-    def run(self) -> list[nodes.Node]:
-        """There is nothing to check."""
-        return [CourseMapNode()]
+LETTERS = 16  # of a title that fit on a line of a box
 
 
 def parts(env: BuildEnvironment, known: dict[int, Chapter]) -> dict[str, list[Chapter]]:
@@ -58,7 +45,7 @@ def drawing(grouped: dict[str, list[Chapter]]) -> str:
         for column, chapter in enumerate(inside):
             x, y = 10 + column * (BOX + GAP), top
             place[chapter.number] = (x, y)
-            lines = textwrap.wrap(f"{chapter.number} {chapter.title}", LETTERS + 2)[:3]
+            lines = textwrap.wrap(f"{chapter.number} {chapter.title}", LETTERS)[:3]
             first = y + HIGH / 2 + 5 - 7.5 * (len(lines) - 1)
             boxes.append(
                 f'<rect x="{x}" y="{y}" width="{BOX}" height="{HIGH}" rx="7" '
@@ -132,58 +119,29 @@ def _headed(path: str, tip: tuple[float, float], way: str) -> str:
     return f'<path d="{path}" stroke-opacity="0.7"/><path d="{head}"/>'
 
 
-def table(app: Sphinx, here: str, grouped: dict[str, list[Chapter]], known: dict[int, Chapter]) -> nodes.table:
-    """Number, question, prerequisites and minutes of each chapter, and the sum."""
-    headings = ["Chapter", "Question", "Builds on", "Reading", "Doing"]
-    group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in headings), cols=len(headings))
-    group += nodes.thead("", _row([nodes.Text(heading) for heading in headings]))
-    body = nodes.tbody()
-    for chapter in (one for inside in grouped.values() for one in inside):
-        before: list[nodes.Node] = []
-        for n in chapter.builds_on:
-            before += [nodes.Text(", ")] if before else []
-            before.append(link(app, here, known[n], str(n)) if n in known else nodes.Text(str(n)))
-        cells = [
-            link(app, here, chapter, f"{chapter.number}. {chapter.title}"),
-            nodes.Text(chapter.question),
-            before or nodes.Text("nothing"),
-            nodes.Text(_planned(chapter.reading)),
-            nodes.Text(_planned(chapter.doing)),
+def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
+    """The drawing, and the table with the sum of the minutes."""
+    known = chapters(app.env)
+    grouped = parts(app.env, known)
+    if not grouped:
+        return [nodes.paragraph("", "This book has no numbered chapter.")]
+    rows: list[list[pages.Cell]] = [
+        [
+            links(app, here, [chapter.number], "{number}. {title}"),
+            chapter.question,
+            links(app, here, list(chapter.builds_on)) or "nothing",
+            *("" if time is None else f"{time} min" for time in (chapter.reading, chapter.doing)),
         ]
-        body += _row(cells)
+        for inside in grouped.values()
+        for chapter in inside
+    ]
     reading = sum(chapter.reading or 0 for chapter in known.values())
-    doing = minutes(known, list(known)) - reading
-    texts = (f"All {len(known)} chapters", "", "", hours(reading), hours(doing))
-    body += _row([nodes.strong("", text) if text else nodes.Text("") for text in texts])
-    group += body
-    return nodes.table("", group, classes=["lab-ledger"])
-
-
-def _planned(time: int | None) -> str:
-    return "" if time is None else f"{time} min"
-
-
-def _row(cells: list[nodes.Node] | list[nodes.Node | list[nodes.Node]]) -> nodes.row:
-    row = nodes.row()
-    for cell in cells:
-        row += nodes.entry("", nodes.paragraph("", "", *(cell if isinstance(cell, list) else [cell])))
-    return row
-
-
-def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Put the drawing and the table where the directive stands."""
-    for place in list(doctree.findall(CourseMapNode)):
-        known = chapters(app.env)
-        grouped = parts(app.env, known)
-        if not grouped:
-            place.replace_self(nodes.paragraph("", "This book has no numbered chapter."))
-            continue
-        picture = nodes.raw("", drawing(grouped), format="html")
-        place.replace_self([picture, table(app, docname, grouped, known)])
+    sums = (f"All {len(known)} chapters", "", "", hours(reading), hours(minutes(known, list(known)) - reading))
+    rows.append([nodes.strong("", text) if text else "" for text in sums])
+    made = pages.table(["Chapter", "Question", "Builds on", "Reading", "Doing"], rows)
+    return [nodes.raw("", drawing(grouped), format="html"), made]
 
 
 def setup(app: Sphinx) -> None:
     """Register the directive."""
-    app.add_node(CourseMapNode, html=(skip, None), latex=(skip, None), text=(skip, None))
-    app.add_directive("coursemap", CourseMap)
-    app.connect("doctree-resolved", fill)
+    pages.add_directive(app, "coursemap", fill)

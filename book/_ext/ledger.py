@@ -1,33 +1,35 @@
-"""What the chapters reported: the claims, comparisons and numbers that they glued, kept with Sphinx's pages.
+"""The claims, comparisons and numbers that the chapters reported, and the `ledger` directive, which shows them all.
 
-The records travel as glued strings, so they come back from the cache like any other output. Used by every
-chapter, through `labcode.report`, and shown on the page "Ledger".
+The records that `labcode.report` makes travel as glued strings, so they come back from the cache like any other output.
 """
 
 from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from docutils import nodes
 from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx.util import logging
 
+from labbook._ext import pages
+
 if TYPE_CHECKING:
-    from docutils import nodes
     from sphinx.application import Sphinx
-    from sphinx.environment import BuildEnvironment
 
 logger = logging.getLogger(__name__)
 PREFIX = "ledger."
 NEEDED = {"claim": {"text", "holds"}, "compare": {"quantity", "measured", "verdict"}}
+VERDICTS = {"agrees": "lab-yes", "differs": "lab-no"}
 
 
 @dataclass
-class Page:
+class Reported:
     """What one chapter reported, in its order."""
 
     claims: list[dict[str, Any]] = field(default_factory=list)
@@ -40,13 +42,13 @@ class Page:
         return [claim["text"] for claim in self.claims if not claim["holds"]]
 
 
-def parse(glued: Mapping[str, Mapping[str, Any]]) -> Page:
+def parse(glued: Mapping[str, Mapping[str, Any]]) -> Reported:
     """Read the contents of a chapter's `glue.json`.
 
     Raises:
         ValueError: A record isn't what `labcode.report` writes; the message names its key.
     """
-    page = Page()
+    found = Reported()
     for key, output in glued.items():
         text = output.get("data", {}).get("text/plain")
         if isinstance(text, list):
@@ -54,7 +56,7 @@ def parse(glued: Mapping[str, Mapping[str, Any]]) -> Page:
         if text is None:
             continue
         if not key.startswith(PREFIX):
-            page.numbers[key] = text
+            found.numbers[key] = text
             continue
         try:
             record = json.loads(ast.literal_eval(text))
@@ -63,51 +65,91 @@ def parse(glued: Mapping[str, Mapping[str, Any]]) -> Page:
             raise ValueError(f"the glued record {key!r} isn't one of labcode.report's: {error!r}") from error
         if missing:
             raise ValueError(f"the glued record {key!r} lacks {', '.join(sorted(missing))}")
-        (page.claims if record["kind"] == "claim" else page.comparisons).append(record)
-    return page
+        (found.claims if record["kind"] == "claim" else found.comparisons).append(record)
+    return found
 
 
-def pages(env: BuildEnvironment) -> dict[str, Page]:
-    """What each page reported, by docname; it lives in Sphinx's environment, so cached pages are in it."""
-    if not hasattr(env, "lab_ledger"):
-        env.lab_ledger = {}  # type: ignore[attr-defined]
-    stored: dict[str, Page] = env.lab_ledger  # type: ignore[attr-defined]
-    return stored
-
-
-def in_order(env: BuildEnvironment) -> Iterator[tuple[str, Page]]:
-    """The pages that reported something, in the order of the table of contents."""
-    stored = pages(env)
-    order = list(dict.fromkeys([env.config.root_doc, *_walk(env, env.config.root_doc, set()), *sorted(stored)]))
-    return ((docname, stored[docname]) for docname in order if docname in stored)
-
-
-def _walk(env: BuildEnvironment, docname: str, seen: set[str]) -> Iterator[str]:
-    for child in env.toctree_includes.get(docname, []):
-        if child not in seen:
-            seen.add(child)
-            yield child
-            yield from _walk(env, child, seen)
-
-
-def _collect(app: Sphinx, doctree: nodes.document) -> None:
-    """After a page is read: keep its records, or nothing if it glues nothing any more."""
+def _read(app: Sphinx, doctree: nodes.document) -> Reported | None:
     docname = app.env.docname
-    pages(app.env).pop(docname, None)
     if not NbMetadataCollector.get_doc_data(app.env)[docname].get("glue"):  # type: ignore[arg-type]
-        return
+        return None
     stored = Path(app.outdir).parent / "jupyter_execute" / f"{docname}.glue.json"
     try:
-        pages(app.env)[docname] = parse(json.loads(stored.read_text(encoding="utf8")))
+        return parse(json.loads(stored.read_text(encoding="utf8")))
     except ValueError as error:
         logger.warning("%s", error, location=docname, type="lab", subtype="ledger")
+        return None
 
 
-def _forget(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
-    pages(env).pop(docname, None)
+def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
+    """The three tables."""
+    reported = pages.in_order(app.env, "ledger")
+    claims: list[list[pages.Cell]] = [
+        [_mark(one["holds"]), one["text"], str(one.get("evidence") or ""), pages.link(app, here, docname)]
+        for docname, found in reported
+        for one in found.claims
+    ]
+    comparisons: list[list[pages.Cell]] = [
+        [
+            *(one["quantity"], _value(one["measured"]), _published(one), one.get("source") or ""),
+            nodes.inline("", one["verdict"], classes=[VERDICTS.get(one["verdict"], "lab-other")]),
+            pages.link(app, here, docname),
+        ]
+        for docname, found in reported
+        for one in found.comparisons
+    ]
+    numbers: list[nodes.Node] = []
+    for docname, found in reported:
+        if found.numbers:
+            rows: list[list[pages.Cell]] = [
+                [nodes.literal("", key), _value(_plain(text))] for key, text in found.numbers.items()
+            ]
+            head = f"<summary>{escape(app.env.titles[docname].astext())} ({len(rows)})</summary>"
+            numbers.append(nodes.raw("", f'<details class="lab-numbers">{head}', format="html"))
+            numbers += [*_table("numbers", ["Name", "Value"], rows), nodes.raw("", "</details>", format="html")]
+    return [
+        nodes.rubric("", "Claims"),
+        *_table("claims", ["On this run", "Claim", "Evidence", "Chapter"], claims),
+        nodes.rubric("", "Comparisons"),
+        *_table("comparisons", ["Quantity", "This run", "Published", "Source", "Verdict", "Chapter"], comparisons),
+        nodes.rubric("", "Numbers"),
+        *(numbers or _table("numbers", [], [])),
+    ]
+
+
+def _table(what: str, headings: list[str], rows: list[list[pages.Cell]]) -> list[nodes.Node]:
+    if not rows:
+        return [nodes.paragraph("", f"No chapter has reported any {what}.")]
+    return [pages.table(headings, rows, f"lab-ledger-{what}")]
+
+
+def _mark(holds: bool) -> nodes.Node:
+    return nodes.inline("", "✓ holds" if holds else "✗ doesn't", classes=["lab-yes" if holds else "lab-no"])
+
+
+def _published(row: dict[str, Any]) -> str:
+    tolerance = row.get("tolerance")
+    value = f"{row.get('bound') or ''} {_value(row.get('published'))}".strip()
+    return value + ("" if tolerance is None else f" ± {_value(tolerance)}")
+
+
+def _plain(text: str) -> Any:
+    """What was glued: a number or a text, of which the page stores the repr."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return " to ".join(_value(item) for item in value)
+    return "" if value is None else str(value)
 
 
 def setup(app: Sphinx) -> None:
-    """Collect each page's records when it is read and forget them when it goes."""
-    app.connect("doctree-read", _collect)
-    app.connect("env-purge-doc", _forget)
+    """Register the directive, and keep each page's records."""
+    pages.add_directive(app, "ledger", fill)
+    pages.collect(app, "ledger", _read)

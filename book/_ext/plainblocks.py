@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from myst_parser.parsers.options import TokenizeError, options_to_items
 from sphinx.directives.code import LiteralInclude, LiteralIncludeReader
 
-from labbook._ext.picture import pictures
+from labbook._ext.figures import pictures
 from labbook._ext.plaininline import Page, inline
 
 OPEN = re.compile(r"^(?P<indent>\s*)(?P<fence>`{3,}|~{3,}|:{3,})\s*(?P<info>[^`]*)$")

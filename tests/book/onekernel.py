@@ -17,7 +17,7 @@ from myst_nb.core.read import create_nb_reader
 from myst_parser.config.main import MdParserConfig
 from nbclient import NotebookClient
 
-from labbook._ext.subject import KERNEL_ENVIRONMENT
+from labbook._ext.execution import KERNEL_ENVIRONMENT
 
 BOOK = Path(__file__).parents[2] / "book"
 FEW = {"LAB_PROMPTS": "4", "LAB_TOKENS": "4096"}

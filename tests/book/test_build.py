@@ -16,7 +16,7 @@ from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from onekernel import BOOK, FEW, chapter, emptied, run, started
 
-from labbook._ext import fingerprint
+from labbook._ext import execution
 from labcode import models
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def build(output: Path, model: str, *flags: str, **variables: str) -> Build:
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory) -> Build:
     """The book at full size, from the outputs that `make book` left: to execute it again here takes its ten minutes."""
-    mark = fingerprint.fingerprint(ROOT, models.fingerprint(models.prepare("smollm2")))
+    mark = execution.fingerprint(ROOT, models.fingerprint(models.prepare("smollm2")))
     folder = ROOT / "_build" / ".jupyter_cache" / mark
     if not folder.is_dir() or len(get_cache(folder).list_cache_records()) < len(code_pages()):
         pytest.skip("this tree has not been executed on the embedded model: LAB_MODEL=smollm2 make book")
@@ -75,7 +75,7 @@ def ignorant(tmp_path_factory, random_gpt2_folder) -> Build:
     with pytest.MonkeyPatch.context() as given:
         for name, value in FEW.items():
             given.setenv(name, value)
-        mark = fingerprint.fingerprint(ROOT, models.fingerprint(models.prepare(model)))
+        mark = execution.fingerprint(ROOT, models.fingerprint(models.prepare(model)))
     cache = get_cache(ROOT / "_build" / ".jupyter_cache" / mark)
     with started(model) as kernel:
         for name in code_pages():

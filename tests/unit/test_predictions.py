@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from docutils import nodes
 from test_sphinxext_build import book, build, html, words
 
-from labbook._ext import api, chapters, costtable, coursemap, glossarylinks, measure, passes, predictions
+from labbook._ext import api, chapters, closing, coursemap, execution, glossary, predictions
 
 ROW = "| Model | Reading | Doing | Builds on |\n|---|---|---|---|\n| model_title | {} minutes | {} minutes | {} |\n"
 BOX = ":::{{admonition}} Predict before you run\n:class: predict\n{}\n:::\n"
@@ -23,6 +21,12 @@ ONE = f"""# One <i>
 ## The stream
 
 A sender writes to the residual stream. The stream is a `stream`; see [the stream](02-two.md) and `metrics.bootstrap`.
+
+```{{code-cell}} python3
+def later():
+    from labcode import metrics
+    return metrics.bootstrap
+```
 
 {BOX.format("How many <b>senders</b>, and *why*?")}
 {BOX.format("And then?")}
@@ -152,14 +156,14 @@ def test_each_term_is_linked_once_where_it_is_first_used_in_prose(small):
     ],
 )
 def test_a_term_is_met_with_its_plural_and_not_inside_a_word(word, met, not_met):
-    entry = glossarylinks.Entry("words", "t", (word,), "text")
-    assert glossarylinks.Words([entry], 1).find(met, set())
-    assert not glossarylinks.Words([entry], 1).find(not_met, set())
+    entry = glossary.Entry("words", "t", (word,), "text")
+    assert glossary.Words([entry], 1).find(met, set())
+    assert not glossary.Words([entry], 1).find(not_met, set())
 
 
 def test_the_longer_of_two_terms_wins():
-    known = [glossarylinks.Entry("w", name, (name,), "") for name in ("head", "attention head", "S1", "S1+1")]
-    found = glossarylinks.Words(known, 1).find("An attention head at S1+1, a head at S1", set())
+    known = [glossary.Entry("w", name, (name,), "") for name in ("head", "attention head", "S1", "S1+1")]
+    found = glossary.Words(known, 1).find("An attention head at S1+1, a head at S1", set())
     assert [entry.target for _, _, entry in found] == ["attention head", "S1+1", "head", "S1"]
 
 
@@ -227,42 +231,61 @@ def test_the_api_page_has_the_package_and_links_both_ways(small):
     assert "Float[Tensor, " in words(page)
 
 
-def test_every_module_with_something_public_is_found(tmp_path):
-    for name in ("a.py", "pack/__init__.py", "pack/b.py", "pack/_c.py", "__main__.py"):
-        path = tmp_path / "lib" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("def f(): ...\n" if name != "pack/__init__.py" else "X = 1\n")
-    assert api.modules(tmp_path / "lib") == ["lib.a", "lib.pack", "lib.pack.b"]
-    assert api.has_public("lib.a", tmp_path / "lib")
-    assert not api.has_public("lib.pack", tmp_path / "lib")
+LIBRARY = {
+    "low": '''"""Low."""
+
+class OddError(Exception):
+    """Odd."""
+
+SIZE = 3
+"""How large."""
+
+def take(x: int, *, y: str = "a") -> int:
+    """Take it.
+
+    Args:
+        x: one. y: two.
+
+    Raises:
+        OddError: it is odd.
+    """
+
+def _hidden(): ...
+''',
+    "high": '"""High."""\nfrom lib.low import OddError, take\n\ndef lift():\n    """Lift it."""\n',
+}
+
+
+@pytest.fixture
+def library(tmp_path):
+    (tmp_path / "lib").mkdir()
+    for name, text in {**LIBRARY, "__init__": "", "_inner": "def f():\n    'x'\n"}.items():
+        (tmp_path / "lib" / f"{name}.py").write_text(text)
+    return tmp_path / "lib"
+
+
+def test_everything_public_that_has_a_docstring_is_found(library):
+    found = {module: api.definitions(tree.body) for module, tree in api.sources(library).items()}
+    assert [one.name for one in found["lib.low"]] == ["OddError", "SIZE", "take"]
+    assert [one.kind for one in found["lib.low"]] == ["exception", "data", "function"]
+    assert found["lib.low"][2].signature == "(x: int, *, y: str='a') -> int"
+    assert "- `OddError`: it is odd." in api.markdown(found["lib.low"][2].doc)
+    assert list(found) == ["lib.high", "lib.low"]
 
 
 @pytest.mark.parametrize(
-    ("written", "restructured"),
+    ("cells", "names"),
     [
-        ("plain", "plain"),
-        ("a `b*c` d", "a ``b*c`` d"),
-        ("`x`s and y_", r"``x``\ s and y\_"),
-        ("q|k|v and 2 * 3", r"q\|k\|v and 2 \* 3"),
-        ("* a point with *stress*", "* a point with *stress*"),
+        (["from lib import low\nlow.take(1)"], {"lib.low", "lib.low.take"}),
+        (["from lib import low as l", "x = l.SIZE.real"], {"lib.low", "lib.low.SIZE", "lib.low.SIZE.real"}),
+        (["from lib.low import take"], {"lib.low", "lib.low.take"}),
+        (["import lib.low", "lib.low.take(2)"], {"lib.low", "lib.low.take"}),
+        (["from lib.high import OddError"], {"lib.low", "lib.low.OddError"}),  # where it is defined
+        (["%time", "take = 1", "low.take(3)", "import other\nother.take(1)"], set()),
     ],
 )
-def test_a_docstring_means_what_it_says(written, restructured):
-    assert api.restructured(written) == restructured
-
-
-def test_lists_and_tables_of_a_docstring_get_their_blank_lines():
-    lines = ["Text:", "* one", "  more", "* two", "after", "", "==  ==", "a   `b`", "==  ==", "1   2", "==  ==", "end"]
-    assert api.spaced(lines) == [
-        *["Text:", "", "* one", "  more", "* two", "", "after", ""],
-        *["::", "", "   ==  ==", "   a   `b`", "   ==  ==", "   1   2", "   ==  ==", "", "end"],
-    ]
-
-
-def test_the_chapters_of_a_docstring_become_links():
-    assert api.linked("Used in chapters 03 to 12.").count(":chapter-number:") == 2
-    assert api.linked("Used in chapters 01, 03 and 09 to 12.").count(":chapter-number:") == 4
-    assert api.linked("Used in all chapters.") == "Used in all chapters."
+def test_what_cells_use_is_read_from_their_imports(library, cells, names):
+    assert api.names_used(cells, library) - {"lib"} == names
 
 
 def test_what_a_kernel_used_is_read_from_the_system(tmp_path):
@@ -271,37 +294,12 @@ def test_what_a_kernel_used_is_read_from_the_system(tmp_path):
     numbers = " ".join(["S", *map(str, range(10)), "300", "100", *["0"] * 30])
     (process / "stat").write_text(f"7 (a ) name) {numbers}\n")
     (process / "status").write_text("Name:\tx\nVmHWM:\t  2048 kB\n")
-    used = measure.usage(7, tmp_path)
+    used = execution.usage(7, tmp_path)
     assert used["peak_bytes"] == 2048 * 1024
     assert used["cpu_seconds"] == pytest.approx(4.0)  # the clock ticks a hundred times a second
-    assert measure.usage(8, tmp_path) == {}
+    assert execution.usage(8, tmp_path) == {}
     (process / "status").write_text("Name:\tx\n")
-    assert measure.usage(7, tmp_path) == {}
-
-
-def test_passes_are_counted_and_change_nothing(monkeypatch):
-    class Model:
-        def forward(self, input: object, twice: bool = False) -> object:
-            return (input, twice)
-
-    monkeypatch.setattr(passes, "seen", passes.Seen())
-    passes.count(Model)
-    passes.count(Model)
-    model = Model()
-    assert model.forward("words", twice=True) == ("words", True)
-    model.forward(input=["a", "b", "c"])
-    model.forward(SimpleNamespace(shape=(5, 9)))
-    assert passes.total() == {"passes": 3, "prompts": 9}
-
-
-def test_watching_for_the_bridge_leaves_every_other_import_alone(monkeypatch):
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    monkeypatch.setattr(passes, "BRIDGE", "colorsys_that_is_not_there")
-    before = len(sys.meta_path)
-    passes.install()
-    passes.install()
-    assert len(sys.meta_path) == before + 1
-    assert sys.meta_path[0].find_spec("colorsys", None) is None
+    assert execution.usage(7, tmp_path) == {}
 
 
 def test_the_cost_of_a_kernel_is_kept_and_shown(tmp_path):
@@ -311,14 +309,14 @@ def test_the_cost_of_a_kernel_is_kept_and_shown(tmp_path):
     assert status == 0, said
     text = re.sub(r"\s+", " ", words(html(tmp_path, "index")))
     if Path("/proc/self/status").exists():
-        assert re.search(r"Start \d+\.\d s \d+\.\d s 0\.[1-9] GB 0 0 Together", text), text[:2000]
-    assert "Forward passes" in text
+        assert re.search(r"Start \d+\.\d s \d+\.\d s 0\.[1-9] GB Together", text), text[:2000]
+    assert "Forward passes" not in text
 
 
 def test_sums_leave_out_what_one_page_lacks():
     pages = [
-        {"execution_seconds": 10.0, "peak_bytes": 2e9, "passes": 1200},
+        {"execution_seconds": 10.0, "peak_bytes": 2e9},
         {"execution_seconds": 5.0, "peak_bytes": 1e9},
     ]
-    assert costtable.total(pages) == {"execution_seconds": 15.0, "peak_bytes": 2e9}
-    assert costtable.row(pages[0]) == ["10 s", "not measured", "2.0 GB", "1 200", "not measured"]
+    assert closing.total(pages) == {"execution_seconds": 15.0, "peak_bytes": 2e9}
+    assert closing.row(pages[0]) == ["10 s", "not measured", "2.0 GB"]

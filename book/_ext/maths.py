@@ -1,7 +1,7 @@
 r"""Maths as MathML, converted while the book is built: nothing to load, and screen readers can read it.
 
 `math-core` converts LaTeX to MathML Core, the part that all browsers show. A formula that it can't convert is a
-warning that names the formula. Used by every chapter with a formula.
+warning that names the formula.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Link the first use of each glossary term in a chapter to the glossary.
 
 Chapters carry no markup for it. Terms that share a definition count as one. Headings, code, formulas, captions, tables,
-links and numbers that the run put in are left alone. Used by every chapter that the glossary has a word for.
+links and numbers that the run put in are left alone.
 """
 
 from __future__ import annotations
@@ -14,29 +14,17 @@ from docutils import nodes
 from sphinx import addnodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-from labbook._ext.chapters import ChapterNode, number
+from labbook._ext import pages
+from labbook._ext.chapters import number
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
-    from sphinx.environment import BuildEnvironment
 
 # A word inside one of these isn't running text, or is a link already.
 CLOSED = (
-    nodes.title,
-    nodes.rubric,
-    nodes.literal,
-    nodes.literal_block,
-    nodes.reference,
-    nodes.footnote_reference,
-    nodes.caption,
-    nodes.legend,
-    nodes.figure,
-    nodes.table,
-    nodes.math,
-    nodes.math_block,
-    nodes.raw,
-    addnodes.pending_xref,
-    addnodes.glossary,
+    *(nodes.title, nodes.rubric, nodes.literal, nodes.literal_block, nodes.reference, nodes.footnote_reference),
+    *(nodes.caption, nodes.legend, nodes.figure, nodes.table, nodes.math, nodes.math_block, nodes.raw),
+    *(addnodes.pending_xref, addnodes.glossary),
 )
 RUN_MADE = {"pasted-text", "cell", "cell_output", "cell_input"}
 
@@ -52,15 +40,7 @@ class Entry:
     since: int = 0  # the chapter that introduces it
 
 
-def entries(env: BuildEnvironment) -> dict[str, list[Entry]]:
-    """The definitions by docname; they live in Sphinx's environment, with the pages."""
-    if not hasattr(env, "lab_glossary"):
-        env.lab_glossary = {}  # type: ignore[attr-defined]
-    stored: dict[str, list[Entry]] = env.lab_glossary  # type: ignore[attr-defined]
-    return stored
-
-
-def read(doctree: nodes.document, docname: str) -> list[Entry]:
+def read(app: Sphinx, doctree: nodes.document) -> list[Entry]:
     """The entries of the glossaries on a page; the tooltip is the definition without its chapter in brackets."""
     found = []
     for glossary in doctree.findall(addnodes.glossary):
@@ -68,8 +48,10 @@ def read(doctree: nodes.document, docname: str) -> list[Entry]:
             terms = [term for term in item.children if isinstance(term, nodes.term)]
             definition = next(iter(item.findall(nodes.paragraph)), None)
             text = " ".join(definition.astext().split()).removesuffix("()").rstrip() if definition else ""
-            since = min((n for place in item.findall(ChapterNode) for n in place["numbers"]), default=0)
-            found.append(Entry(docname, terms[0]["ids"][0], tuple(term.astext() for term in terms), text, since))
+            since = min((n for place in item.findall(pages.Place) for n in place["argument"]), default=0)
+            found.append(
+                Entry(app.env.docname, terms[0]["ids"][0], tuple(term.astext() for term in terms), text, since)
+            )
     return found
 
 
@@ -119,13 +101,9 @@ class Words:
 
 def is_prose(text: nodes.Text) -> bool:
     """Whether a text stands in a paragraph or a list, and in nothing that must stay as it is."""
-    node, paragraph = text.parent, False
-    while node is not None:
-        if isinstance(node, CLOSED) or RUN_MADE & set(node.get("classes", ())):
-            return False
-        paragraph = paragraph or isinstance(node, nodes.paragraph)
-        node = node.parent
-    return paragraph
+    around = list(pages.above(text))
+    kept = (isinstance(node, CLOSED) or RUN_MADE & set(node.get("classes", ())) for node in around)
+    return any(isinstance(node, nodes.paragraph) for node in around) and not any(kept)
 
 
 class GlossaryLinks(SphinxPostTransform):
@@ -135,7 +113,7 @@ class GlossaryLinks(SphinxPostTransform):
 
     def run(self, **kwargs: Any) -> None:
         """Only chapters get links."""
-        known = [entry for page in entries(self.env).values() for entry in page]
+        known = [entry for page in pages.collected(self.env, "glossary").values() for entry in page]
         chapter = number(self.env.docname)
         if not known or chapter is None:
             return
@@ -148,30 +126,15 @@ class GlossaryLinks(SphinxPostTransform):
         parts: list[nodes.Node] = []
         at = 0
         for begin, end, entry in found:
-            address = self.app.builder.get_relative_uri(self.env.docname, entry.docname) + f"#{entry.target}"
             parts += [nodes.Text(text[at:begin])] if begin > at else []
-            parts.append(
-                nodes.reference(
-                    "", text[begin:end], refuri=address, internal=True, reftitle=entry.text, classes=["lab-term"]
-                )
-            )
+            shown = {"words": text[begin:end], "anchor": entry.target, "reftitle": entry.text, "classes": ["lab-term"]}
+            parts.append(pages.link(self.app, self.env.docname, entry.docname, **shown))
             at = end
         return [*parts, nodes.Text(text[at:])] if at < len(text) else parts
-
-
-def _collect(app: Sphinx, doctree: nodes.document) -> None:
-    entries(app.env).pop(app.env.docname, None)
-    if found := read(doctree, app.env.docname):
-        entries(app.env)[app.env.docname] = found
-
-
-def _forget(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
-    entries(env).pop(docname, None)
 
 
 def setup(app: Sphinx) -> None:
     """Collect the definitions when a page is read, and link to them when chapters are written."""
     app.add_css_file("course.css")
     app.add_post_transform(GlossaryLinks)
-    app.connect("doctree-read", _collect)
-    app.connect("env-purge-doc", _forget)
+    pages.collect(app, "glossary", read)

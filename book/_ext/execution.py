@@ -1,0 +1,372 @@
+"""Execute the chapters that have no outputs in the cache, two at a time, before Sphinx reads them.
+
+myst-nb then finds every one of them in the cache. Alone it would run one after the other, say nothing meanwhile, stop
+at the first failure, and know of nothing but the cells that can change an output: here the cache is named after the
+model, labcode and all else that can. The model is asked for once, before the first chapter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
+from jupyter_cache.cache.main import JupyterCacheBase
+from myst_nb.core.read import create_nb_reader
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+from sphinx.util import logging
+
+import labcode
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+    from sphinx.config import Config
+    from sphinx.environment import BuildEnvironment
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+KEPT = 3  # old caches that are worth their place: switching between two models should not run everything again
+# Kernels run side by side, so each takes one thread; nothing may write a progress bar into a page.
+KERNEL_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "GOMP_SPINCOUNT": "0",
+    "OMP_WAIT_POLICY": "passive",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONHASHSEED": "0",
+    "PLOTLY_RENDERER": "plotly_mimetype",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+}
+
+
+def halt(message: str, *, see: str = "", status: int = 1) -> NoReturn:
+    """Print the message as an error, with its entry of the page Troubleshooting, and end the process.
+
+    An exception would end it too, but Jupyter Book prints a page of its own traceback after it, and the message, which
+    says what to do, is lost above that.
+
+    Raises:
+        SystemExit: Always, with this status.
+    """
+    between = "\n" if "\n" in message else " "
+    logger.critical("%s", f"{message}{between}[Troubleshooting: {see}]" if see else message)
+    raise SystemExit(status)
+
+
+# The model
+
+
+def choose_and_key(app: Sphinx, config: Config) -> None:
+    """Choose the model once, hand it to the kernels, and name the execution cache after all that matters."""
+    model = config.lab_subject = chosen(config.lab_model)
+    prepare_environment(model)
+    if not config.nb_execution_cache_path:
+        root = Path(app.srcdir)
+        mark = fingerprint(root, model.get("fingerprint", ""))
+        # An "env" value: a new path also makes Sphinx read every page again.
+        config.nb_execution_cache_path = str(cache_folder(root / "_build" / ".jupyter_cache", mark))
+
+
+def chosen(wanted: bool, command: tuple[str, ...] = ("-m", "labcode.models", "--json")) -> dict[str, str]:
+    """Ask `python -m labcode.models` for the model: a dict with name, title, why, folder and fingerprint.
+
+    A process of its own, so that torch never enters Sphinx. Its progress shows on the terminal as it comes.
+
+    Args:
+        wanted: False for a book whose chapters need no model; the answer is then empty.
+        command: What to run with this Python; tests replace it.
+
+    Raises:
+        SystemExit: With the one line that says why there is no model and what to do.
+    """
+    if not wanted:
+        return {}
+    given = {**os.environ, **({"LAB_PROGRESS": "1"} if sys.stderr.isatty() else {})}
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=given)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    last = _pass_on(process.stderr)
+    answer = process.stdout.read().decode()
+    if process.wait() != 0:
+        if not last:
+            halt("labcode.models ended without a word", see="no-answer-about-the-model")
+        halt(last.removeprefix("error: "))
+    if last:
+        logger.info(last)
+    # Libraries may print to stdout while they load; the answer is the last line.
+    model: dict[str, str] = json.loads(answer.strip().splitlines()[-1])
+    logger.info("model: %s (%s)", model.get("title", model["name"]), model["why"])
+    return model
+
+
+def _pass_on(stream: IO[bytes]) -> str:
+    """Show what comes, a line at a time, but hold the last line back: after a failure it is the message."""
+    held = ""
+    while chunk := os.read(stream.fileno(), 4096):
+        *done, held = re.split(r"(?<=[\r\n])(?=.)", held + chunk.decode(errors="replace"))
+        for line in done:
+            sys.stderr.write(line)
+        sys.stderr.flush()
+    return held.strip()
+
+
+def prepare_environment(model: dict[str, str]) -> None:
+    """Set the variables that every kernel of this build inherits."""
+    os.environ.update(KERNEL_ENVIRONMENT)
+    if model:
+        if os.environ.get("LAB_MODEL"):
+            os.environ["LAB_MODEL"] = model["name"]  # in full: a kernel runs in the folder of its chapter
+        # Everything is on this machine now; a kernel that asked the hub again could hang or differ.
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+# The cache
+
+
+def fingerprint(root: Path, model: str, package: Path | None = None) -> str:
+    """Hash what can change a chapter's outputs besides its cells; the Sphinx side isn't in it.
+
+    It is labcode, what `book/` adds to it and its recorded data, the lock, the model and the Python version.
+
+    Args:
+        root: The folder with `requirements.txt` and `book/`, where there are any.
+        model: What `labcode.models` says identifies weights and tokenizer.
+        package: The folder of labcode, if not the installed one.
+    """
+    package = package or Path(labcode.__file__).parent
+    files = [root / "requirements.txt", *package.rglob("*")]
+    for folder in ("show", "checks", "data"):
+        files += (root / "book" / folder).rglob("*")
+    caps = [os.environ.get(name, "") for name in ("LAB_PROMPTS", "LAB_TOKENS")]  # less to measure, other numbers
+    digest = hashlib.sha256("\0".join([platform.python_version(), model, *caps, ""]).encode())
+    for path in sorted(files):
+        name = path.relative_to(package if path.is_relative_to(package) else root)
+        if path.is_file() and not {"__pycache__", "make"} & set(name.parts):
+            digest.update(f"{name.as_posix()}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_folder(root: Path, mark: str) -> Path:
+    """The cache folder of this fingerprint, newest now; of the older ones only the newest few stay."""
+    folder = root / mark
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)
+    others = [path for path in root.iterdir() if path.is_dir() and path != folder]
+    for old in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT - 1 :]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def notebook(env: BuildEnvironment, docname: str) -> NotebookNode | None:
+    """The page as a notebook, read exactly as myst-nb will read it; None for a page that isn't one."""
+    path = Path(env.doc2path(docname))
+    text = path.read_text(encoding="utf8")
+    reader = create_nb_reader(str(path), env.myst_config, env.mystnb_config, text)  # type: ignore[attr-defined]
+    return reader.read(text) if reader else None
+
+
+def _is_cached(cache: JupyterCacheBase, job: Job) -> bool:
+    try:
+        cache.match_cache_notebook(job.notebook)
+    except KeyError:
+        return False
+    return True
+
+
+def _keep(cache: JupyterCacheBase, job: Job) -> None:
+    """Store the outputs at once, so that an interrupted build goes on where it was.
+
+    Only the main thread comes here: two writers would fight over the cache's database.
+    """
+    bundle = CacheBundleIn(job.notebook, str(job.path), data={"execution_seconds": job.seconds, **job.used})
+    cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+
+
+# The kernels
+
+
+@dataclass
+class Job:
+    """A page to execute, and what became of it."""
+
+    docname: str
+    path: Path
+    notebook: NotebookNode
+    client: NotebookClient | None = None
+    seconds: float = 0.0
+    failure: str = ""  # the traceback, or nothing
+    used: dict[str, float] = field(default_factory=dict)  # see `usage`
+
+    @property
+    def cells(self) -> int:
+        """How many cells there are to execute."""
+        return sum(cell.cell_type == "code" for cell in self.notebook.cells)
+
+
+def run_chapters(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
+    """Run the chapters among `docnames` that the cache doesn't know; report each as it finishes.
+
+    Raises:
+        SystemExit: After all have run, if any failed; their tracebacks have been printed.
+    """
+    settings = env.mystnb_config  # type: ignore[attr-defined]
+    if settings.execution_mode != "cache":
+        return
+    cache = get_cache(settings.execution_cache_path)
+    read = ((name, notebook(env, name)) for name in docnames)
+    jobs = [Job(name, Path(env.doc2path(name)), found) for name, found in read if found]
+    missing = [job for job in jobs if not _is_cached(cache, job)]
+    for job in missing:
+        if not job.cells:
+            _keep(cache, job)  # else myst-nb would start a kernel for it
+    missing = [job for job in missing if job.cells]
+    if missing:
+        side_by_side = min(at_once(), len(missing))
+        logger.info("chapters to execute: %d, %d at a time", len(missing), side_by_side)
+        _run_all(missing, side_by_side, settings.execution_timeout, cache)
+    elif jobs:
+        logger.info("nothing to execute: %d pages come from the cache", len(jobs))
+    failed = [job for job in missing if job.failure]
+    for job in failed:
+        logger.error("%s\n%s\n", job.docname, job.failure, location=job.docname)
+    if failed:
+        count = "a chapter" if len(failed) == 1 else f"{len(failed)} chapters"
+        names = ", ".join(job.docname for job in failed)
+        halt(f"{count} failed: {names} (the tracebacks are above)", see="chapter-failed")
+
+
+def at_once() -> int:
+    """How many chapters run at a time: `LAB_JOBS`, else two.
+
+    Raises:
+        SystemExit: `LAB_JOBS` isn't a whole number above 0.
+    """
+    asked = os.environ.get("LAB_JOBS", "").strip() or "2"
+    if not asked.isdigit() or int(asked) < 1:
+        halt(f"LAB_JOBS={asked} isn't a number of chapters: use a whole number above 0", see="lab-jobs")
+    return int(asked)
+
+
+def in_turn(jobs: Sequence[T], size: Callable[[T], int]) -> list[T]:
+    """The largest, then the first, the last, the second, the last but one, and so on.
+
+    The largest would else run alone at the end. Neighbours share measurements: begun together, one of them would only
+    wait until the other has measured.
+    """
+    largest = max(jobs, key=size, default=None)
+    rest = [job for job in jobs if job is not largest]
+    both_ends = [job for pair in zip(rest, reversed(rest), strict=True) for job in pair][: len(rest)]
+    return both_ends if largest is None else [largest, *both_ends]
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "4.2 s", "41 s", "1 min 3 s"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _run_all(jobs: list[Job], side_by_side: int, timeout: int, cache: JupyterCacheBase) -> None:
+    begun = time.monotonic()
+    with ThreadPoolExecutor(side_by_side) as pool:
+        futures = [pool.submit(run, job, timeout) for job in in_turn(jobs, lambda job: job.cells)]
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                job = future.result()
+                if not job.failure:
+                    _keep(cache, job)
+                became = "FAILED after" if job.failure else "ran in"
+                taken, in_all = duration(job.seconds), duration(time.monotonic() - begun)
+                logger.info("[%d/%d] %s %s %s (%s in all)", done, len(jobs), job.docname, became, taken, in_all)
+        except BaseException as reason:
+            logger.info("stopping the kernels")
+            _stop(jobs, futures)
+            if isinstance(reason, KeyboardInterrupt):
+                said = "interrupted; the next build goes on with the chapters that are left"
+                halt(said, see="interrupted", status=130)
+            raise
+
+
+def run(job: Job, timeout: int) -> Job:
+    """Execute the page's notebook in place, in its own folder; a failure is noted as text.
+
+    Args:
+        job: The page; its notebook gets the outputs.
+        timeout: The most seconds that one cell may take.
+    """
+    begun = time.monotonic()
+    job.client = NotebookClient(
+        job.notebook,
+        timeout=timeout,
+        record_timing=False,  # times in the cells' metadata would change the notebook's key in the cache
+        resources={"metadata": {"path": str(job.path.parent)}},
+        # Without this each kernel tells the terminal that it talks over TCP unencrypted, and that it was stopped.
+        extra_arguments=["--IPKernelApp.log_level=50"],
+        # Measured anew after each cell: after the last one the kernel is gone.
+        on_cell_executed=lambda **_: job.used.update(usage(getattr(_process(job), "pid", 0))),
+    )
+    try:
+        job.client.execute()
+    except Exception as error:  # a dead kernel and a time-out come as different classes; all end the chapter
+        job.failure = ANSI.sub("", f"{type(error).__name__}: {error}").strip()
+    job.seconds = time.monotonic() - begun
+    return job
+
+
+def usage(pid: int, proc: Path = Path("/proc")) -> dict[str, float]:
+    """Processor seconds and peak memory in bytes of a process, from Linux's records; nothing elsewhere."""
+    try:
+        # After the name in brackets, which may hold anything, come the state and the numbers.
+        fields = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        status = (proc / str(pid) / "status").read_text()
+        ticks = int(fields[11]) + int(fields[12])
+        peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return {"cpu_seconds": ticks / os.sysconf("SC_CLK_TCK"), "peak_bytes": 1024 * int(peak.split()[1])}
+    except (OSError, ValueError, IndexError, StopIteration):
+        return {}
+
+
+def _process(job: Job) -> Any:
+    provisioner = getattr(job.client and job.client.km, "provisioner", None)
+    return getattr(provisioner, "process", None)
+
+
+def _stop(jobs: list[Job], futures: list[Future[Job]]) -> None:
+    """Kill the kernels until none of the threads that wait for them is left."""
+    for future in futures:
+        future.cancel()
+    while any(not future.done() for future in futures):
+        for process in filter(None, map(_process, jobs)):
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    # A kernel leads a session of its own, so Ctrl-C on the terminal didn't reach it.
+                    os.killpg(process.pid, signal.SIGKILL)
+        wait(futures, timeout=0.2)
+
+
+def setup(app: Sphinx) -> None:
+    """Register the settings, choose the model before myst-nb reads its own, and execute before Sphinx reads."""
+    app.add_config_value("lab_model", True, "env", [bool])
+    app.add_config_value("lab_subject", {}, "", [dict])
+    app.connect("config-inited", choose_and_key, priority=100)
+    app.connect("env-before-read-docs", run_chapters)
