@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from labcode.errors import SaeError
 from labcode.models import build_once, cache_dir, edition, quiet, say, weights_key
@@ -226,16 +227,18 @@ def sample(model: TransformerBridge, first: int, batch: int, seed: int) -> Int[T
     """
     tokenizer, writer = model.tokenizer, cast(Any, model.original_model)
     start = int(tokenizer.bos_token_id)
-    openings = [
-        [start, *tokenizer.encode(opening(number), add_special_tokens=False)] for number in range(first, first + batch)
+    begun = [
+        torch.tensor([start, *tokenizer.encode(opening(number), add_special_tokens=False)])
+        for number in range(first, first + batch)
     ]
-    least, width = min(map(len, openings)), max(map(len, openings))
-    new = LENGTH + 1 - least
+    ids = pad_sequence(begun, batch_first=True, padding_side="left")
+    there = pad_sequence([torch.ones_like(row) for row in begun], batch_first=True, padding_side="left")
+    new = LENGTH + 1 - min(map(len, begun))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed * 1_000_003 + first)
         text = writer.generate(
-            input_ids=torch.tensor([[start] * (width - len(ids)) + ids for ids in openings]),
-            attention_mask=torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in openings]),
+            input_ids=ids.to(writer.device),
+            attention_mask=there.to(writer.device),
             do_sample=True,
             temperature=1.0,
             top_p=TOP_P,
@@ -244,9 +247,9 @@ def sample(model: TransformerBridge, first: int, batch: int, seed: int) -> Int[T
             max_new_tokens=new,
             suppress_tokens=sorted(set(tokenizer.all_special_ids)),
             pad_token_id=start,
-        )
-    begins = [width - len(ids) + 1 for ids in openings]
-    return torch.stack([row[at : at + LENGTH] for row, at in zip(text, begins, strict=True)])
+        ).cpu()
+    at = ids.shape[1] - there.sum(1, keepdim=True) + 1  # where each text goes on after its start token
+    return text.gather(1, at + torch.arange(LENGTH))
 
 
 def opening(number: int) -> str:
