@@ -355,7 +355,7 @@ class Runner:
     ) -> None:
         if str(model.cfg.device) != "cpu":
             raise PatchError(
-                "circuits run on the CPU, whose numbers are the reference: load with device='cpu'", see="cpu-only"
+                "circuits run on the CPU, whose numbers are the reference: load with device='cpu'", see="not-on-the-cpu"
             )
         if model.cfg.n_heads > MAX_HEADS:
             raise PatchError(
@@ -380,7 +380,7 @@ class Runner:
         if not torch.isfinite(found).all():
             row = int((~torch.isfinite(found)).any(0).nonzero()[0])
             raise PatchError(
-                f"no finite answer on {self.pop.prompts[row].text!r}: check the model's weights", see="nan-or-infinite"
+                f"no finite answer on {self.pop.prompts[row].text!r}: check the model's weights", see="nan-in-the-run"
             )
         return found
 

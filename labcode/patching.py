@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
@@ -295,7 +295,8 @@ def exchange(
         return logit_difference(end_logits(model, pop, batch_size=len(pop)), pop)
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """Some prompts, run once as the base and once as the source.
 
     Attributes:
@@ -332,7 +333,8 @@ def _parts(
         raise PatchError(f"unknown direction {direction!r}: choose 'denoising' or 'noising'", see="unknown-direction")
     if str(model.cfg.device) != "cpu":
         raise PatchError(
-            "sweeps run on the CPU, whose numbers are the reference: load the model with device='cpu'", see="cpu-only"
+            "sweeps run on the CPU, whose numbers are the reference: load the model with device='cpu'",
+            see="not-on-the-cpu",
         )
     base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
     start, network, hooks = first_difference(base, source), Network(model), list(hooks)
@@ -377,12 +379,12 @@ def _one_each(values: Tensor, clean: Population) -> Float[Tensor, " run"]:
     if values.shape != (len(clean),):
         raise PatchError(
             f"the metric gave shape {tuple(values.shape)} for {len(clean)} runs: one value for each is needed",
-            see="metric-shape",
+            see="shape-of-metric",
         )
     if values.isnan().any():
         text = clean.prompts[int(values.isnan().nonzero()[0])].text
         raise PatchError(
-            f"the metric is NaN on {text!r}: check the model's weights and the metric", see="nan-or-infinite"
+            f"the metric is NaN on {text!r}: check the model's weights and the metric", see="nan-in-the-run"
         )
     return values
 

@@ -302,8 +302,9 @@ def _run_all(jobs: list[Job], side_by_side: int, timeout: int, cache: JupyterCac
             logger.info("stopping the kernels")
             _stop(jobs, futures)
             if isinstance(reason, KeyboardInterrupt):
-                said = "interrupted; the next build goes on with the chapters that are left"
-                halt(said, see="interrupted", status=130)
+                halt(
+                    "interrupted; the next build goes on with the chapters that are left", see="interrupted", status=130
+                )
             raise
 
 

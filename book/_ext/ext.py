@@ -60,8 +60,9 @@ def carried(file: tuple[str, str]) -> Path:
         execution.halt(f"{package} isn't installed: pip install -r requirements.txt", see="package-missing")
     path = Path(found.origin).parent / inside
     if not path.is_file():
-        said = f"{path} doesn't exist: install the version of {package} that requirements.txt names"
-        execution.halt(said, see="package-missing")
+        execution.halt(
+            f"{path} doesn't exist: install the version of {package} that requirements.txt names", see="package-missing"
+        )
     return path
 
 

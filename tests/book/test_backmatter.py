@@ -19,6 +19,7 @@ BOOK = ROOT / "book"
 BACK = (
     *("predictions", "course-map", "glossary", "notation", "api", "troubleshooting", "further-reading", "teaching"),
     "cost",
+    "inside-the-lab",
 )
 CHAPTERS = {int(page.name[:2]): page for page in BOOK.glob("[0-9][0-9]-*.md")}
 ENTRY = re.compile(r"^### ([\w-]+)\n\n```text\n(.+?)\n```\n\n(.+?)\n(?=\n|\Z)", re.MULTILINE | re.DOTALL)
@@ -186,6 +187,30 @@ def test_the_modules_of_the_api_page_are_those_of_the_package():
     shown = {module for module, tree in api.sources().items() if api.definitions(tree.body)}
     assert {"labcode.models", "labcode.prompts", "labcode.metrics", "labcode.patching", "labcode.errors"} <= shown
     assert all(module.startswith("labcode.") for module in shown)
+
+
+def test_the_rooms_that_are_shown_are_those_that_are_there():
+    """The page Inside the lab, and the docstring of the package, name each file of labcode, in the order of import."""
+    text = page("inside-the-lab")
+    shown = [name for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)]
+    there = {path.stem for path in (ROOT / "labcode").glob("*.py")} - {"__init__"}
+    assert set(shown) == there
+    assert set(re.findall(r"`(\w+)/", text)) >= {"show", "checks", "data", "_ext"}
+    listed = re.findall(r"^(\w+(?:, \w+)*) {2,}", (ROOT / "labcode" / "__init__.py").read_text(), re.MULTILINE)
+    assert [name for row in listed for name in row.split(", ")] == shown
+    for place, name in enumerate(shown):
+        tree = ast.parse((ROOT / "labcode" / f"{name}.py").read_text(encoding="utf8"))
+        used = {str(node.module).split(".")[-1] for node in tree.body if isinstance(node, ast.ImportFrom)}
+        used |= {
+            a.name
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and node.module == "labcode"
+            for a in node.names
+        }
+        assert used & there <= set(shown[:place]), name
+    for name in ("plots", "report"):
+        source = (ROOT / "labcode" / f"{name}.py").read_text(encoding="utf8")
+        assert set(re.findall(r"^from labcode\.(\w+)", source, re.MULTILINE)) <= {"errors"}
 
 
 def test_the_pages_are_in_the_table_of_contents():
