@@ -1,16 +1,17 @@
-"""Two notebooks for each chapter, written at the end of a build and offered under the chapter's title.
+"""Two notebooks for each chapter, written with its page and offered under its title.
 
-`notebooks/NAME.ipynb` is the student's: solutions out, outputs cleared, checks in. `notebooks/NAME-solved.ipynb` has
-solutions and the outputs from the execution cache. A chapter is a page with code whose name starts with its number.
-Used by every chapter, through the build.
+`notebooks/NAME.ipynb` is the student's: blanks in place of the solutions, outputs cleared, checks in.
+`notebooks/NAME-solved.ipynb` has solutions and the outputs from the execution cache. The words come from Sphinx's
+resolved tree, so numbers, citations and references are those of the page; a chapter is a page whose name begins with
+its number.
 """
 
 from __future__ import annotations
 
+import ast
 import os
-import re
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 from docutils import nodes
@@ -18,9 +19,11 @@ from jupyter_cache import get_cache
 from myst_nb.core.read import create_nb_reader
 from sphinx.util import logging
 from sphinx.util.osutil import relative_uri
+from sphinx_exercise.nodes import exercise_enumerable_node, exercise_node, solution_node
 
-from labbook._ext import authoryear, installcell, notebookcells
-from labbook._ext.plaininline import Page
+from labbook._ext import figures, installcell
+from labbook._ext.chapters import number
+from labbook._ext.plainmarkdown import PlainMarkdown, escaped
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -30,86 +33,70 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 FOLDER = "notebooks"
 KINDS = {"student": "", "solved": "-solved"}
-CHAPTER = re.compile(r"\d\d-")
+GLUED = "application/papermill.record/"
+CHECK = "course.check"
+STARTER = "starter"  # the tag of a cell that an answer begins with
+STUDENT_NOTE = (
+    "> **Student notebook.** Values appear when you run the book: where a sentence has … in it, the cells around it "
+    "compute the number. Each exercise has an empty cell that stops the run until you fill it. The solutions are in "
+    "the notebook *{solved}*."
+)
+SOLVED_NOTE = "> **Solved notebook.** The numbers, figures and solutions are those of one run{on}."
 
 
-def chapters(env: BuildEnvironment) -> dict[str, str]:
-    """The docname of each chapter that has code, by the name of its notebooks."""
-    found = {}
-    for docname in sorted(env.found_docs):
-        name = PurePosixPath(docname).name
-        if CHAPTER.match(name) and "{code-cell}" in Path(env.doc2path(docname)).read_text(encoding="utf8"):
-            found[name] = docname
-    return found
+def name_of(docname: str) -> str:
+    """The name of a chapter's notebooks."""
+    return PurePosixPath(docname).name
 
 
 def offer(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Put the links to a chapter's notebooks under its title."""
-    name = PurePosixPath(docname).name
-    if app.builder.format != "html" or name not in chapters(app.env):
+    title = next(iter(doctree.findall(nodes.title)), None)
+    if app.builder.format != "html" or number(docname) is None or title is None:
         return
     here = app.builder.get_target_uri(docname)
     links = " · ".join(
-        f'<a href="{relative_uri(here, f"{FOLDER}/{name}{suffix}.ipynb")}" download '
+        f'<a href="{relative_uri(here, f"{FOLDER}/{name_of(docname)}{suffix}.ipynb")}" download '
         f'aria-label="Download the {kind} notebook">{kind}</a>'
         for kind, suffix in KINDS.items()
     )
-    title = next(iter(doctree.findall(nodes.title)), None)
-    if title is not None:
-        link = nodes.raw("", f'<p class="lab-notebooks">Notebook: {links}</p>', format="html")
-        title.parent.insert(title.parent.index(title) + 1, link)
+    link = nodes.raw("", f'<p class="lab-notebooks">Notebook: {links}</p>', format="html")
+    title.parent.insert(title.parent.index(title) + 1, link)
 
 
-def write_all(app: Sphinx, failure: Exception | None) -> None:
-    """Write the notebooks that changed, and take away those of chapters that are gone."""
-    if failure is not None or app.builder.format != "html":
+def write(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Write a chapter's notebooks, if they changed."""
+    if app.builder.format != "html" or number(docname) is None:
         return
-    folder = Path(app.outdir) / FOLDER
-    written = 0
-    made = {f"{name}{suffix}.ipynb": text for name, suffix, text in _all(app)}
-    for old in folder.glob("*.ipynb"):
-        if old.name not in made:
-            old.unlink()
-    for name, text in made.items():
-        target = folder / name
+    env, folder = app.env, Path(app.outdir) / FOLDER
+    chapter = executed(env, docname)
+    install = installcell.source(Path(app.srcdir), app.config.lab_repository or os.environ.get("LAB_REPOSITORY", ""))
+    others = {app.builder.get_relative_uri(docname, one): one for one in sorted(env.found_docs - {docname})}
+    for suffix in KINDS.values():
+        words = PlainMarkdown(
+            solved=bool(suffix),
+            notebooks={uri: f"{name_of(one)}{suffix}.ipynb" for uri, one in others.items() if number(one) is not None},
+            pages=frozenset(others),
+            numbers=env.toc_fignumbers.get(docname, {}),
+        )
+        maker = Maker(name_of(docname), chapter, words)
+        made = maker.notebook(doctree, install, app.config.lab_subject.get("title", ""))
+        text, target = nbformat.writes(made) + "\n", folder / f"{maker.name}{suffix}.ipynb"
         if not target.is_file() or target.read_text(encoding="utf8") != text:
-            nbformat.validate(nbformat.reads(text, as_version=4))
+            nbformat.validate(made)
             folder.mkdir(exist_ok=True)
             target.write_text(text, encoding="utf8")
-            written += 1
-    if written:
-        logger.info("notebooks written: %d, in %s", written, folder)
 
 
-def _all(app: Sphinx) -> list[tuple[str, str, str]]:
-    """Name, suffix and text of every notebook; a warning for each thing that has no plain translation."""
-    env, root = app.env, Path(app.srcdir)
-    known = chapters(env)
-    if not known:
-        return []
-    sources = {name: _executed(env, docname) for name, docname in known.items()}
-    values = {name: notebookcells.values(source) for name, source in sources.items()}
-    for docname in env.found_docs - set(known.values()):  # a chapter may show a number of another page
-        if "code-cell" in (text := Path(env.doc2path(docname)).read_text(encoding="utf8")) and text.startswith("---"):
-            values[PurePosixPath(docname).name] = notebookcells.values(_executed(env, docname))
-    install = installcell.source(root, app.config.lab_repository or os.environ.get("LAB_REPOSITORY", ""))
-    works = authoryear.load(root / file for file in getattr(app.config, "bibtex_bibfiles", []))
-    labels = _labels(env)
-    result = []
-    for name, docname in known.items():
-        problems: dict[str, None] = {}
-        for kind, suffix in KINDS.items():
-            path = Path(env.doc2path(docname))
-            page = Page(name, path, kind == "solved", values, known, labels, works)
-            made = notebookcells.assemble(sources[name], page, install, app.config.lab_subject.get("title", ""))
-            result.append((name, suffix, nbformat.writes(made) + "\n"))
-            problems.update(dict.fromkeys(page.problems))
-        for problem in problems:
-            logger.warning("the notebooks: %s", problem, location=docname, type="lab", subtype="notebook")
-    return result
+def clear(app: Sphinx, failure: Exception | None) -> None:
+    """Take away the notebooks of chapters that are gone."""
+    known = {f"{name_of(page)}{suffix}.ipynb" for page in app.env.found_docs for suffix in KINDS.values()}
+    for old in (Path(app.outdir) / FOLDER).glob("*.ipynb"):
+        if old.name not in known and failure is None:
+            old.unlink()
 
 
-def _executed(env: BuildEnvironment, docname: str) -> NotebookNode:
+def executed(env: BuildEnvironment, docname: str) -> NotebookNode:
     """The page as myst-nb reads it, with its outputs where the execution cache has them."""
     path = Path(env.doc2path(docname))
     text = path.read_text(encoding="utf8")
@@ -126,24 +113,169 @@ def _executed(env: BuildEnvironment, docname: str) -> NotebookNode:
     return notebook
 
 
-def _labels(env: BuildEnvironment) -> dict[str, tuple[str, str]]:
-    """For each label, and for each page's name, the page and the words that a reference to it shows."""
-    found = {
-        PurePosixPath(docname).name: (PurePosixPath(docname).name, env.titles[docname].astext())
-        for docname in env.titles
-    }
-    standard = env.domaindata["std"]
-    for label, (docname, _, words) in standard["labels"].items():
-        found[label] = (PurePosixPath(docname).name, words)
-    for label, (docname, anchor) in standard["anonlabels"].items():
-        number = env.toc_fignumbers.get(docname, {}).get("figure", {}).get(anchor)
-        if number:
-            found[label] = (PurePosixPath(docname).name, "Fig. " + ".".join(map(str, number)))
-    return found
+class Maker:
+    """One notebook: its cells so far, the words that wait for theirs, and the exercise that is open."""
+
+    def __init__(self, name: str, chapter: NotebookNode, words: PlainMarkdown) -> None:
+        self.name = name
+        self.source = chapter.cells
+        self.words = words
+        self.solved = words.solved
+        self.cells: list[NotebookNode] = []
+        self.waiting: list[str] = []
+        self.number = ""  # of the exercise
+        self.open = self.hidden = False  # in an exercise without a blank as yet; in a solution that isn't shown
+        self.blank: NotebookNode | None = None
+        self.checks: list[str] = []
+
+    def notebook(self, doctree: nodes.document, install: str, ran_on: str = "") -> NotebookNode:
+        """Make the notebook.
+
+        Args:
+            doctree: The page, resolved.
+            install: The source of the first cell.
+            ran_on: The title of the run's model, for the line at the top.
+        """
+        self.code(install)
+        on = f" on {ran_on}" if ran_on else ""
+        self.say(SOLVED_NOTE.format(on=on) if self.solved else STUDENT_NOTE.format(solved=f"{self.name}-solved.ipynb"))
+        self.flush()
+        self.walk(doctree.children, 0)
+        if self.words.cited:
+            self.say("## Works cited\n\n" + "\n".join(f"* {escaped(work)}" for work in self.words.cited.values()))
+        self.flush()
+        kernel = {"name": "python3", "display_name": "Python 3"}
+        metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+        return nbformat.v4.new_notebook(cells=self.cells, metadata=metadata)
+
+    def say(self, text: str) -> None:
+        if text.strip() and not self.hidden:
+            self.waiting.append(text)
+
+    def flush(self) -> None:
+        """Put the words that wait into a cell."""
+        if self.waiting:
+            self._add(nbformat.v4.new_markdown_cell("\n\n".join(self.waiting)))
+        self.waiting = []
+
+    def code(self, source: str, **parts: Any) -> NotebookNode:
+        return self._add(nbformat.v4.new_code_cell(source, **parts))
+
+    def _add(self, cell: NotebookNode) -> NotebookNode:
+        # Not random, so that a build that changes nothing writes nothing.
+        cell.id = f"{self.name[:48]}-{len(self.cells)}"
+        self.cells.append(cell)
+        return cell
+
+    def walk(self, parts: list[nodes.Node], depth: int) -> None:
+        """Take what a part of the page holds: cells and exercises one by one, all else as words."""
+        for node in parts:
+            if isinstance(node, nodes.section):
+                self.walk(node.children, depth + 1)
+            elif isinstance(node, nodes.title) and isinstance(node.parent, nodes.section):
+                self.say(f"{'#' * depth} {self.words.inside(node)}")
+            elif isinstance(node, exercise_node | exercise_enumerable_node):
+                self.exercise(node, depth)
+            elif isinstance(node, solution_node):
+                self.hidden = not self.solved
+                self.say(f"#### Solution of exercise {self.number}")
+                self.walk(node.children[1:], depth)
+                self.hidden = False
+                self._kept_checks()
+            elif _is_cell(node):
+                self.cell(self.source[node["cell_index"]], node)
+            elif any(node.findall(_is_cell)):
+                self.walk(node.children, depth)
+            else:
+                self.say(self.words.of(node))
+
+    def exercise(self, node: nodes.Element, depth: int) -> None:
+        title, *body = node.children
+        self.number = self.words.number("exercise", node)
+        named = self.words.inside(title).strip().removeprefix("(").removesuffix(")")
+        self.say(f"### Exercise {self.number}{': ' if named else ''}{named}")
+        self.open, self.blank, self.checks = not self.solved, None, []
+        self.walk(body, depth)
+        if self.open:
+            self._blank()
+
+    def cell(self, cell: NotebookNode, node: nodes.Element) -> None:
+        """Take a code cell, and its figure's caption as the words after it."""
+        if self.hidden:
+            self.checks += _checks(cell.source)
+            return
+        self.flush()
+        if self.open and STARTER in cell.metadata.get("tags", []):
+            self._blank(cell.source)
+            return
+        if self.open and CHECK in cell.source:
+            self._blank()
+        metadata = {key: value for key, value in cell.metadata.items() if key != "mystnb"}
+        if "hide-input" in metadata.get("tags", []):
+            metadata["jupyter"] = {"source_hidden": True}
+        made = self.code(cell.source, metadata=metadata)
+        if self.solved:
+            made.outputs = [_shown(output) for output in cell.get("outputs", []) if not _silent(output)]
+            made.execution_count = cell.get("execution_count")
+        for caption in node.findall(nodes.caption):
+            self.say(self.words.of(caption))
+
+    def _blank(self, starter: str = "") -> None:
+        self.flush()
+        message = f"Exercise {self.number}: write your answer in this cell, then run on"
+        begun = f"{starter.rstrip()}\n\n\n" if starter else ""
+        begun += "# your answer here, in place of the next line"
+        self.blank = self.code(f'{begun}\nraise NotImplementedError("{message}")\n')
+        self.open = False
+
+    def _kept_checks(self) -> None:
+        """After a solution that a student doesn't see: its checks, and in the blank the names that they read."""
+        if not self.checks:
+            return
+        source = "\n".join(dict.fromkeys(self.checks))
+        names = sorted(_arguments(source))
+        if self.blank is not None and names:
+            begun, here, rest = self.blank.source.rpartition("# your answer here")
+            first, rest = rest.split("\n", 1)
+            self.blank.source = f"{begun}{here}{first}\n# the check in the next cell reads: {', '.join(names)}\n{rest}"
+        self.code(source)
+        self.checks = []
+
+
+def _is_cell(node: nodes.Node) -> bool:
+    return isinstance(node, nodes.container) and node.get("nb_element") == "cell_code"
+
+
+def _silent(output: NotebookNode) -> bool:
+    """Whether an output only carries a value to a sentence, and shows nothing."""
+    return output.get("metadata", {}).get("scrapbook", {}).get("mime_prefix") == GLUED
+
+
+def _shown(output: NotebookNode) -> NotebookNode:
+    """The output; a figure also in words, for where no figure can be drawn."""
+    data = output.get("data", {})
+    if figures.MIME not in data or "text/plain" in data:
+        return output
+    words = f"Figure: {figures.alternative(data[figures.MIME])}"
+    return nbformat.from_dict({**output, "data": {**data, "text/plain": words}})
+
+
+def _checks(source: str) -> list[str]:
+    """The statements of a cell that check an answer."""
+    found = [node for node in ast.parse(source).body if CHECK in ast.unparse(node)] if CHECK in source else []
+    return [ast.get_source_segment(source, node) or "" for node in found]
+
+
+def _arguments(source: str) -> set[str]:
+    """The names that the checks are given."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    given = [value for call in calls if ast.unparse(call.func) == CHECK for value in [*call.args, *call.keywords]]
+    return {name.id for value in given for name in ast.walk(value) if isinstance(name, ast.Name)}
 
 
 def setup(app: Sphinx) -> None:
     """Register the setting, the links and the writing."""
     app.add_config_value("lab_repository", "", "", [str])
     app.connect("doctree-resolved", offer)
-    app.connect("build-finished", write_all, priority=800)
+    app.connect("doctree-resolved", write, priority=900)  # when the other modules have had the page
+    app.connect("build-finished", clear)

@@ -1,7 +1,12 @@
-"""Notebooks that run: a student's to its first blank, the solved to its end, and chapters opened by JupyterLab."""
+"""The notebooks of the real chapters: what is in them, and that they run: a student's to its first blank, the solved to
+its end, and chapters that JupyterLab opens as notebooks.
+"""
 
 from __future__ import annotations
 
+import ast
+import base64
+import builtins
 import json
 import os
 import re
@@ -13,18 +18,21 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nbformat
 import pytest
+import yaml
 from jupyter_client.manager import KernelManager
 from nbclient.exceptions import CellExecutionError
 from onekernel import BOOK, chapter, emptied, run, started
 
-from labbook._ext import authoryear, installcell, notebookcells
-from labbook._ext.plaininline import Page
+from labbook._ext.notebooks import STARTER
 
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(sys.executable).parent
+NAMES = [page.stem for page in sorted(BOOK.glob("[0-9][0-9]-*.md"))]
+MYST = re.compile(r"\{[a-z:]+\}`|^:::|^`{3,}\{|^\([\w-]+\)=$|<div|<svg|</?figure", re.M)
 
 
 def code(notebook: nbformat.NotebookNode) -> list[str]:
@@ -37,16 +45,93 @@ def kernel() -> Iterator[KernelManager]:
         yield manager
 
 
-def notebook_of(name: str, solved: bool) -> nbformat.NotebookNode:
-    works = authoryear.load([BOOK / "refs.bib"])
-    page = Page(name, BOOK / f"{name}.md", solved=solved, works=works)
-    return notebookcells.assemble(chapter(name), page, installcell.source(ROOT, ""))
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    """The folder of the notebooks that a build writes which executes no cell: all is there but the numbers."""
+    folder = tmp_path_factory.mktemp("written")
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    config["execute"]["execute_notebooks"] = "off"
+    config["sphinx"]["config"]["lab_model"] = False
+    (folder / "_config.yml").write_text(yaml.safe_dump(config))
+    pages = [{"file": f"book/{name}"} for name in [*NAMES, "glossary"]]
+    toc = {"format": "jb-book", "root": "book/bibliography", "chapters": pages}
+    (folder / "_toc.yml").write_text(yaml.safe_dump(toc))
+    for name in ("book", "labcode", "pyproject.toml", "requirements.txt"):
+        (folder / name).symlink_to(ROOT / name)
+    done = subprocess.run([TOOLS / "jupyter-book", "build", "."], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder / "_build" / "html" / "notebooks"
 
 
-@pytest.mark.parametrize("name", [page.stem for page in sorted(BOOK.glob("[0-9][0-9]-*.md"))])
-def test_a_students_notebook_stops_at_its_first_blank_and_the_solved_one_runs_to_its_end(name, kernel):
+@pytest.fixture(params=NAMES, scope="module")
+def pair(request, written) -> tuple[str, nbformat.NotebookNode, nbformat.NotebookNode]:
+    """A chapter's name, the student's notebook and the solved one."""
+    files = (written / f"{request.param}{suffix}.ipynb" for suffix in ("", "-solved"))
+    return request.param, *(nbformat.read(file, as_version=4) for file in files)
+
+
+def test_a_chapter_is_translated_whole(pair):
+    name, *both = pair
+    for notebook in both:
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                outside = re.sub(r"^```\w*$.*?^```$|`[^`\n]*`", "", cell.source, flags=re.M | re.S)
+                assert not MYST.search(outside), MYST.search(outside)
+                for drawing in re.findall(r"base64,([^\"]*)", cell.source):
+                    assert ElementTree.fromstring(base64.b64decode(drawing)).tag == "{http://www.w3.org/2000/svg}svg"
+    assert code(both[1])[1:] == code(chapter(name))
+
+
+def test_a_student_gets_the_blanks_and_no_solution(pair):
+    name, student, solved = pair
+    words = ["\n".join(cell.source for cell in one.cells if cell.cell_type == "markdown") for one in (student, solved)]
+    text = (BOOK / f"{name}.md").read_text()
+    assert words[0].count("### Exercise ") == text.count("{exercise-start}")
+    assert sum("NotImplementedError" in cell for cell in code(student)) == text.count("{exercise-start}")
+    assert "Solution of exercise" not in words[0]
+    assert words[1].count("Solution of exercise") == text.count("{solution-start}")
+    assert all(not cell.outputs for cell in student.cells if cell.cell_type == "code")
+    kept, hidden, starters, inside = [], [], [], False
+    for cell in chapter(name).cells:
+        if cell.cell_type == "code":
+            starter = STARTER in cell.metadata.get("tags", [])
+            (hidden if inside else starters if starter else kept).append(cell.source)
+        else:
+            gates = re.findall(r"\{solution-(start|end)\}", cell.source)
+            inside = gates[-1] == "start" if gates else inside
+    assert hidden
+    own = [cell for cell in code(student)[1:] if "NotImplementedError" not in cell]
+    assert not set(hidden) & set(own)
+    assert [cell for cell in own if cell in kept] == kept
+    blanks = [cell for cell in code(student) if "NotImplementedError" in cell]
+    assert all(any(blank.startswith(starter.rstrip()) for blank in blanks) for starter in starters)
+
+
+def test_a_students_cells_need_no_name_of_a_solution(pair):
+    made, needed = set(dir(builtins)), {}
+    for cell in code(pair[1]):
+        if "course.check(" in cell or "NotImplementedError" in cell:
+            continue  # what these read is the student's to define
+        for node in ast.walk(ast.parse(cell)):
+            if isinstance(node, ast.Name):
+                if isinstance(node.ctx, ast.Store):
+                    made.add(node.id)
+                else:
+                    needed.setdefault(node.id, cell)
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                made.add(node.name)
+            elif isinstance(node, ast.arg):
+                made.add(node.arg)
+            elif isinstance(node, ast.alias):
+                made.add((node.asname or node.name).split(".")[0])
+            elif isinstance(node, ast.ExceptHandler) and node.name:
+                made.add(node.name)
+    assert {name: cell for name, cell in needed.items() if name not in made} == {}
+
+
+def test_a_students_notebook_stops_at_its_first_blank_and_the_solved_one_runs_to_its_end(pair, kernel):
     """In one go, since up to the first blank they are the same cells: the solved one goes on from there."""
-    student, solved = notebook_of(name, solved=False), notebook_of(name, solved=True)
+    name, student, solved = pair
     sources = code(student)
     blank = next(i for i, source in enumerate(sources) if "NotImplementedError" in source)
     assert code(solved)[:blank] == sources[:blank]
