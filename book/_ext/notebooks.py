@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "notebooks"
 KINDS = {"student": "", "solved": "-solved"}
 GLUED = "application/papermill.record/"
-CHECK = "course.check"
+CHECK = "checks.check"
 STARTER = "starter"  # the tag of a cell that an answer begins with
 STUDENT_NOTE = (
     "> **Student notebook.** Values appear when you run the book: where a sentence has … in it, the cells around it "

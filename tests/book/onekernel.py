@@ -24,8 +24,9 @@ FEW = {"LAB_PROMPTS": "4", "LAB_TOKENS": "4096"}
 # The names of the last notebook go. The model that it loaded first stays, for the first `models.load` of the next one.
 EMPTY = """
 %reset -f
-from labcode import course, models
-course._setting = None
+from labbook import checks
+from labcode import models
+checks._setting = None
 if not hasattr(models, "_loads"):
     models._loads, models._first = models.load, None
 def first(*arguments):
@@ -34,7 +35,7 @@ def first(*arguments):
     assert not any(place.fwd_hooks for place in models._first.hook_dict.values())
     return models._first
 models.load = first
-del course, first, models
+del checks, first, models
 """
 
 

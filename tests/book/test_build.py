@@ -147,7 +147,7 @@ def test_a_model_that_knows_nothing_gets_its_book_with_crosses(ignorant):
 def test_every_solution_passes_its_check(ignorant, page):
     """Also on a model that knows nothing: what is right is computed, not remembered."""
     text = (ignorant.pages / f"{page}.html").read_text()
-    asked = (ROOT / "book" / f"{page}.md").read_text().count("course.check(")
+    asked = (ROOT / "book" / f"{page}.md").read_text().count("checks.check(")
     assert text.count('class="lab-check" data-right="true"') == asked
     assert 'data-right="false"' not in text
 

@@ -103,8 +103,8 @@ def test_an_exercise_has_its_parts(page):
         assert ":::{admonition} Hint\n:class: dropdown\n" in body, label
         assert body.count(":tags: [starter]") == 1, label
         number = label.removeprefix("ex-").replace("-", ".")
-        assert solutions[label].count("course.check(") == 1, label
-        assert f'course.check("{number}", ' in solutions[label], label
+        assert solutions[label].count("checks.check(") == 1, label
+        assert f'checks.check("{number}", ' in solutions[label], label
 
 
 def test_there_are_enough_exercises():

@@ -110,7 +110,7 @@ def test_a_student_gets_the_blanks_and_no_solution(pair):
 def test_a_students_cells_need_no_name_of_a_solution(pair):
     made, needed = set(dir(builtins)), {}
     for cell in code(pair[1]):
-        if "course.check(" in cell or "NotImplementedError" in cell:
+        if "checks.check(" in cell or "NotImplementedError" in cell:
             continue  # what these read is the student's to define
         for node in ast.walk(ast.parse(cell)):
             if isinstance(node, ast.Name):
@@ -144,7 +144,7 @@ def test_a_students_notebook_stops_at_its_first_blank_and_the_solved_one_runs_to
         runner.nb = solved
         run(runner, rest)
     assert all(cell.execution_count for cell in rest)
-    checks = [cell for cell in rest if "course.check(" in cell.source]
+    checks = [cell for cell in rest if "checks.check(" in cell.source]
     verdicts = ["".join(output.get("data", {}).get("text/plain", "") for output in cell.outputs) for cell in checks]
     assert verdicts
     assert [verdict for verdict in verdicts if not verdict.startswith("✓ ")] == []

@@ -123,7 +123,7 @@ The secret.
 class course:
     check = print
 answer = -1
-course.check("05.1", answer)
+checks.check("05.1", answer)
 ```
 The last word.
 ```{solution-end}
@@ -141,7 +141,7 @@ def turned(x):
 ```
 
 ```{code-cell} ipython3
-course.check("05.2", turned)
+checks.check("05.2", turned)
 ```
 ```{exercise-end}
 ```
@@ -273,9 +273,9 @@ def test_a_student_finds_a_blank_and_the_check(student, solved):
     with pytest.raises(NotImplementedError, match=r"Exercise 05\.1: write your answer in this cell, then run on"):
         exec(first, {})
     assert "# the check in the next cell reads: answer\n" in first
-    assert check == 'course.check("05.1", answer)'
+    assert check == 'checks.check("05.1", answer)'
     assert begun.startswith("def turned(x):\n    ...\n\n\n# your answer here"), "the starter is the blank"
-    assert kept == 'course.check("05.2", turned)'
+    assert kept == 'checks.check("05.2", turned)'
     assert "Exercise 05.3" in last
 
 

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labbook.checks.exercise import Exercise, Mistake, Setting
 from labcode import metrics
-from labcode.course.exercise import Exercise, Mistake
-from labcode.course.forms import Number, Numbers
-from labcode.course.setting import Setting
 
 Heads = list[tuple[int, int]]
 
@@ -133,18 +131,10 @@ def _slopes(setting: Setting) -> list[tuple[Any, ...]]:
     ]
 
 
-def _by_the_gap(model: Any, clean: Any, corrupted: Any, layer: int) -> Tensor:
-    ends = [
-        metrics.logit_difference(model(run.tokens)[torch.arange(len(run)), run.end], clean)
-        for run in (clean, corrupted)
-    ]
-    return _estimate(model, clean, corrupted, layer) / (ends[0] - ends[1]).mean()
-
-
 EXERCISES = [
     Exercise(
         number="05.1",
-        form=Number("a share of the gap"),
+        what="a share of the gap",
         takes=("patched", "clean", "corrupted"),
         cases=_sweeps,
         right=_sum_of_effects,
@@ -176,21 +166,13 @@ EXERCISES = [
                 ),
                 says="You added the positive effects alone. Heads that work against the answer belong to the sum too.",
             ),
-            Mistake(
-                gives=lambda patched, clean, corrupted: ((patched - clean) / (clean - corrupted).mean()).mean(-1).sum(),
-                says="You measure from the clean run. Clean z went into the corrupted run, so the effect is how far "
-                "the patched run moved away from the corrupted one.",
-            ),
-            Mistake(
-                gives=lambda patched, clean, corrupted: (patched - corrupted).mean(-1).sum(),
-                says="This sum is in units of the logit difference. A share of the gap is asked: divide by the mean of "
-                "clean minus corrupted.",
-            ),
         ],
     ),
     Exercise(
         number="05.2",
-        form=Numbers("batch", "the logit difference of each prompt", near=1e-4),
+        what="the logit difference of each prompt",
+        dims="batch",
+        near=0.0001,
         takes=("model", "pop", "reference", "heads", "place"),
         cases=_knock_outs,
         right=_knocked_out,
@@ -216,25 +198,12 @@ EXERCISES = [
                 says="Your mean goes over positions too. What a head writes depends on the place in the sentence: take "
                 "each reference prompt at its named position, and average over prompts alone.",
             ),
-            Mistake(
-                gives=partial(_knocked_out, shift=-1),
-                says="You replace z one position too early. Positions count the start token as 0, so nothing is to be "
-                "taken away from pop.positions[place].",
-            ),
-            Mistake(
-                gives=partial(_knocked_out, whole_layer=True),
-                says="You replace all heads of the layers. The third axis of z is the head: index it.",
-            ),
-            Mistake(
-                gives=partial(_knocked_out, fill="own"),
-                says="Each prompt gets the value of its own reference prompt, not the mean over them: this is a "
-                "resample ablation.",
-            ),
         ],
     ),
     Exercise(
         number="05.3",
-        form=Numbers("batch head", "the estimated change of the logit difference"),
+        what="the estimated change of the logit difference",
+        dims="batch head",
         takes=("model", "clean", "corrupted", "layer"),
         cases=_slopes,
         right=_estimate,
@@ -260,14 +229,6 @@ EXERCISES = [
                 gives=partial(_estimate, where="no difference"),
                 says="You multiplied the gradient by the clean z itself. What counts is how far the patch moves it: "
                 "clean minus corrupted.",
-            ),
-            Mistake(
-                gives=partial(_estimate, where="mean"),
-                says="You took the mean over positions where the sum belongs: every position adds its part.",
-            ),
-            Mistake(
-                gives=_by_the_gap,
-                says="You divided by the gap. Here the change of the logit difference itself is asked.",
             ),
         ],
     ),

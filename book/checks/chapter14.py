@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labcode.course.exercise import Exercise, Mistake
-from labcode.course.forms import Number, Numbers, Record
-from labcode.course.setting import Setting
+from labbook.checks.exercise import Exercise, Mistake, Setting
 from labcode.sae import cross_entropy
 
 
@@ -131,7 +129,8 @@ def _measured(setting: Setting) -> list[tuple[Tensor, ...]]:
 EXERCISES = [
     Exercise(
         number="14.1",
-        form=Numbers("sample d_sae", "codes with n entries each"),
+        what="codes with n entries each",
+        dims="sample d_sae",
         takes=("codes", "n"),
         cases=_codes,
         right=_largest,
@@ -159,16 +158,13 @@ EXERCISES = [
                 says="You keep one entry too few: the n-th largest is itself not larger than the n-th largest. "
                 "Compare with >=.",
             ),
-            Mistake(
-                gives=lambda codes, n: (_largest(codes, n) > 0).float(),
-                says="You keep the right places, but put 1 there. The code says which latents and how much of each: "
-                "keep the values.",
-            ),
         ],
     ),
     Exercise(
         number="14.2",
-        form=Numbers("context", "cross-entropy of each context, in nats", near=5e-4),
+        what="cross-entropy of each context, in nats",
+        dims="context",
+        near=0.0005,
         takes=("model", "tokens", "layer", "rebuild"),
         cases=_contexts,
         right=_spliced,
@@ -203,24 +199,11 @@ EXERCISES = [
                 says="You score each position on its own token, which the model has just read. It predicts the next "
                 "one: hold logits[:, 1:-1] against tokens[:, 2:].",
             ),
-            Mistake(
-                gives=lambda model, tokens, layer, rebuild: _spliced(
-                    model, tokens, layer, rebuild, loss=lambda logits, t: _surprise(logits, t, slice(1, -1), 1).sum(-1)
-                ),
-                says="You add up over positions. Take the mean: else long contexts look worse than short ones.",
-            ),
-            Mistake(
-                gives=lambda model, tokens, layer, rebuild: _spliced(model, tokens, layer, rebuild, place="hook_in"),
-                says="You rebuild what goes into this layer. The SAE reads what comes out of it: hook_out, the name "
-                "that hook(layer) gives.",
-            ),
         ],
     ),
     Exercise(
         number="14.3",
-        form=Record(
-            {"explained": Number("a fraction of the variance"), "recovered": Number("a part of the cross-entropy")}
-        ),
+        what={"explained": "a fraction of the variance", "recovered": "a part of the cross-entropy"},
         takes=("x", "rebuilt", "clean", "spliced", "floor"),
         cases=_measured,
         right=_judged,
@@ -246,23 +229,6 @@ EXERCISES = [
             Mistake(
                 gives=_with("explained", lambda x, rebuilt, *_: 1 - _explained(x, rebuilt, x.mean(0))),
                 says="Explained: this is the part that is left over, FVU. Asked is the part that is explained.",
-            ),
-            Mistake(
-                gives=_with("recovered", lambda x, r, clean, spliced, floor: 1 - _part(clean, spliced, floor)),
-                says="Recovered: clean and floor have changed places. A splice that costs nothing has to give 1, and "
-                "one that is as bad as the floor 0.",
-            ),
-            Mistake(
-                gives=_with(
-                    "recovered", lambda x, r, clean, spliced, floor: ((floor - spliced) / (floor - clean)).mean()
-                ),
-                says="Recovered: you take the part for each context and then the mean. In a context where the floor is "
-                "near to clean such a ratio means nothing: take means first, and divide once.",
-            ),
-            Mistake(
-                gives=_with("recovered", lambda x, r, clean, spliced, floor: clean.mean() / spliced.mean()),
-                says="Recovered: this is the ratio of two losses, and the floor isn't in it. Even a stream of zeros "
-                "would get a good part of 1.",
             ),
         ],
     ),

@@ -7,9 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from labcode.course.exercise import Exercise, Mistake
-from labcode.course.forms import Number, Several
-from labcode.course.setting import Setting
+from labbook.checks.exercise import Exercise, Mistake, Setting
 
 Head = tuple[int, int]
 
@@ -71,7 +69,7 @@ def _tables(setting: Setting) -> list[tuple[Tensor, Tensor]]:
 EXERCISES = [
     Exercise(
         number="12.1",
-        form=Number("a Jaccard index"),
+        what="a Jaccard index",
         takes=("model", "heads"),
         cases=_circuits,
         right=_by_chance,
@@ -98,16 +96,11 @@ EXERCISES = [
                 says="You divide by all heads that could be drawn. Heads that are in neither set don't count in a "
                 "Jaccard index: divide by the union.",
             ),
-            Mistake(
-                gives=_instead(lambda k, pool: k * k / pool),
-                says="This is how many heads the two sets share on average. The index divides it by the number of "
-                "heads in the union.",
-            ),
         ],
     ),
     Exercise(
         number="12.2",
-        form=Several("the heads at the edge, as (layer, head) pairs"),
+        what="the heads at the edge, as (layer, head) pairs",
         takes=("effect", "threshold"),
         cases=_effects,
         right=lambda effect, threshold: _heads(_between(effect, threshold / 2, 2 * threshold)),
@@ -135,28 +128,11 @@ EXERCISES = [
                 says="These are the heads that you gain when the threshold is halved. Those that you lose when it "
                 "doubles belong to the edge too.",
             ),
-            Mistake(
-                gives=lambda effect, threshold: _heads(effect.abs() >= 2 * threshold),
-                says="These are the heads that count at all three thresholds, so the ones without a doubt. Asked are "
-                "the others: those that count at one of the outer thresholds and not at the other.",
-            ),
-            Mistake(
-                gives=lambda effect, threshold: _heads(effect.abs() >= threshold / 2),
-                says="These are all that count at the lower threshold. Those that count at the higher one too are in "
-                "whatever you choose: leave them out.",
-            ),
-            Mistake(
-                gives=lambda effect, threshold: set(
-                    _between(effect, threshold / 2, 2 * threshold).flatten().nonzero().flatten().tolist()
-                ),
-                says="The heads are right, but they are numbered through the flattened table. Write each as (layer, "
-                "head): divmod(number, heads in a layer).",
-            ),
         ],
     ),
     Exercise(
         number="12.3",
-        form=Number("a number of heads"),
+        what="a number of heads",
         takes=("looks", "acts"),
         cases=_tables,
         right=_by_luck,
@@ -183,16 +159,6 @@ EXERCISES = [
                 gives=lambda looks, acts: (looks.double().mean(1) * acts.double().mean(1)).sum(),
                 says="You add up probabilities: in each layer, that of one head to pass. There are several heads in a "
                 "layer, and each has that chance.",
-            ),
-            Mistake(
-                gives=lambda looks, acts: (looks.double().sum(1) * acts.double().mean(1)).mean(),
-                says="This is the number in one layer, on average over layers. Asked is how many pass in the whole "
-                "model: the sum.",
-            ),
-            Mistake(
-                gives=lambda looks, acts: (looks.double().sum(1) * acts.double().sum(1)).sum(),
-                says="You count pairs: each head that looks with each that acts. A head meets only one effect, so "
-                "divide by the number of heads in a layer.",
             ),
         ],
     ),

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labcode.course.exercise import Exercise, Mistake
-from labcode.course.forms import Number, Numbers, Record, Several
-from labcode.course.setting import Setting
+from labbook.checks.exercise import Exercise, Mistake, Setting
 
 Worth = Mapping[tuple[int, int], tuple[float, float, float]]
 
@@ -137,10 +135,10 @@ def _signed(f: Measure, m: set[Any], c: set[Any], k: set[Any], v: Any) -> dict[s
 EXERCISES = [
     Exercise(
         number="10.1",
-        form=Several("the heads that are kept, (layer, head) each"),
+        what="the heads that are kept, (layer, head) each",
         takes=("worth", "whole"),
         cases=_worths,
-        right=_pruned,
+        right=lambda worth, whole: set(_pruned(worth, whole)),
         says="These heads work for the answer, clearly and by enough. If a circuit of them alone has a "
         "larger share, that is no gain: the model has the others too.",
         needs_model=False,
@@ -165,22 +163,13 @@ EXERCISES = [
                 says="You look at the interval alone. A head can be clearly above zero and still be worth next to "
                 "nothing: ask for a hundredth of F(M) too.",
             ),
-            Mistake(
-                gives=lambda worth, whole: [
-                    head for head, (mean, low, _) in worth.items() if low > 0 and mean >= 0.01 * whole
-                ],
-                says="You forgot that F(M) can be negative, on a model that prefers the wrong name. Then every worth "
-                "passes your threshold: take its absolute value.",
-            ),
-            Mistake(
-                gives=lambda worth, whole: [head for head in worth if head not in _pruned(worth, whole)],
-                says="These are the heads that go. Return those that stay.",
-            ),
         ],
     ),
     Exercise(
         number="10.2",
-        form=Numbers("batch", "the logit difference of each prompt", near=1e-2),
+        what="the logit difference of each prompt",
+        dims="batch",
+        near=0.01,
         takes=("model", "pop", "reference"),
         cases=_references,
         right=_emptied,
@@ -207,26 +196,12 @@ EXERCISES = [
                 says="Your mean runs over all reference prompts. Other sentence frames have other words at that place: "
                 "take only prompts with the same template.",
             ),
-            Mistake(
-                gives=lambda *given: _emptied(*given, mean="all"),
-                says="Your mean runs over prompts and positions together, so every place gets the same vector. Keep "
-                "the positions apart, and the templates too.",
-            ),
-            Mistake(
-                gives=lambda *given: _emptied(*given, trap=True),
-                says="All your hooks put the mean of the last layer. A function made in a loop sees the loop's "
-                "variable as it is at the end: bind it with partial, or look up hook.name.",
-            ),
-            Mistake(
-                gives=lambda *given: _emptied(*given, last=True),
-                says="You read the logits of the last column. Shorter prompts are padded on the right, so for them "
-                "this is padding: read each prompt at pop.end.",
-            ),
         ],
     ),
     Exercise(
         number="10.3",
-        form=Record({key: Number("a distance", near=1e-4) for key in ("faithfulness", "incompleteness", "minimality")}),
+        what="a distance",
+        near=0.0001,
         takes=("F", "M", "C", "K", "v"),
         cases=lambda setting: [
             (_machine(1), set(range(8)), {0, 1, 2, 3, 4}, {1, 2}, 3),
@@ -256,20 +231,6 @@ EXERCISES = [
                 gives=_but("incompleteness", lambda f, m, c, k, v: abs(f(m & k) - f(c & k))),
                 says="For incompleteness you keep K and take out the rest. K is what is knocked out: M without K, and "
                 "C without K.",
-            ),
-            Mistake(
-                gives=_but("minimality", lambda f, m, c, k, v: abs(f(c) - f(c - {v}))),
-                says="For minimality you take v out of the full circuit, where others may stand in for it. First K "
-                "goes, then v.",
-            ),
-            Mistake(
-                gives=_but("minimality", lambda f, m, c, k, v: abs(f(c) - f(c - (k | {v})))),
-                says="For minimality you compare with the full circuit, so K counts with v. Compare C without K with C "
-                "without K and v.",
-            ),
-            Mistake(
-                gives=_but("minimality", lambda f, m, c, k, v: abs(f(m - k) - f(m - (k | {v})))),
-                says="For minimality you take v out of the model. The question is what v adds to the circuit.",
             ),
         ],
     ),

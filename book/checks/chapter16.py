@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labbook.checks.exercise import Exercise, Mistake, Setting
 from labcode import metrics, prompts
-from labcode.course.exercise import Exercise, Mistake
-from labcode.course.forms import Number, Numbers
-from labcode.course.setting import Setting
 
 
 def _two_runs(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor, list[int]]]:
@@ -33,11 +31,6 @@ def _raises(model: Any, direction: Tensor, first: str, second: str, *, space: st
     """How much a direction adds to logit(first) - logit(second)."""
     a, b = (model.tokenizer.encode(space + name, add_special_tokens=False)[0] for name in (first, second))
     return float(direction @ (model.W_U[:, a] - model.W_U[:, b]))
-
-
-def _rows_of_embedding(model: Any, direction: Tensor, first: str, second: str) -> float:
-    a, b = (prompts.token_id(model, f" {name}") for name in (first, second))
-    return float(direction @ (model.W_E[a] - model.W_E[b]))
 
 
 def _directions(setting: Setting) -> list[tuple[Any, Tensor, str, str]]:
@@ -131,7 +124,8 @@ def _after_start(pop: Any) -> tuple[Any, Any]:
 EXERCISES = [
     Exercise(
         number="16.1",
-        form=Numbers("batch d_model", "what is added to the stream of each prompt"),
+        what="what is added to the stream of each prompt",
+        dims="batch d_model",
         takes=("code", "other", "decoder", "latents"),
         cases=_two_runs,
         right=_step,
@@ -155,22 +149,11 @@ EXERCISES = [
                 gives=lambda code, other, decoder, latents: (other - code) @ decoder,
                 says="You change all latents. Only those on the list take the other run's activation.",
             ),
-            Mistake(
-                gives=lambda code, other, decoder, latents: (other - code)[:, latents] @ decoder[: len(latents)],
-                says="Your activations are of the latents on the list, but your directions are the first rows of the "
-                "decoder. Pick the rows by the same list: decoder[latents].",
-            ),
-            Mistake(
-                gives=lambda code, other, decoder, latents: (
-                    _step(code, other, decoder, latents).mean(0).expand(len(code), -1)
-                ),
-                says="All prompts get the same step, the mean. Each prompt has a partner of its own in the other run.",
-            ),
         ],
     ),
     Exercise(
         number="16.2",
-        form=Number("a difference of logits"),
+        what="a difference of logits",
         takes=("model", "direction", "first", "second"),
         cases=_directions,
         right=_raises,
@@ -197,16 +180,12 @@ EXERCISES = [
                 says="This is what the direction adds to the first name alone. A direction may raise all names, and "
                 "that decides nothing: take the second name's logit off.",
             ),
-            Mistake(
-                gives=_rows_of_embedding,
-                says="You read with the embedding, W_E. That is how tokens come in; logits are read with W_U, which "
-                "has a column for each token.",
-            ),
         ],
     ),
     Exercise(
         number="16.3",
-        form=Numbers("batch", "logit differences"),
+        what="logit differences",
+        dims="batch",
         takes=("model", "pop", "sae", "layer", "latent"),
         cases=_prompts_and_sae,
         right=_run(_kept, _at_s2),
@@ -235,23 +214,6 @@ EXERCISES = [
                 ),
                 says="The error is there twice. The old vector has it already: add nothing but the change of the code, "
                 "or put the parts together, each once.",
-            ),
-            Mistake(
-                gives=_run(lambda h, code, new, sae, latent: h + (code - new) @ sae.W_dec, _at_s2),
-                says="The latent is doubled, not taken out. The change is new code less old code.",
-            ),
-            Mistake(
-                gives=_run(
-                    lambda h, code, new, sae, latent: h - code[..., latent, None] * sae.W_enc[:, latent],
-                    _at_s2,
-                ),
-                says="You take off the encoder's column. That is what the latent listens to; what it writes is its "
-                "row of the decoder, W_dec[latent].",
-            ),
-            Mistake(
-                gives=_run(_kept, lambda pop: (torch.arange(len(pop)), pop.end)),
-                says="The latent is taken out at END. The message that we look for stands at S2, and heads carry it "
-                "on from there.",
             ),
         ],
     ),

@@ -9,10 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labbook.checks.exercise import Exercise, Mistake, Setting
 from labcode import heads, metrics
-from labcode.course.exercise import Exercise, Mistake
-from labcode.course.forms import Numbers
-from labcode.course.setting import Setting
 
 Head = tuple[int, int]
 
@@ -137,7 +135,9 @@ def _circuits(setting: Setting) -> list[tuple[Any, ...]]:
 EXERCISES = [
     Exercise(
         number="07.1",
-        form=Numbers("2 batch", "logits of IO and of S against the mean name", near=1e-4),
+        what="logits of IO and of S against the mean name",
+        dims="2 batch",
+        near=0.0001,
         takes=("model", "pop", "head", "places", "name_ids"),
         cases=_lookers,
         right=_blind,
@@ -164,21 +164,12 @@ EXERCISES = [
                 gives=partial(_blind, every_head=True),
                 says="You blind all heads of the layer. The second axis of the pattern is the head: index it.",
             ),
-            Mistake(
-                gives=partial(_blind, last=True),
-                says="You blind the last column. In shorter prompts that is padding, and END stays as it was: use "
-                "pop.end.",
-            ),
-            Mistake(
-                gives=partial(_blind, against="tokens"),
-                says="You compare with the mean of all tokens, or with nothing, which is the same where logits are "
-                "centred. A head that lifts every name would then look like a copier: take the mean over name_ids.",
-            ),
         ],
     ),
     Exercise(
         number="07.2",
-        form=Numbers("head", "a copy score for each head"),
+        what="a copy score for each head",
+        dims="head",
         takes=("pushes", "ids"),
         cases=_shares,
         right=_copied,
@@ -204,19 +195,12 @@ EXERCISES = [
                 says="You took the softmax over the names instead of the tokens. Each token is then compared with "
                 "itself in other rows. Ranks need no softmax at all.",
             ),
-            Mistake(
-                gives=lambda pushes, ids: (_places(pushes.abs(), ids) < 5).float().mean(-1),
-                says="You rank by size. A token that the head lowers strongly is not ahead: leave the sign.",
-            ),
-            Mistake(
-                gives=lambda pushes, ids: (_places(pushes, ids) < 5).float().sum(-1),
-                says="This is a number of names. The score is the share of them: take the mean.",
-            ),
         ],
     ),
     Exercise(
         number="07.3",
-        form=Numbers("head name d_vocab", "what each head adds to each logit"),
+        what="what each head adds to each logit",
+        dims="head name d_vocab",
         takes=("model", "layer", "ids"),
         cases=_circuits,
         right=_pushes,
@@ -242,10 +226,6 @@ EXERCISES = [
                 gives=partial(_pushes, block="own"),
                 says="You feed each layer with the stream before itself. That is a fair question too; the copy score "
                 "feeds every layer with the stream after the first block.",
-            ),
-            Mistake(
-                gives=partial(_pushes, at=0),
-                says="You read the stream at the start token. The name stands behind it, at position 1.",
             ),
         ],
     ),

@@ -3,46 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from labbook.checks.exercise import Exercise, Mistake, Setting, Told
 from labcode import prompts
-from labcode.course.exercise import Exercise, Mistake
-from labcode.course.forms import Number, Numbers
-from labcode.course.setting import Setting
 
 Instrument = Callable[[Tensor, dict[str, Tensor], int, Any], float]
-
-
-@dataclass(frozen=True)
-class _Told:
-    """What an instrument has to say on one case: this value, anything but this value, or anything at all."""
-
-    value: float
-    reached: bool | None
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """A logit difference that an instrument reads, held against what it was told to say."""
-
-    number: Number
-
-    def read(self, answer: Any, right: Any) -> Any:
-        """One number."""
-        return answer if isinstance(answer, _Told) else self.number.read(answer, None)
-
-    def same(self, given: float, right: _Told) -> bool:
-        """Whether the number is the one that it was told to be, or not to be."""
-        return right.reached is None or self.number.same(given, right.value) == right.reached
-
-    def show(self, value: Any) -> str:
-        """The number."""
-        if not isinstance(value, _Told):
-            return self.number.show(value)
-        return f"{'' if value.reached else 'anything but '}{self.number.show(value.value)}"
 
 
 def _cheat_cases(setting: Setting) -> list[tuple[Any, ...]]:
@@ -86,7 +54,7 @@ def _told(
     where: Any,
     *,
     fails: str = "middle",
-) -> _Told:
+) -> Told:
     """The honest value, to be reached on every case but END in the middle. With another `fails`: not there."""
     honest = patched(base, source, layer, where)
     if isinstance(where, int):
@@ -94,8 +62,8 @@ def _told(
     else:
         kind = "nothing" if layer else "everything"
     if fails == "middle":
-        return _Told(honest, kind != fails)
-    return _Told(honest, False if kind == fails else None)
+        return Told(honest, kind != fails)
+    return Told(honest, False if kind == fails else None)
 
 
 def _scaled(
@@ -119,7 +87,8 @@ def _factors(setting: Setting) -> list[tuple[Any, Tensor, list[float]]]:
 EXERCISES = [
     Exercise(
         number="03.1",
-        form=Number("a factor", near=1e-6),
+        what="a factor",
+        near=1e-06,
         takes=("factor", "times"),
         cases=lambda setting: [(0.5, 3), (0.9, 4), (2.0, 5), (-1.0, 2)],
         right=lambda factor, times: factor**times,
@@ -146,19 +115,11 @@ EXERCISES = [
                 gives=lambda factor, times: factor / times,
                 says="You divide by the number of hooks. Try it with two hooks of one half: a half of a half.",
             ),
-            Mistake(
-                gives=lambda factor, times: factor ** (times - 1),
-                says="Off by one: the first run of the cell adds a hook too.",
-            ),
-            Mistake(
-                gives=lambda factor, times: factor ** (times + 1),
-                says="Off by one: a cell that ran once has added one hook, and the output is multiplied once.",
-            ),
         ],
     ),
     Exercise(
         number="03.2",
-        form=_Reading(Number("a logit difference")),
+        what="a logit difference",
         takes=("patched", "base", "source", "layer", "where"),
         cases=_cheat_cases,
         right=_told,
@@ -186,16 +147,12 @@ EXERCISES = [
                 says="The known cell finds it: before the first layer S2 alone has to give the clean run, and yours "
                 "doesn't. Look at the position, or be honest before the first layer and cheat after it.",
             ),
-            Mistake(
-                gives=lambda patched, *case: _Told(patched(*case), True),
-                says="It passes all three checks, but it is an honest instrument where we tried it: END before a layer "
-                "in the middle comes out right too. Be wrong there.",
-            ),
         ],
     ),
     Exercise(
         number="03.3",
-        form=Numbers("d_vocab", "the logits at the last token"),
+        what="the logits at the last token",
+        dims="d_vocab",
         takes=("model", "tokens", "factors"),
         cases=_factors,
         right=_scaled,
@@ -219,15 +176,6 @@ EXERCISES = [
             Mistake(
                 gives=lambda model, tokens, factors: _scaled(model, tokens, [*factors[1:], factors[0]]),
                 says="Each layer got the factor of the layer after it: off by one. Factor 0 belongs to layer 0.",
-            ),
-            Mistake(
-                gives=lambda *case: _scaled(*case, place="hook_resid_pre"),
-                says="You scale the stream before each layer, and with it all that earlier layers wrote. Asked is what "
-                "attention adds: hook_attn_out.",
-            ),
-            Mistake(
-                gives=lambda *case: _scaled(*case, plus=True),
-                says="You add the factor to the output. Multiply it.",
             ),
         ],
     ),

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labcode.course.exercise import Exercise, Mistake
-from labcode.course.forms import Number, Numbers
-from labcode.course.setting import Setting
+from labbook.checks.exercise import Exercise, Mistake, Setting
 
 Score = Callable[[Tensor], Tensor]
 
@@ -115,7 +113,8 @@ def _score(pattern: Tensor, tokens: list[int], shift: int = 1, only: str = "", d
 EXERCISES = [
     Exercise(
         number="09.1",
-        form=Numbers("layer head", "the duplicate score of each head"),
+        what="the duplicate score of each head",
+        dims="layer head",
         takes=("pattern", "first", "again"),
         cases=_shuffled,
         right=_matched,
@@ -142,20 +141,12 @@ EXERCISES = [
                 says="Your order is turned round: you look up where the tokens of first stand in again. The queries go "
                 "through again, in its order, and the keys say where each stood in first.",
             ),
-            Mistake(
-                gives=lambda pattern, first, again: len(first) * _matched(pattern, first, again),
-                says="This is the sum over the tokens, which can pass 1. Take the mean: a score is an attention.",
-            ),
-            Mistake(
-                gives=lambda pattern, first, again: _matched(pattern.transpose(-1, -2), first, again),
-                says="You exchanged query and key: the last dimension is what is looked at, the one before it who "
-                "looks. No token looks ahead, so all your scores are 0.",
-            ),
         ],
     ),
     Exercise(
         number="09.2",
-        form=Number("a whole number of tokens", near=1e-9),
+        what="a whole number of tokens",
+        near=1e-09,
         takes=("score", "n"),
         cases=lambda setting: [(_keys(1, 6), 6), (_keys(0, 5), 5), (_keys(-1, 8), 8), (_keys(2, 7), 7)],
         right=_shift,
@@ -186,7 +177,8 @@ EXERCISES = [
     ),
     Exercise(
         number="09.3",
-        form=Numbers("head", "the induction score of each head"),
+        what="the induction score of each head",
+        dims="head",
         takes=("pattern", "tokens"),
         cases=_texts,
         right=_score,
@@ -211,16 +203,6 @@ EXERCISES = [
             Mistake(
                 gives=lambda pattern, tokens: _score(pattern, tokens, divisor="none"),
                 says="This is the sum over the repeats, which can pass 1. Take the mean over them.",
-            ),
-            Mistake(
-                gives=lambda pattern, tokens: _score(pattern, tokens, only="first"),
-                says="You look at the first occurrence alone, as list.index does. Where a token stood before more than "
-                "once, add up the attention to the places after each of them.",
-            ),
-            Mistake(
-                gives=lambda pattern, tokens: _score(pattern, tokens, only="last"),
-                says="You look at the latest occurrence alone. Where a token stood before more than once, add up the "
-                "attention to the places after each of them.",
             ),
         ],
     ),

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labbook.checks.exercise import Exercise, Mistake, Setting
 from labcode import metrics
-from labcode.course.exercise import Exercise, Mistake
-from labcode.course.forms import Number, Numbers, Record, Several
-from labcode.course.setting import Setting
 from labcode.patching import path_patch
 from labcode.toy import MOVER, NEGATIVE
 
@@ -92,14 +90,6 @@ def _together(model: Any, clean: Any, corrupted: Any, sender: Head, receivers: l
     return _wire(model, clean, corrupted, (sender, into, receivers)).expand(len(receivers), -1)
 
 
-def _lost(model: Any, clean: Any, corrupted: Any, sender: Head, receivers: list[Head], into: str) -> Tensor:
-    return _at_end(model, clean.tokens, clean, []) - _heard(model, clean, corrupted, sender, receivers, into)
-
-
-def _trapped(model: Any, clean: Any, corrupted: Any, sender: Head, receivers: list[Head], into: str) -> Tensor:
-    return _heard(model, clean, corrupted, sender, receivers[-1:] * len(receivers), into)
-
-
 def _toy_wires(setting: Setting) -> list[tuple[Any, ...]]:
     from labcode import prompts
 
@@ -142,11 +132,6 @@ def _restored(setting: Setting, how: str = "swap", direction: str = "denoising")
     return {wire: float(_wire(toy, one, bad, _split(wire), direction=direction)) for wire in RESTORING}
 
 
-def _as_shares(setting: Setting) -> dict[str, float]:
-    gap = 2 * (MOVER - NEGATIVE)
-    return {wire: (value + gap / 2) / gap for wire, value in _restored(setting).items()}
-
-
 def _listed(*values: float) -> dict[str, float]:
     return dict(zip(RESTORING, values, strict=True))
 
@@ -154,7 +139,8 @@ def _listed(*values: float) -> dict[str, float]:
 EXERCISES = [
     Exercise(
         number="06.1",
-        form=Numbers("receiver batch", "logit differences with one wire patched"),
+        what="logit differences with one wire patched",
+        dims="receiver batch",
         takes=("model", "clean", "corrupted", "sender", "receivers", "into"),
         cases=_toy_wires,
         right=_heard,
@@ -182,22 +168,13 @@ EXERCISES = [
                 says="Clean and corrupted are swapped: you send clean messages into the corrupted run. Here the "
                 "corrupted message goes into the clean run.",
             ),
-            Mistake(
-                gives=_trapped,
-                says="Every row is that of the last receiver: the closure trap. A hook made in a loop reads the loop's "
-                "variable when it runs; bind it, or run inside the loop.",
-            ),
-            Mistake(
-                gives=_lost,
-                says="This is the worth of the wires, clean minus patched. The patched logit difference itself was "
-                "asked.",
-            ),
         ],
     ),
     Exercise(
         number="06.2",
-        form=Several("the wires that come out different", options=WIRES),
-        right=_changed,
+        what="the wires that come out different",
+        options=WIRES,
+        right=lambda setting: set(_changed(setting)),
         says="These wires skip a layer with a head that passes the message on. Without freezing they carry its answer "
         "too; wires between neighbouring layers, and those of the last layer, have nobody in between.",
         needs_model=False,
@@ -220,21 +197,11 @@ EXERCISES = [
                 gives=lambda setting: ["0.0 q 2.0", "0.0 q 2.1", "0.0 logits"],
                 says="One is missing. 0.0 is not the only head that others pass on: who comes after 1.0?",
             ),
-            Mistake(
-                gives=lambda setting: [wire for wire in WIRES if wire.startswith("0.0")],
-                says="You listed everything that 0.0 sends. No head stands between layers 0 and 1, so its wires into "
-                "1.0 stay as they are; and it is not the only sender with heads above it.",
-            ),
-            Mistake(
-                gives=lambda setting: [*WIRES[:2], *_changed(setting)],
-                says="The wires from 0.0 into 1.0 don't belong here: no head stands between layers 0 and 1, so "
-                "freezing makes no difference to what arrives there.",
-            ),
         ],
     ),
     Exercise(
         number="06.3",
-        form=Record({wire: Number("a logit difference") for wire in RESTORING}),
+        what="a logit difference",
         right=_restored,
         says="The values carry which name, the keys only that there is a repetition. And a wire to one of two heads "
         "that work against each other can do more than the whole answer, or the opposite.",
@@ -259,15 +226,6 @@ EXERCISES = [
                 gives=lambda setting: _listed(-4.0, 4.0, MOVER, -NEGATIVE),
                 says="Into 2.0 or 2.1 you count the receiver alone. The other of the two does not hear the message, "
                 "and still writes what it wrote in the swapped run: add that.",
-            ),
-            Mistake(
-                gives=lambda setting: _listed(4.0, 4.0, 8.0, -8.0),
-                says="Only the first wire is off. The keys of 1.0 say where the repetition is, and in the swapped "
-                "prompt that is S2 too: the clean message tells it nothing new.",
-            ),
-            Mistake(
-                gives=_as_shares,
-                says="These are shares of the gap. Asked is the logit difference of the patched run itself.",
             ),
         ],
     ),

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labcode.course.exercise import Exercise, Mistake
-from labcode.course.forms import Number, Numbers, Record
-from labcode.course.setting import Setting
+from labbook.checks.exercise import Exercise, Mistake, Setting
 
 Heads = Sequence[tuple[int, int]]
 
@@ -103,13 +101,6 @@ def _half(model: Any, pop: Any, heads: Heads, *, token: str = "inverted", positi
     return (clean - changed) / 2
 
 
-def _half_otherwise(model: Any, pop: Any, heads: Heads, *, every: bool) -> Tensor:
-    from labcode import prompts
-
-    clean, changed, theirs = _exchanged(model, pop, prompts.corrupt(model, pop, "swap"), heads, every=every)
-    return (clean - (changed if every else theirs)) / 2
-
-
 def _middle_heads(setting: Setting) -> list[tuple[Any, ...]]:
     """All heads of the middle third, on one prompt: what they say is large on any model, and later heads hear it."""
     cfg = setting.model.cfg
@@ -132,7 +123,9 @@ def _exchanged_names(*given: float) -> dict[str, float]:
 EXERCISES = [
     Exercise(
         number="08.1",
-        form=Numbers("set batch", "the three losses of each prompt", near=1e-2),
+        what="the three losses of each prompt",
+        dims="set batch",
+        near=0.01,
         takes=("model", "pop", "source", "first", "second"),
         cases=_on_the_toy,
         right=_three,
@@ -160,16 +153,13 @@ EXERCISES = [
                 says="You exchange the heads at every position. Then a head that works at S2 counts as well: only the "
                 "output at pop.end is to come from source.",
             ),
-            Mistake(
-                gives=_three_by_hand(trap=True),
-                says="All your hooks put the output of one layer, the last of the loop. A function made in a loop sees "
-                "the loop's variable as it is at the end: bind it with partial, or look up hook.name.",
-            ),
         ],
     ),
     Exercise(
         number="08.2",
-        form=Numbers("batch", "half of each prompt's loss", near=1e-2),
+        what="half of each prompt's loss",
+        dims="batch",
+        near=0.01,
         takes=("model", "pop", "heads"),
         cases=_middle_heads,
         right=_half,
@@ -196,21 +186,12 @@ EXERCISES = [
                 says="You changed the place and kept the name: the first two names have changed places. The swap "
                 "leaves them and writes IO at S2.",
             ),
-            Mistake(
-                gives=lambda *given: _half_otherwise(*given, every=False),
-                says="This is half of what the whole model loses on the swapped prompts. Only these heads are to be "
-                "exchanged, at END: run the clean prompts, with their outputs from the swap.",
-            ),
-            Mistake(
-                gives=lambda *given: _half_otherwise(*given, every=True),
-                says="You exchange the heads at every position. What they write before END informs other heads too: "
-                "only the output at pop.end is to come from the swap.",
-            ),
         ],
     ),
     Exercise(
         number="08.3",
-        form=Record({"position": Number("a weight", near=1e-4), "token": Number("a weight", near=1e-4)}),
+        what="a weight",
+        near=0.0001,
         takes=("same", "name", "place", "both"),
         cases=lambda setting: [(3.0, 2.6, -0.8, -1.0), (1.5, -2.0, 1.0, -1.9), (0.4, 0.9, 0.1, -0.6)],
         right=_weights,
@@ -237,11 +218,6 @@ EXERCISES = [
                 gives=lambda same, name, place, both: {"position": (same - place) / 2, "token": (same - name) / 2},
                 says="You use three of the four values: each weight comes from one pair. There is a second pair in "
                 "which the same signal is inverted; take the mean of both.",
-            ),
-            Mistake(
-                gives=lambda same, name, place, both: {"position": (same - both) / 2, "token": (same - both) / 2},
-                says="Half of the loss with both inverted is the sum of the two weights, and you gave it to each. Use "
-                "the values in which one signal is inverted and the other is not.",
             ),
         ],
     ),

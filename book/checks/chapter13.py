@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labcode.course.exercise import Exercise, Mistake
-from labcode.course.forms import Number, Numbers, Record
-from labcode.course.setting import Setting
+from labbook.checks.exercise import Exercise, Mistake, Setting
 from labcode.superposition import matched, unit
 
 ALONG = 0.9
@@ -118,7 +116,8 @@ def _others(directions: Tensor) -> Tensor:
 EXERCISES = [
     Exercise(
         number="13.1",
-        form=Record({key: Number("a number of latents", near=1e-9) for key in ("dead", "along", "none")}),
+        what="a number of latents",
+        near=1e-09,
         takes=("latents", "decoder", "directions"),
         cases=_dictionaries,
         right=_spare,
@@ -148,31 +147,11 @@ EXERCISES = [
                 says="You count features instead of latents. In a table of cosines [latent feature], the largest of "
                 "each latent is along the last dimension.",
             ),
-            Mistake(
-                gives=lambda latents, decoder, directions: _kinds(
-                    latents, _cosines(decoder, directions).abs().amax(-1)
-                ),
-                says="A latent that points against a feature counts as along it for you. A latent is never negative, "
-                "so it can't write that feature: leave the sign in.",
-            ),
-            Mistake(
-                gives=lambda latents, decoder, directions: _kinds(
-                    latents, _cosines(decoder, directions).amax(-1), on=latents.amin(0) > 0
-                ),
-                says="A latent is dead for you if it is off at some point. All latents of a sparse code are off at "
-                "most points: dead is one that is on at none.",
-            ),
         ],
     ),
     Exercise(
         number="13.2",
-        form=Record(
-            {
-                "FVU": Number("a fraction of the variance"),
-                "L0": Number("a number of latents"),
-                "found": Number("a share of the features"),
-            }
-        ),
+        what={"FVU": "a fraction of the variance", "L0": "a number of latents", "found": "a share of the features"},
         takes=("points", "latents", "decoder", "directions"),
         cases=_codes,
         right=_found,
@@ -198,24 +177,12 @@ EXERCISES = [
                 says="L0: this is the share of latents that are on. L0 is their number in a point, so add up over "
                 "latents and take the mean over points.",
             ),
-            Mistake(
-                gives=_with("found", lambda x, z, dec, true: (_cosines(dec, true).amax(0) > ALONG).double().mean()),
-                says="Found: you take the best latent for each feature, so that one latent between two features "
-                "serves both. Match one to one, with superposition.matched.",
-            ),
-            Mistake(
-                gives=_with(
-                    "found",
-                    lambda x, z, dec, true: (matched(dec, true) > ALONG).sum() / len(dec),
-                ),
-                says="Found: you divide by the number of latents. Asked is the share of the true features that have a "
-                "partner.",
-            ),
         ],
     ),
     Exercise(
         number="13.3",
-        form=Numbers("feature", "the variance of the interference in each reading"),
+        what="the variance of the interference in each reading",
+        dims="feature",
         takes=("directions", "p"),
         cases=lambda setting: [(unit(setting.random(7, 4)), 0.1), (unit(setting.random(5, 12)), 0.4)],
         right=_interference,
@@ -242,20 +209,6 @@ EXERCISES = [
                 gives=lambda directions, p: _others(directions) * p * 13 / 12,
                 says="You take the mean of the squared value for the variance. Take the square of the mean value off, "
                 "too.",
-            ),
-            Mistake(
-                gives=lambda directions, p: _others(directions) * p * (1 - p),
-                says="You treat a feature that is on as 1. Its value is drawn from 1/2 to 3/2, and that adds to the "
-                "variance.",
-            ),
-            Mistake(
-                gives=lambda directions, p: _others(directions) * p / 12,
-                says="You take the variance of a value that is on, and weight it with how often. That it is off most "
-                "of the time, and then 0, makes most of the variance.",
-            ),
-            Mistake(
-                gives=lambda directions, p: _interference(directions, p).sqrt(),
-                says="This is the standard deviation. Asked is the variance, its square.",
             ),
         ],
     ),

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from labcode.course.exercise import Exercise, Mistake
-from labcode.course.forms import Number, Numbers
-from labcode.course.setting import Setting
+from labbook.checks.exercise import Exercise, Mistake, Setting
 
 
 def _needed(width: float, n: int, target: float) -> int:
@@ -41,7 +39,8 @@ def _populations(setting: Setting) -> list[tuple[Any, Any]]:
 EXERCISES = [
     Exercise(
         number="01.1",
-        form=Number("a whole number of prompts", near=1e-9),
+        what="a whole number of prompts",
+        near=1e-09,
         takes=("width", "n", "target"),
         cases=lambda setting: [(1.0, 20, 0.5), (0.8, 100, 0.3), (0.3, 50, 0.3)],
         right=_needed,
@@ -66,15 +65,12 @@ EXERCISES = [
                 gives=lambda width, n, target: n * (width / target) ** 2,
                 says="The square is right, but there are no half prompts: round up, and the interval is narrow enough.",
             ),
-            Mistake(
-                gives=lambda width, n, target: math.floor(n * (width / target) ** 2),
-                says="The square is right, but you round down, and the interval is wider than asked: round up.",
-            ),
         ],
     ),
     Exercise(
         number="01.2",
-        form=Number("a probability", near=1e-4),
+        what="a probability",
+        near=0.0001,
         takes=("difference",),
         cases=lambda setting: [(0.0,), (2.0,), (-3.0,)],
         right=_two_way,
@@ -101,7 +97,8 @@ EXERCISES = [
     ),
     Exercise(
         number="01.3",
-        form=Numbers("batch", "the logit difference of each prompt"),
+        what="the logit difference of each prompt",
+        dims="batch",
         takes=("model", "pop"),
         cases=_populations,
         right=_difference,

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labbook.checks.exercise import Exercise, Mistake, Setting
 from labcode import prompts
-from labcode.course.exercise import Exercise, Mistake
-from labcode.course.forms import Number, Numbers, Several
-from labcode.course.setting import Setting
 
 
 def _differing(clean: Tensor, corrupted: Tensor) -> list[int]:
@@ -122,10 +120,10 @@ def _places(setting: Setting) -> list[tuple[Any, Any, Any, int, str]]:
 EXERCISES = [
     Exercise(
         number="04.1",
-        form=Several("the positions"),
+        what="the positions",
         takes=("clean", "corrupted"),
         cases=_rows,
-        right=lambda clean, corrupted: range(min(_differing(clean, corrupted))),
+        right=lambda clean, corrupted: set(range(min(_differing(clean, corrupted)))),
         says="Attention looks only backwards. Up to the first token that differs both runs are the same in every "
         "layer, and from there on they need not be, whatever the tokens.",
         mistakes=[
@@ -146,19 +144,12 @@ EXERCISES = [
                 gives=lambda clean, corrupted: range(max(_differing(clean, corrupted))),
                 says="You go up to the last token that differs. From the first one on, the runs can be different.",
             ),
-            Mistake(
-                gives=_differing,
-                says="These are the positions with different tokens. Asked are those at which a patch can do nothing.",
-            ),
-            Mistake(
-                gives=lambda clean, corrupted: range(min(_differing(clean, corrupted)), len(clean)),
-                says="The other way round: at these positions a patch can do something.",
-            ),
         ],
     ),
     Exercise(
         number="04.2",
-        form=Numbers("batch", "the logit difference of each patched prompt"),
+        what="the logit difference of each patched prompt",
+        dims="batch",
         takes=("model", "clean", "corrupted", "layer"),
         cases=_layers,
         right=_adds,
@@ -183,26 +174,11 @@ EXERCISES = [
                 gives=lambda *case: _adds(*case, what=["hook_mlp_out"]),
                 says="The MLP is patched, attention is not. A layer adds both.",
             ),
-            Mistake(
-                gives=lambda *case: _adds(*case, at="all"),
-                says="You patch all positions. The sentence is about END: index with the row and with clean.end, one "
-                "position in each prompt.",
-            ),
-            Mistake(
-                gives=lambda *case: _adds(*case, at="last"),
-                says="You patch the last column. Shorter prompts are padded on the right, and END is further left in "
-                "them: use clean.end.",
-            ),
-            Mistake(
-                gives=lambda *case: _adds(*case, swap=True),
-                says="The runs are exchanged: this puts corrupted activations into the clean run. Clean ones belong "
-                "into the corrupted run.",
-            ),
         ],
     ),
     Exercise(
         number="04.3",
-        form=Number("a share of the mean gap"),
+        what="a share of the mean gap",
         takes=("model", "clean", "corrupted", "layer", "position"),
         cases=_places,
         right=_restored,
@@ -226,25 +202,6 @@ EXERCISES = [
                 gives=lambda *case: _restored(*case, unit="own gap"),
                 says="This is a mean of ratios: you divide each prompt by its own gap, and a small gap rules the mean. "
                 "Take the means first and divide once, as in chapter 03.",
-            ),
-            Mistake(
-                gives=lambda *case: _restored(*case, zero=False),
-                says="You divide the patched value itself by the gap. The corrupted run has to be 0: take its value "
-                "away first.",
-            ),
-            Mistake(
-                gives=lambda *case: _restored(*case, at="all"),
-                says="You patch all positions, and that gives the clean run. Index with the row and with "
-                "clean.positions[position].",
-            ),
-            Mistake(
-                gives=lambda *case: _restored(*case, at="first"),
-                says="You patch all prompts at the position of the first. Each has its own: index with the row and "
-                "with clean.positions[position].",
-            ),
-            Mistake(
-                gives=lambda *case: _restored(*case, read="last"),
-                says="You read the last column. Shorter prompts are padded on the right: read each at clean.end.",
             ),
         ],
     ),

@@ -7,9 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from labcode.course.exercise import Exercise, Mistake
-from labcode.course.forms import Number, Numbers, Record
-from labcode.course.setting import Setting
+from labbook.checks.exercise import Exercise, Mistake, Setting
 from labcode.latents import repeated
 from labcode.readable import f1
 
@@ -62,14 +60,6 @@ def _scores(
     listed = _list_of(tokens, fires, even, few) if listed is None else listed
     says, true = torch.isin(tokens, listed)[:, first:], fires[:, first:]
     return {name: measure(says[part], true[part]) for name, part in (("chosen", even), ("other", ~even))}
-
-
-def _precision(said: Tensor, true: Tensor) -> float:
-    return float((said & true).sum()) / max(1.0, float(said.sum()))
-
-
-def _recall(said: Tensor, true: Tensor) -> float:
-    return float((said & true).sum()) / max(1.0, float(true.sum()))
 
 
 def _text(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor, int]]:
@@ -134,7 +124,9 @@ def _words(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor]]:
 EXERCISES = [
     Exercise(
         number="15.1",
-        form=Numbers("n 2", "a context and a position in each row", near=1e-6),
+        what="a context and a position in each row",
+        dims="n 2",
+        near=1e-06,
         takes=("values", "n"),
         cases=_firing,
         right=_top,
@@ -161,19 +153,11 @@ EXERCISES = [
                 says="Your positions are one too small. Where position 0 was cut off, places count from position 1: "
                 "add it again.",
             ),
-            Mistake(
-                gives=lambda values, n: _top(values, n).flip(-1),
-                says="Context and position are exchanged: the context comes first in each row.",
-            ),
-            Mistake(
-                gives=lambda values, n: torch.stack(sorted(_top(values, n), key=lambda row: int(row[0]))),
-                says="These are the right places, but in the order of the text. Give the strongest first.",
-            ),
         ],
     ),
     Exercise(
         number="15.2",
-        form=Record({"chosen": Number("an F1"), "other": Number("an F1")}),
+        what="an F1",
         takes=("tokens", "fires", "even", "few"),
         cases=_text,
         right=_scores,
@@ -206,39 +190,12 @@ EXERCISES = [
                 says="The start token is counted. It has no code, so no latent can fire there, but its id may be on "
                 "the list: leave out position 0.",
             ),
-            Mistake(
-                gives=lambda tokens, fires, even, few: _scores(tokens, fires, even, few, measure=_precision),
-                says="This is precision: how much of what the list names is hit. A list of one token can have all of "
-                "it. F1 asks for the firings that the list misses, too.",
-            ),
-            Mistake(
-                gives=lambda tokens, fires, even, few: _scores(tokens, fires, even, few, measure=_recall),
-                says="This is recall: how many of the firings the list names. A list of all tokens has all of it. F1 "
-                "asks for what is named without a firing, too.",
-            ),
-            Mistake(
-                gives=lambda tokens, fires, even, few: _scores(
-                    tokens,
-                    fires,
-                    even,
-                    few,
-                    measure=lambda said, true: (_precision(said, true) + _recall(said, true)) / 2,
-                ),
-                says="You take the plain mean of precision and recall. With a recall near zero it can still be a half. "
-                "F1 is the harmonic mean: twice the hits, divided by what was said plus what is true.",
-            ),
-            Mistake(
-                gives=lambda tokens, fires, even, few: _scores(
-                    tokens, fires, even, few, measure=lambda said, true: float((said == true).float().mean())
-                ),
-                says="This is accuracy: how often list and latent agree. A latent is off at most tokens, so a list "
-                "that names nothing would agree nearly always. Use F1.",
-            ),
         ],
     ),
     Exercise(
         number="15.3",
-        form=Numbers("latent", "differences of two rates"),
+        what="differences of two rates",
+        dims="latent",
         takes=("fired", "tokens", "counted"),
         cases=_words,
         right=lambda fired, tokens, counted: _gap(fired, _again(tokens) & counted, ~_again(tokens) & counted),
@@ -269,15 +226,6 @@ EXERCISES = [
                 gives=lambda fired, tokens, counted: _gap(fired, _again(tokens), ~_again(tokens)),
                 says="You count all tokens. Function words repeat all the time and would carry the result: only places "
                 "where `counted` is true.",
-            ),
-            Mistake(
-                gives=lambda fired, tokens, counted: _gap(fired, _again(tokens) & counted, counted),
-                says="You take the rate at all counted words away. Repetitions are among them, and the difference "
-                "shrinks: compare with first occurrences only.",
-            ),
-            Mistake(
-                gives=lambda fired, tokens, counted: _gap(fired, ~_again(tokens) & counted, _again(tokens) & counted),
-                says="The sign is turned round: the rate at repetitions comes first.",
             ),
         ],
     ),

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labbook.checks.exercise import Exercise, Mistake, Setting
 from labcode import variants
-from labcode.course.exercise import Exercise, Mistake
-from labcode.course.forms import Number, Numbers, Record, Several
-from labcode.course.setting import Setting
 
 TWO = "Then {a} and {b} went to the store. {a} gave a drink to"
 THREE = "Then {a} and {b} went to the store. {b} had a good day. {a} gave a drink to"
@@ -36,7 +34,7 @@ def _places(
     found = [i for i in range(len(row)) if row[i : i + len(wanted)] == wanted]
     end = len(_ids(model, text.rstrip())) if strip else len(row) - 1
     return {
-        "name": [i + shift + (len(wanted) - 1) * last for i in found][: 1 if one else None],
+        "name": set([i + shift + (len(wanted) - 1) * last for i in found][: 1 if one else None]),
         "END": end + shift + beyond,
     }
 
@@ -123,12 +121,8 @@ def _names(setting: Setting) -> list[tuple[Any, str, str]]:
 EXERCISES = [
     Exercise(
         number="11.1",
-        form=Record(
-            {
-                "name": Several("the positions at which the name begins"),
-                "END": Number("the position of END", near=1e-9),
-            }
-        ),
+        what={"name": "the positions at which the name begins", "END": "the position of END"},
+        near=1e-09,
         takes=("model", "text", "name"),
         cases=_texts,
         right=_places,
@@ -155,19 +149,12 @@ EXERCISES = [
                 says="You look for END in front of the space at the end. That space is a token of its own, and the "
                 "model's answer is read there.",
             ),
-            Mistake(
-                gives=lambda model, text, name: _places(model, text, name, last=True),
-                says="A name of several tokens is found at its last token. Asked is where it begins.",
-            ),
-            Mistake(
-                gives=lambda model, text, name: _places(model, text, name, one=True),
-                says="You stop at the first mention of the name. Every mention counts: list.index finds only one.",
-            ),
         ],
     ),
     Exercise(
         number="11.2",
-        form=Numbers("batch", "the logit difference of each prompt"),
+        what="the logit difference of each prompt",
+        dims="batch",
         takes=("model", "pop", "who"),
         cases=_fronts,
         right=_in_front,
@@ -193,21 +180,12 @@ EXERCISES = [
                 gives=lambda model, pop, who: _in_front(model, pop, who, sign=-1.0),
                 says="The sign is turned round: logit(IO) comes first, logit(S) is taken away.",
             ),
-            Mistake(
-                gives=lambda model, pop, who: _in_front(model, pop, who, bos=False),
-                says="BOS is missing. The model has been trained, and all our other numbers made, with it in front: "
-                "use model.to_tokens(text, prepend_bos=True).",
-            ),
-            Mistake(
-                gives=lambda model, pop, who: _in_front(model, pop, who, gap=""),
-                says="There is no space between the two sentences, and so the second one begins with another token. "
-                "Print the text before you run it.",
-            ),
         ],
     ),
     Exercise(
         number="11.3",
-        form=Number("a log-probability in nats", near=1e-4),
+        what="a log-probability in nats",
+        near=0.0001,
         takes=("model", "text", "name"),
         cases=_names,
         right=_whole,
@@ -232,16 +210,6 @@ EXERCISES = [
                 gives=lambda model, text, name: _whole(model, text, name, mean=True),
                 says="This is the mean over the tokens of the name. The probability of all of them is a product, so "
                 "their logarithms are added up.",
-            ),
-            Mistake(
-                gives=lambda model, text, name: _whole(model, text, name, space=""),
-                says="You asked for the name without its space. In the middle of a text it begins with one, and that "
-                "is another first token.",
-            ),
-            Mistake(
-                gives=lambda model, text, name: _whole(model, text, name, bos=False),
-                says="BOS is missing in front of the text: use model.to_tokens(text, prepend_bos=True), or put "
-                "model.tokenizer.bos_token_id first.",
             ),
         ],
     ),

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from labbook.checks.exercise import Exercise, Mistake, Setting
 from labcode import prompts
-from labcode.course.exercise import Exercise, Mistake
-from labcode.course.forms import Numbers
-from labcode.course.setting import Setting
 
 
 def _halves(
@@ -70,19 +68,6 @@ def _factor(model: Any, pop: Any) -> Tensor:
     return _at_end(_kept(model, pop, "ln_final.hook_scale")[0], pop)[:, 0]
 
 
-def _size_before(model: Any, pop: Any) -> Tensor:
-    (stream,) = _kept(model, pop, f"blocks.{model.cfg.n_layers - 1}.hook_resid_pre")
-    return _at_end(stream, pop).pow(2).mean(-1).sqrt()
-
-
-def _ratio(model: Any, pop: Any) -> Tensor:
-    """Sum of the forgotten shares over the logit difference; only without an unembedding bias is this the factor."""
-    (stream,) = _kept(model, pop, f"blocks.{model.cfg.n_layers - 1}.hook_resid_post")
-    direction = (model.W_U[:, pop.io_ids] - model.W_U[:, pop.s_ids]).T
-    total = (_at_end(stream, pop) * direction).sum(-1)
-    return total / (total / _factor(model, pop) + model.b_U[pop.io_ids] - model.b_U[pop.s_ids])
-
-
 def _lens(
     model: Any,
     pop: Any,
@@ -116,7 +101,8 @@ def _layers(setting: Setting) -> list[tuple[Any, Any, int]]:
 EXERCISES = [
     Exercise(
         number="02.1",
-        form=Numbers("half batch", "the effect on the logits of IO and of S"),
+        what="the effect on the logits of IO and of S",
+        dims="half batch",
         takes=("model", "pop", "vectors", "others"),
         cases=_vectors,
         right=_halves,
@@ -143,16 +129,12 @@ EXERCISES = [
                 says="You take away the sum over the other names. Their mean is the level to compare with: the answer "
                 "must not grow with the number of names.",
             ),
-            Mistake(
-                gives=lambda *case: _halves(*case, base="all prompts"),
-                says="Your mean goes over the prompts too, so all prompts get the same level. Each has its own vector: "
-                "take the mean over the names alone, mean(-1).",
-            ),
         ],
     ),
     Exercise(
         number="02.2",
-        form=Numbers("batch", "the factor of each prompt"),
+        what="the factor of each prompt",
+        dims="batch",
         takes=("model", "pop"),
         cases=lambda setting: [(setting.model, _few(setting))],
         right=_factor,
@@ -179,21 +161,12 @@ EXERCISES = [
                 says="All prompts got the mean. Each has a factor of its own, and this is why means over prompts get "
                 "wrong in their proportions.",
             ),
-            Mistake(
-                gives=_size_before,
-                says="This is the size of the stream before the last block. The final norm comes after it: use "
-                "hook_resid_post of the last block, or ln_final.hook_scale itself.",
-            ),
-            Mistake(
-                gives=_ratio,
-                says="You divide by the model's whole logit difference. A part of it is the unembedding's bias, which "
-                "no term writes and no scale divides: take residual.bias_difference away first.",
-            ),
         ],
     ),
     Exercise(
         number="02.3",
-        form=Numbers("batch", "the logit difference read at that stage"),
+        what="the logit difference read at that stage",
+        dims="batch",
         takes=("model", "pop", "layer"),
         cases=_layers,
         right=_lens,
@@ -217,15 +190,6 @@ EXERCISES = [
             Mistake(
                 gives=lambda *case: _lens(*case, end=False),
                 says="You read the last column. Shorter prompts are padded on the right: read each at pop.end.",
-            ),
-            Mistake(
-                gives=lambda *case: _lens(*case, sign=-1.0),
-                says="The sign is turned round: IO comes first, and the direction is W_U[:, IO] - W_U[:, S].",
-            ),
-            Mistake(
-                gives=lambda *case: _lens(*case, bias=0.0),
-                says="Nearly: the unembedding of this model has a bias. Add residual.bias_difference(model, pop), and "
-                "the last layer gives the model's own logit difference.",
             ),
         ],
     ),

@@ -8,18 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from labcode import course
-from labcode.course.checking import judge
-from labcode.course.exercise import Exercise, Mistake
-from labcode.course.forms import Choice, Number, Numbers, Record, Several
-from labcode.course.registry import find
+from labbook import checks
+from labbook.checks.exercise import Exercise, Mistake, Told, find, judge
 
-EMPTY = course.Setting(None)
+EMPTY = checks.Setting(None)
 
 
-def value(form, right, *wrong) -> Exercise:
+def value(right, *wrong, what="a share", **asked) -> Exercise:
     mistakes = [Mistake(gives=lambda setting, one=one: one, says=f"Looks like {one}.") for one in wrong]
-    return Exercise(number="99.1", form=form, right=lambda setting: right, says="So it is.", mistakes=mistakes)
+    return Exercise(number="99.1", what=what, right=lambda setting: right, says="So it is.", mistakes=mistakes, **asked)
 
 
 def says(exercise, answer, setting=EMPTY) -> str:
@@ -30,7 +27,7 @@ def says(exercise, answer, setting=EMPTY) -> str:
 
 @pytest.mark.parametrize("answer", [0.5, 1 / 2, np.float32(0.5), torch.tensor(0.5), torch.tensor([[0.5]]), 0.50001])
 def test_a_number_may_come_in_many_types(answer):
-    assert judge(value(Number(), 0.5), answer, EMPTY)
+    assert judge(value(0.5), answer, EMPTY)
 
 
 @pytest.mark.parametrize(
@@ -51,12 +48,12 @@ def test_a_number_may_come_in_many_types(answer):
     ],
 )
 def test_what_is_not_the_number_is_told_apart(answer, words):
-    assert words in says(value(Number("a share"), 0.5, 2.0), answer)
+    assert words in says(value(0.5, 2.0), answer)
 
 
 def test_beside_0_near_is_near_in_absolute_terms():
-    assert judge(value(Number(), 0.0), 1e-5, EMPTY)
-    assert not judge(value(Number(), 0.0), 0.1, EMPTY)
+    assert judge(value(0.0), 1e-5, EMPTY)
+    assert not judge(value(0.0), 0.1, EMPTY)
 
 
 RIGHT = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -64,7 +61,7 @@ RIGHT = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
 
 @pytest.mark.parametrize("answer", [RIGHT, RIGHT.numpy(), RIGHT.tolist(), RIGHT.double(), RIGHT.requires_grad_()])
 def test_numbers_may_come_in_many_types(answer):
-    assert judge(value(Numbers("layer batch"), RIGHT.detach()), answer, EMPTY)
+    assert judge(value(RIGHT.detach(), dims="layer batch"), answer, EMPTY)
 
 
 @pytest.mark.parametrize(
@@ -80,28 +77,47 @@ def test_numbers_may_come_in_many_types(answer):
     ],
 )
 def test_what_are_not_the_numbers_is_told_apart(answer, words):
-    assert words in says(value(Numbers("layer batch"), RIGHT.detach(), RIGHT.detach().T), answer)
+    assert words in says(value(RIGHT.detach(), RIGHT.detach().T, dims="layer batch"), answer)
 
 
-def test_choices_and_sets():
-    choice = value(Choice(("query", "key", "value")), "query", "key")
+def test_texts_and_sets():
+    choice = value("query", "key", options=("query", "key", "value"))
     assert judge(choice, " Query ", EMPTY)
     assert "Looks like key" in says(choice, "key")
     assert "expected one of 'query', 'key', 'value'; what came is 'q'" in says(choice, "q")
     assert "a int" in says(choice, 3)
-    heads = value(Several("heads"), {(1, 2), (3, 4)})
+    heads = value({(1, 2), (3, 4)}, [(3, 4)], what="heads")
     assert judge(heads, [(3, 4), (1, 2), (1, 2)], EMPTY)
     assert judge(heads, torch.tensor([[1, 2], [3, 4]]), EMPTY)
+    assert "Looks like" in says(heads, ((3, 4),))
     assert "no mistake" in says(heads, [(1, 2)])
     assert "whole numbers" in says(heads, [(1.5, 2)])
-    assert "a list; what came is a int" in says(heads, 3)
-    assert judge(value(Several("checks", ("nothing", "everything")), {"nothing"}), ["Nothing"], EMPTY)
+    assert "expected heads, a list; what came is a int" in says(heads, 3)
+    assert judge(value({"nothing"}, options=("nothing", "everything")), ["Nothing"], EMPTY)
+
+
+def test_a_number_may_be_told_by_its_effect():
+    assert judge(value(Told(1.0, True)), 1.0, EMPTY)
+    assert "anything but 1 is right" in says(function(Told(1.0, False)), lambda x: 1.0)
+    assert judge(value(Told(1.0, None)), 7.0, EMPTY)
+
+
+def function(right) -> Exercise:
+    return Exercise(
+        number="99.5",
+        what="a number",
+        takes=("x",),
+        cases=lambda setting: [(1,)],
+        right=lambda x: right,
+        says="",
+        mistakes=[],
+    )
 
 
 def test_a_record_names_the_field():
-    record = value(Record({"IO": Number(), "S": Number()}), {"IO": 1.0, "S": -1.0}, {"IO": -1.0, "S": 1.0})
+    record = value({"IO": 1.0, "S": -1.0}, {"IO": -1.0, "S": 1.0}, what={"IO": "a number", "S": "a logit"})
     assert judge(record, {"S": -1, "IO": 1}, EMPTY)
-    assert "under the key 'S': expected a number" in says(record, {"IO": 1.0, "S": "x"})
+    assert "under the key 'S': expected a logit" in says(record, {"IO": 1.0, "S": "x"})
     assert "the keys 'IO', 'S'; what came has ['IO']" in says(record, {"IO": 1.0})
     assert "what came is a list" in says(record, [1.0, -1.0])
     assert "Looks like" in says(record, {"IO": -1.0, "S": 1.0})
@@ -110,7 +126,8 @@ def test_a_record_names_the_field():
 def doubled(**other) -> Exercise:
     return Exercise(
         number="99.2",
-        form=Numbers("batch"),
+        what="twice x",
+        dims="batch",
         takes=("x",),
         cases=lambda setting: [(torch.arange(3.0),), (torch.ones(2),)],
         right=lambda x: 2 * x,
@@ -152,7 +169,7 @@ def test_what_the_readers_function_raises_goes_on_with_a_note():
 def test_a_hook_that_is_left_is_named_and_taken_off(toy):
     exercise = Exercise(
         number="99.3",
-        form=Number(),
+        what="a number",
         takes=("model",),
         cases=lambda setting: [(setting.model,)],
         right=lambda model: 1.0,
@@ -171,54 +188,54 @@ def test_a_hook_that_is_left_is_named_and_taken_off(toy):
     place = toy.hook_dict["blocks.0.hook_resid_pre"]
     toy.add_hook("blocks.0.hook_resid_pre", lambda stream, hook: stream)  # the reader's own, from before
     try:
-        assert "leaves 1 hook on the model" in says(exercise, careless, course.Setting(toy))
+        assert "leaves 1 hook on the model" in says(exercise, careless, checks.Setting(toy))
         assert len(place.fwd_hooks) == 1
         with pytest.raises(RuntimeError):
-            judge(exercise, failing, course.Setting(toy))
+            judge(exercise, failing, checks.Setting(toy))
         assert len(place.fwd_hooks) == 1
-        assert judge(exercise, lambda model: 1.0, course.Setting(toy))
+        assert judge(exercise, lambda model: 1.0, checks.Setting(toy))
     finally:
         toy.reset_hooks()
 
 
 def test_a_function_needs_cases_and_a_value_has_none():
     with pytest.raises(ValueError, match=r"exercise 99\.4"):
-        Exercise(number="99.4", form=Number(), right=lambda x: x, says="", mistakes=[], takes=("x",))
+        Exercise(number="99.4", what="", right=lambda x: x, says="", mistakes=[], takes=("x",))
 
 
 def test_a_check_before_its_set_up_says_what_to_run(monkeypatch):
-    monkeypatch.setattr(course, "_setting", None)
+    monkeypatch.setattr(checks, "_setting", None)
     with pytest.raises(
-        course.CourseError, match=r"run course\.begin\(model\) first.*Troubleshooting: course-not-begun"
+        checks.CourseError, match=r"run checks\.begin\(model\) first.*Troubleshooting: course-not-begun"
     ):
-        course.check("01.3", lambda model, pop: 0)
-    assert course.check("01.2", lambda difference: 1 / (1 + math.exp(-difference))), "needs no model"
+        checks.check("01.3", lambda model, pop: 0)
+    assert checks.check("01.2", lambda difference: 1 / (1 + math.exp(-difference))), "needs no model"
 
 
 @pytest.mark.parametrize(("number", "near"), [("01.77", "this chapter has 01.1"), ("x", "they go from 01.1 to")])
 def test_an_unknown_exercise_is_named_with_those_that_exist(number, near):
-    with pytest.raises(course.CourseError, match=f"there is no exercise '{number}'.*{near}"):
-        course.check(number, 1)
+    with pytest.raises(checks.CourseError, match=f"there is no exercise '{number}'.*{near}"):
+        checks.check(number, 1)
 
 
 @pytest.mark.parametrize(("thing", "came"), [("smollm2", "the text 'smollm2'"), (3, "a int")])
 def test_begin_takes_a_model(thing, came):
-    with pytest.raises(course.CourseError, match=f"what came is {came}"):
-        course.begin(thing)
+    with pytest.raises(checks.CourseError, match=f"what came is {came}"):
+        checks.begin(thing)
 
 
 def test_a_check_uses_the_model_that_was_begun_with(toy, monkeypatch):
-    monkeypatch.setattr(course, "_setting", None)
-    course.begin(toy)
+    monkeypatch.setattr(checks, "_setting", None)
+    checks.begin(toy)
     from labcode import metrics
 
-    verdict = course.check(" 01.3 ", lambda model, pop: metrics.logit_difference(metrics.end_logits(model, pop), pop))
+    verdict = checks.check(" 01.3 ", lambda model, pop: metrics.logit_difference(metrics.end_logits(model, pop), pop))
     assert verdict
     assert repr(verdict).startswith("✓ 01.3 is right: ")
 
 
 def test_a_verdict_is_escaped():
-    page = judge(value(Choice(("a",)), "a"), "<script>", EMPTY)._repr_html_()
+    page = judge(value("a", options=("a",)), "<script>", EMPTY)._repr_html_()
     assert "<script>" not in page
     assert 'data-right="false"' in page
 

@@ -1,1 +1,0 @@
-"""What is right in the exercises of each chapter, and which mistakes are known: one module for each chapter."""
