@@ -120,7 +120,7 @@ Look at the `sign`.
 The secret.
 
 ```{code-cell} ipython3
-class course:
+class checks:
     check = print
 answer = -1
 checks.check("05.1", answer)
