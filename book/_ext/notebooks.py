@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING, Any
 import nbformat
 from docutils import nodes
 from jupyter_cache import get_cache
-from myst_nb.core.read import create_nb_reader
-from sphinx.util import logging
 from sphinx.util.osutil import relative_uri
 from sphinx_exercise.nodes import exercise_enumerable_node, exercise_node, solution_node
 
-from labbook._ext import figures, installcell
+from labbook._ext import execution, figures, installcell
 from labbook._ext.chapters import number
 from labbook._ext.plainmarkdown import PlainMarkdown, escaped
 
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
 
-logger = logging.getLogger(__name__)
 FOLDER = "notebooks"
 KINDS = {"student": "", "solved": "-solved"}
 GLUED = "application/papermill.record/"
@@ -71,14 +68,12 @@ def write(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     env, folder = app.env, Path(app.outdir) / FOLDER
     chapter = executed(env, docname)
     install = installcell.source(Path(app.srcdir), app.config.lab_repository or os.environ.get("LAB_REPOSITORY", ""))
-    others = {app.builder.get_relative_uri(docname, one): one for one in sorted(env.found_docs - {docname})}
     for suffix in KINDS.values():
-        words = PlainMarkdown(
-            solved=bool(suffix),
-            notebooks={uri: f"{name_of(one)}{suffix}.ipynb" for uri, one in others.items() if number(one) is not None},
-            pages=frozenset(others),
-            numbers=env.toc_fignumbers.get(docname, {}),
-        )
+        pages = {}
+        for other in env.found_docs - {docname}:
+            file = f"{name_of(other)}{suffix}.ipynb" if number(other) is not None else ""
+            pages[app.builder.get_relative_uri(docname, other)] = file
+        words = PlainMarkdown(bool(suffix), pages, env.toc_fignumbers.get(docname, {}))
         maker = Maker(name_of(docname), chapter, words)
         made = maker.notebook(doctree, install, app.config.lab_subject.get("title", ""))
         text, target = nbformat.writes(made) + "\n", folder / f"{maker.name}{suffix}.ipynb"
@@ -97,20 +92,12 @@ def clear(app: Sphinx, failure: Exception | None) -> None:
 
 
 def executed(env: BuildEnvironment, docname: str) -> NotebookNode:
-    """The page as myst-nb reads it, with its outputs where the execution cache has them."""
-    path = Path(env.doc2path(docname))
-    text = path.read_text(encoding="utf8")
+    """The page's cells, with their outputs if they were executed."""
     settings = env.mystnb_config  # type: ignore[attr-defined]
-    reader = create_nb_reader(str(path), env.myst_config, settings, text)  # type: ignore[attr-defined]
-    if reader is None:
-        return nbformat.v4.new_notebook()
-    notebook = reader.read(text)
-    if settings.execution_mode == "cache":
-        try:
-            _, notebook = get_cache(settings.execution_cache_path).merge_match_into_notebook(notebook)
-        except KeyError:
-            logger.warning("the notebooks: the execution cache doesn't have this page", location=docname, type="lab")
-    return notebook
+    notebook = execution.notebook(env, docname) or nbformat.v4.new_notebook()
+    if settings.execution_mode != "cache" or not notebook.cells:
+        return notebook
+    return get_cache(settings.execution_cache_path).merge_match_into_notebook(notebook)[1]
 
 
 class Maker:

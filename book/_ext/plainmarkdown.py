@@ -30,15 +30,13 @@ class PlainMarkdown:
 
     Attributes:
         solved: Whether the values of the run are shown; else a mark stands in for each.
-        notebooks: For the address of each other chapter, as this page's links have it, the file of its notebook.
-        pages: The addresses of all other pages.
+        pages: For the address of each other page, as links have it, the file of its notebook; nothing if it has none.
         numbers: Sphinx's numbers of figures, formulas and exercises, by kind and id.
         cited: What was cited so far: the entry in plain words, by its address.
     """
 
     solved: bool
-    notebooks: Mapping[str, str] = field(default_factory=dict)
-    pages: frozenset[str] = frozenset()
+    pages: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[str, Mapping[str, tuple[int | str, ...]]] = field(default_factory=dict)
     cited: dict[str, str] = field(default_factory=dict)
 
@@ -101,8 +99,8 @@ class PlainMarkdown:
             return words
         if not node.get("internal") and ":" in address:
             return f"<{address}>" if node.astext() == address else f"[{words}]({address})"
-        if page in self.notebooks:
-            return f"[{words}]({self.notebooks[page]})"
+        if self.pages.get(page):
+            return f"[{words}]({self.pages[page]})"
         # Words that the build itself links to the glossary and to the API say enough.
         elsewhere = page in self.pages and not {"lab-term", "lab-code"} & set(node["classes"])
         return f"{words} (in the book)" if elsewhere else words
