@@ -222,9 +222,8 @@ class Maker:
         source = "\n".join(dict.fromkeys(self.checks))
         names = sorted(_arguments(source))
         if self.blank is not None and names:
-            begun, here, rest = self.blank.source.rpartition("# your answer here")
-            first, rest = rest.split("\n", 1)
-            self.blank.source = f"{begun}{here}{first}\n# the check in the next cell reads: {', '.join(names)}\n{rest}"
+            begun, stop, rest = self.blank.source.rpartition("raise NotImplementedError")
+            self.blank.source = f"{begun}# the check in the next cell reads: {', '.join(names)}\n{stop}{rest}"
         self.code(source)
         self.checks = []
 
