@@ -39,8 +39,8 @@ class Definition(NamedTuple):
     """Something public: the directive for it, how it is called, its docstring, and what it holds."""
 
     kind: str
-    name: str
     signature: str
+    name: str
     doc: str
     members: list[Definition]
 
@@ -52,8 +52,8 @@ def sources(package: Path = PACKAGE) -> dict[str, ast.Module]:
     return {f"{package.name}.{path.stem}": ast.parse(path.read_text(encoding="utf8")) for path in paths}
 
 
-def definitions(body: list[ast.stmt], inside: ast.ClassDef | None = None) -> list[Definition]:
-    """The functions, classes and constants that have a docstring, in their order."""
+def definitions(body: list[ast.stmt], inside: bool = False) -> list[Definition]:
+    """The functions, classes and constants of a module, or of a class, that have a docstring, in their order."""
     found = []
     for node, after in zip(body, [*body[1:], ast.Pass()], strict=True):
         match node, after:
@@ -64,44 +64,28 @@ def definitions(body: list[ast.stmt], inside: ast.ClassDef | None = None) -> lis
             case _:
                 continue
         if doc and re.fullmatch(r"[a-zA-Z]\w*", name):
-            members = definitions(node.body, node) if isinstance(node, ast.ClassDef) else []
-            found.append(Definition(*_called(node, inside), doc, members)._replace(name=name))
+            members = definitions(node.body, True) if isinstance(node, ast.ClassDef) else []
+            found.append(Definition(*_called(node, inside), name, doc, members))
     return found
 
 
-def _called(node: ast.stmt, inside: ast.ClassDef | None) -> tuple[str, str, str]:
-    """The kind of a definition, its name, and its arguments and result."""
-    if isinstance(node, ast.ClassDef):
-        kind = "exception" if node.name.endswith("Error") else "class"
-        return kind, node.name, "" if kind == "exception" else f"({_fields(node)})"
-    if not isinstance(node, ast.FunctionDef):
-        return "attribute" if inside else "data", "", ""
-    marks = {ast.unparse(mark).rpartition(".")[2] for mark in node.decorator_list}
-    if marks & {"property", "cached_property"}:
-        return "property", node.name, ""
-    result = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-    return "method" if inside else "function", node.name, f"({_arguments(node, bool(inside))}){result}"
-
-
-def _arguments(node: ast.FunctionDef, bound: bool) -> str:
-    static = any(ast.unparse(mark) == "staticmethod" for mark in node.decorator_list)
-    given = ast.unparse(node.args)
-    return given.partition(", ")[2] if bound and not static else given
-
-
-def _fields(node: ast.ClassDef) -> str:
-    """What a class is made of: the fields of a dataclass or tuple, or the arguments of its `__init__`."""
-    for inner in node.body:
-        if isinstance(inner, ast.FunctionDef) and inner.name == "__init__":
-            return _arguments(inner, True)
-    if not any("dataclass" in ast.unparse(mark) or "NamedTuple" in ast.unparse(mark) for mark in _marks(node)):
-        return ""
-    fields = (inner for inner in node.body if isinstance(inner, ast.AnnAssign))
-    return ", ".join(re.sub(r"= field\(.*\)\Z", "= ...", ast.unparse(inner)) for inner in fields)
-
-
-def _marks(node: ast.ClassDef) -> list[ast.expr]:
-    return [*node.decorator_list, *node.bases]
+def _called(node: ast.stmt, inside: bool) -> tuple[str, str]:
+    """The kind of a definition, and its arguments and result."""
+    match node:
+        case ast.ClassDef(name=name) if name.endswith("Error"):
+            return "exception", ""
+        case ast.ClassDef(body=body):  # the fields of a dataclass or tuple, unless there is an `__init__`
+            fields = [
+                re.sub(r"= field\(.*\)\Z", "= ...", ast.unparse(one)) for one in body if isinstance(one, ast.AnnAssign)
+            ]
+            made = [_called(one, True)[1] for one in body if getattr(one, "name", "") == "__init__"]
+            return "class", (made or [f"({', '.join(fields)})" if fields else ""])[0].removesuffix(" -> None")
+        case ast.FunctionDef(args=args, returns=returns, decorator_list=marks):
+            if any(ast.unparse(mark).endswith("property") for mark in marks):
+                return "property", ""
+            given = re.sub(r"^(?:self|cls)(?:, |\Z)", "", ast.unparse(args))
+            return "method" if inside else "function", f"({given})" + (f" -> {ast.unparse(returns)}" if returns else "")
+    return "attribute" if inside else "data", ""
 
 
 def markdown(doc: str) -> str:
@@ -120,10 +104,10 @@ def markdown(doc: str) -> str:
 def entry(one: Definition, prefix: str, fence: str = ":::::") -> list[str]:
     """The lines that define a name for Sphinx's Python domain."""
     lines = [f"{fence}{{py:{one.kind}}} {one.name}{one.signature}", "", *markdown(one.doc).splitlines(), ""]
-    if fence == ":::::":
+    if prefix:
         lines += [f":::{{used-in}} {prefix}.{one.name}", ":::", ""]
     for member in one.members:
-        lines += entry(member, f"{prefix}.{one.name}", fence[1:])
+        lines += entry(member, "", fence[1:])
     return [*lines, fence, ""]
 
 
@@ -222,10 +206,8 @@ class CodeLinks(SphinxPostTransform):
                 continue
             done.add(name)
             docname, target, full = known[name]
-            link = pages.link(self.app, self.env.docname, docname, name, target, reftitle=full, classes=["lab-code"])
-            literal.replace_self(link)
-            link.children = []
-            link += literal
+            to = {"anchor": target, "reftitle": full, "classes": ["lab-code"]}
+            literal.replace_self(pages.link(self.app, self.env.docname, docname, literal.deepcopy(), **to))
 
     def _known(self) -> Iterator[tuple[str, tuple[str, str, str]]]:
         """Each name as a chapter may write it: with its module, and a function or class also alone, if only one has it.

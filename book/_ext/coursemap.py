@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 # Sizes in the drawing's own units; a row is a part of the book.
 WIDTH, BOX, HIGH, GAP, ROW, TOP = 760, 108, 50, 21, 112, 40
+TIP = (
+    '<marker id="lab-tip" markerWidth="8" markerHeight="8" refX="7" refY="4" orient="auto">'
+    '<path d="M0 0 L7 4 L0 8" fill="none" stroke="currentColor"/></marker>'
+)
 LETTERS = 16  # of a title that fit on a line of a box
 
 
@@ -64,7 +68,7 @@ def drawing(grouped: dict[str, list[Chapter]]) -> str:
     return (
         f'<figure class="lab-diagram" role="img" aria-label="{said}"><svg viewBox="0 0 {WIDTH + 20} {height}" '
         'xmlns="http://www.w3.org/2000/svg" font-family="inherit" font-size="12.5" fill="currentColor" stroke="none">'
-        f'<g fill="none" stroke="currentColor">{"".join(arrows)}</g>{"".join(boxes)}'
+        f'{TIP}<g fill="none" stroke="currentColor">{"".join(arrows)}</g>{"".join(boxes)}'
         f"<g {halo}>{''.join(captions)}</g></svg></figure>"
     )
 
@@ -96,27 +100,20 @@ def spoken(grouped: dict[str, list[Chapter]]) -> str:
 
 def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
     (x0, y0), (x1, y1) = start, end
-    if y0 == y1 and x1 - x0 <= BOX + GAP:
-        middle = y0 + HIGH / 2
-        return _headed(f"M{x0 + BOX} {middle:g} H{x1 - 1}", (x1, middle), "right")
-    if y0 == y1:  # over the boxes between
+    low, a, b = y0 + HIGH, x0 + BOX / 2, x1 + BOX / 2
+    if y0 == y1 and x1 - x0 <= BOX + GAP:  # to the neighbour
+        path = f"M{x0 + BOX} {y0 + HIGH / 2:g} H{x1 - 1}"
+    elif y0 == y1:  # over the boxes between
         a, b = x0 + 0.75 * BOX, x1 + 0.25 * BOX
-        return _headed(f"M{a:g} {y0} C{a + 20:g} {y0 - 24} {b - 20:g} {y0 - 24} {b:g} {y1 - 1}", (b, y1), "down")
-    a, b = x0 + BOX / 2, x1 + BOX / 2
-    if y1 - y0 > ROW:  # through the gap beside the boxes between
+        path = f"M{a:g} {y0} C{a + 20:g} {y0 - 24} {b - 20:g} {y0 - 24} {b:g} {y1 - 1}"
+    elif y1 - y0 > ROW:  # through the gap beside the boxes between
         a, gap = (x0 + 20, x0 - GAP / 2) if b < a else (x0 + BOX - 20, x0 + BOX + GAP / 2)
-        out = f"M{a:g} {y0 + HIGH} C{a:g} {y0 + HIGH + 25} {gap:g} {y0 + HIGH + 15} {gap:g} {y0 + HIGH + 45}"
-        return _headed(f"{out} V{y1 - 50} C{gap:g} {y1 - 20} {b:g} {y1 - 35} {b:g} {y1 - 1}", (b, y1), "down")
-    bend = (y0 + HIGH + y1) / 2
-    return _headed(f"M{a:g} {y0 + HIGH} C{a:g} {bend:g} {b:g} {bend:g} {b:g} {y1 - 1}", (b, y1), "down")
-
-
-def _headed(path: str, tip: tuple[float, float], way: str) -> str:
-    x, y = tip
-    head = f"M{x - 7:g} {y - 4:g} L{x:g} {y:g} L{x - 7:g} {y + 4:g}"
-    if way == "down":
-        head = f"M{x - 4:g} {y - 7:g} L{x:g} {y:g} L{x + 4:g} {y - 7:g}"
-    return f'<path d="{path}" stroke-opacity="0.7"/><path d="{head}"/>'
+        path = f"M{a:g} {low} C{a:g} {low + 25} {gap:g} {low + 15} {gap:g} {low + 45} V{y1 - 50}"
+        path += f" C{gap:g} {y1 - 20} {b:g} {y1 - 35} {b:g} {y1 - 1}"
+    else:
+        bend = (low + y1) / 2
+        path = f"M{a:g} {low} C{a:g} {bend:g} {b:g} {bend:g} {b:g} {y1 - 1}"
+    return f'<path d="{path}" stroke-opacity="0.7" marker-end="url(#lab-tip)"/>'
 
 
 def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
@@ -57,7 +57,7 @@ KERNEL_ENVIRONMENT = {
 }
 
 
-def halt(message: str, *, see: str = "", status: int = 1) -> NoReturn:
+def halt(message: str, *, see: str, status: int = 1) -> NoReturn:
     """Print the message as an error, with its entry of the page Troubleshooting, and end the process.
 
     An exception would end it too, but Jupyter Book prints a page of its own traceback after it, and the message, which
@@ -67,7 +67,7 @@ def halt(message: str, *, see: str = "", status: int = 1) -> NoReturn:
         SystemExit: Always, with this status.
     """
     between = "\n" if "\n" in message else " "
-    logger.critical("%s", f"{message}{between}[Troubleshooting: {see}]" if see else message)
+    logger.critical("%s%s[Troubleshooting: %s]", message, between, see)
     raise SystemExit(status)
 
 
@@ -88,44 +88,25 @@ def choose_and_key(app: Sphinx, config: Config) -> None:
 def chosen(wanted: bool, command: tuple[str, ...] = ("-m", "labcode.models", "--json")) -> dict[str, str]:
     """Ask `python -m labcode.models` for the model: a dict with name, title, why, folder and fingerprint.
 
-    A process of its own, so that torch never enters Sphinx. Its progress shows on the terminal as it comes.
+    A process of its own, so that torch never enters Sphinx. Its progress and its errors show on the terminal.
 
     Args:
         wanted: False for a book whose chapters need no model; the answer is then empty.
         command: What to run with this Python; tests replace it.
 
     Raises:
-        SystemExit: With the one line that says why there is no model and what to do.
+        SystemExit: There is no model; the process has said why, and what to do.
     """
     if not wanted:
         return {}
     given = {**os.environ, **({"LAB_PROGRESS": "1"} if sys.stderr.isatty() else {})}
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=given)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    last = _pass_on(process.stderr)
-    answer = process.stdout.read().decode()
-    if process.wait() != 0:
-        if not last:
-            halt("labcode.models ended without a word", see="no-answer-about-the-model")
-        halt(last.removeprefix("error: "))
-    if last:
-        logger.info(last)
+    done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, env=given, check=False)
+    if done.returncode:
+        halt("labcode.models gave no model; what it said is above", see="no-answer-about-the-model")
     # Libraries may print to stdout while they load; the answer is the last line.
-    model: dict[str, str] = json.loads(answer.strip().splitlines()[-1])
+    model: dict[str, str] = json.loads(done.stdout.decode().strip().splitlines()[-1])
     logger.info("model: %s (%s)", model.get("title", model["name"]), model["why"])
     return model
-
-
-def _pass_on(stream: IO[bytes]) -> str:
-    """Show what comes, a line at a time, but hold the last line back: after a failure it is the message."""
-    held = ""
-    while chunk := os.read(stream.fileno(), 4096):
-        *done, held = re.split(r"(?<=[\r\n])(?=.)", held + chunk.decode(errors="replace"))
-        for line in done:
-            sys.stderr.write(line)
-        sys.stderr.flush()
-    return held.strip()
 
 
 def prepare_environment(model: dict[str, str]) -> None:

@@ -15,16 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
 from myst_nb.sphinx_ import NbMetadataCollector
-from sphinx.util import logging
 
 from labbook._ext import pages
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
-logger = logging.getLogger(__name__)
 PREFIX = "ledger."
-NEEDED = {"claim": {"text", "holds"}, "compare": {"quantity", "measured", "verdict"}}
 VERDICTS = {"agrees": "lab-yes", "differs": "lab-no"}
 
 
@@ -43,29 +40,15 @@ class Reported:
 
 
 def parse(glued: Mapping[str, Mapping[str, Any]]) -> Reported:
-    """Read the contents of a chapter's `glue.json`.
-
-    Raises:
-        ValueError: A record isn't what `labcode.report` writes; the message names its key.
-    """
+    """Read the contents of a chapter's `glue.json`."""
     found = Reported()
     for key, output in glued.items():
-        text = output.get("data", {}).get("text/plain")
-        if isinstance(text, list):
-            text = "".join(text)
-        if text is None:
-            continue
-        if not key.startswith(PREFIX):
-            found.numbers[key] = text
-            continue
-        try:
+        text = "".join(output.get("data", {}).get("text/plain", ""))  # a text or its lines
+        if key.startswith(PREFIX):
             record = json.loads(ast.literal_eval(text))
-            missing = NEEDED[record["kind"]] - set(record)
-        except (ValueError, SyntaxError, KeyError, TypeError) as error:
-            raise ValueError(f"the glued record {key!r} isn't one of labcode.report's: {error!r}") from error
-        if missing:
-            raise ValueError(f"the glued record {key!r} lacks {', '.join(sorted(missing))}")
-        (found.claims if record["kind"] == "claim" else found.comparisons).append(record)
+            (found.claims if record["kind"] == "claim" else found.comparisons).append(record)
+        elif text:
+            found.numbers[key] = text
     return found
 
 
@@ -74,11 +57,7 @@ def _read(app: Sphinx, doctree: nodes.document) -> Reported | None:
     if not NbMetadataCollector.get_doc_data(app.env)[docname].get("glue"):  # type: ignore[arg-type]
         return None
     stored = Path(app.outdir).parent / "jupyter_execute" / f"{docname}.glue.json"
-    try:
-        return parse(json.loads(stored.read_text(encoding="utf8")))
-    except ValueError as error:
-        logger.warning("%s", error, location=docname, type="lab", subtype="ledger")
-        return None
+    return parse(json.loads(stored.read_text(encoding="utf8")))
 
 
 def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:

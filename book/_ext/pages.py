@@ -71,11 +71,14 @@ def above(node: nodes.Node) -> Iterator[nodes.Element]:
         yield node
 
 
-def link(app: Sphinx, here: str, docname: str, words: str = "", anchor: str = "", **more: Any) -> nodes.reference:
+def link(
+    app: Sphinx, here: str, docname: str, words: str | nodes.Node = "", anchor: str = "", **more: Any
+) -> nodes.reference:
     """A link from the page `here` to another, with that page's title for words if none are given."""
     title = app.env.titles[docname].astext()
+    shown = words if isinstance(words, nodes.Node) else nodes.Text(words or title)
     address = app.builder.get_relative_uri(here, docname) + (f"#{anchor}" if anchor else "")
-    return nodes.reference("", words or title, refuri=address, internal=True, **{"reftitle": title, **more})
+    return nodes.reference("", "", shown, refuri=address, internal=True, **{"reftitle": title, **more})
 
 
 def table(headings: Iterable[Cell], rows: Iterable[Iterable[Cell]], *classes: str) -> nodes.table:

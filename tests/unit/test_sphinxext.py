@@ -81,14 +81,7 @@ def key(tree: Path, model: str = "m") -> str:
 
 @pytest.mark.parametrize(
     "changed",
-    [
-        "labcode/plots.py",
-        "labcode/a/b.py",
-        "book/show/x.py",
-        "book/checks/x.py",
-        "requirements.txt",
-        "book/data/a.json",
-    ],
+    ["labcode/plots.py", "labcode/a/b.py", "book/show/x.py", "book/checks/x.py", "requirements.txt", "book/data/a"],
 )
 def test_what_can_change_an_output_changes_the_key(tree, changed):
     before = key(tree)
@@ -103,7 +96,9 @@ def test_the_model_and_a_new_name_change_the_key(tree):
     assert key(tree) != before
 
 
-@pytest.mark.parametrize("changed", ["book/_ext/ext.py", "book/01-a.md", "labcode/__pycache__/plots.pyc", "README.md"])
+@pytest.mark.parametrize(
+    "changed", ["book/_ext/ext.py", "book/data/make/x.py", "labcode/__pycache__/plots.pyc", "README.md"]
+)
 def test_what_cannot_change_an_output_keeps_the_key(tree, changed, monkeypatch):
     before = key(tree)
     (tree / changed).parent.mkdir(exist_ok=True)
@@ -135,12 +130,6 @@ def test_records_come_back_from_glue():
     assert page.comparisons == [compared]
     assert page.numbers == {"ld": "3.5"}
     assert page.crosses == [HOSTILE]
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"kind": "song"}', '{"kind": "claim", "text": "no verdict"}'])
-def test_a_broken_record_is_named(text):
-    with pytest.raises(ValueError, match=r"ledger\.claim\.1"):
-        ledger.parse(glued(ledger__claim__1=text))
 
 
 @pytest.mark.parametrize(("value", "expected"), [("1", True), ("true", True), ("0", False), ("", False)])
@@ -182,13 +171,9 @@ def test_the_model_is_asked_for_in_a_process_of_its_own():
     assert execution.chosen(False, ("-c", "raise SystemExit(1)")) == {}
 
 
-def test_without_a_model_the_build_ends_with_the_one_line_that_says_why():
+def test_without_a_model_the_build_ends_and_says_why():
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from labbook._ext import execution; execution.chosen(True)",
-        ],
+        [sys.executable, "-c", "from labbook._ext import execution; execution.chosen(True)"],
         env={**os.environ, "LAB_MODEL": "gpt5"},
         capture_output=True,
         text=True,
