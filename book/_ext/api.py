@@ -75,9 +75,8 @@ def _called(node: ast.stmt, inside: bool) -> tuple[str, str]:
         case ast.ClassDef(name=name) if name.endswith("Error"):
             return "exception", ""
         case ast.ClassDef(body=body):  # the fields of a dataclass or tuple, unless there is an `__init__`
-            fields = [
-                re.sub(r"= field\(.*\)\Z", "= ...", ast.unparse(one)) for one in body if isinstance(one, ast.AnnAssign)
-            ]
+            typed = [ast.unparse(one) for one in body if isinstance(one, ast.AnnAssign)]
+            fields = [re.sub(r"= field\(.*\)\Z", "= ...", one) for one in typed]
             made = [_called(one, True)[1] for one in body if getattr(one, "name", "") == "__init__"]
             return "class", (made or [f"({', '.join(fields)})" if fields else ""])[0].removesuffix(" -> None")
         case ast.FunctionDef(args=args, returns=returns, decorator_list=marks):
@@ -206,7 +205,7 @@ class CodeLinks(SphinxPostTransform):
                 continue
             done.add(name)
             docname, target, full = known[name]
-            to = {"anchor": target, "reftitle": full, "classes": ["lab-code"]}
+            to: dict[str, Any] = {"anchor": target, "reftitle": full, "classes": ["lab-code"]}
             literal.replace_self(pages.link(self.app, self.env.docname, docname, literal.deepcopy(), **to))
 
     def _known(self) -> Iterator[tuple[str, tuple[str, str, str]]]:

@@ -127,8 +127,8 @@ class GlossaryLinks(SphinxPostTransform):
         at = 0
         for begin, end, entry in found:
             parts += [nodes.Text(text[at:begin])] if begin > at else []
-            shown = {"words": text[begin:end], "anchor": entry.target, "reftitle": entry.text, "classes": ["lab-term"]}
-            parts.append(pages.link(self.app, self.env.docname, entry.docname, **shown))
+            to: dict[str, Any] = {"anchor": entry.target, "reftitle": entry.text, "classes": ["lab-term"]}
+            parts.append(pages.link(self.app, self.env.docname, entry.docname, text[begin:end], **to))
             at = end
         return [*parts, nodes.Text(text[at:])] if at < len(text) else parts
 

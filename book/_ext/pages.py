@@ -7,7 +7,7 @@ read. Both live in Sphinx's environment, so pages that come from its cache take 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
 
-Cell = str | nodes.Node | list[nodes.Node]
+Cell: TypeAlias = str | nodes.Node | list[nodes.Node]
 Fill = Callable[["Sphinx", str, Any], list[nodes.Node]]
 FILLS: dict[str, Fill] = {}
 

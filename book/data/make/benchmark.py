@@ -37,7 +37,7 @@ from labcode.metrics import logit_difference
 from labcode.patching import Grid, sweep
 
 OUT = Path("_build/benchmark/patching.json")
-SWEEPS = {
+SWEEPS: dict[str, tuple[Any, Any]] = {
     "heads' z, all positions": ("z", "all"),
     "heads' z at END": ("z", "END"),
     "residual by position": ("resid_pre", None),
@@ -51,7 +51,7 @@ def subjects() -> Iterator[tuple[str, Any]]:
         yield "GPT-2 small, random weights", models.load(str(folders.write_random_gpt2_small(Path(folder))))
 
 
-def ours(model: Any, clean: Any, corrupted: Any, kind: str, at: Any) -> tuple[Grid, float]:
+def ours(model: Any, clean: Any, corrupted: Any, kind: Any, at: Any) -> tuple[Grid, float]:
     """The whole sweep and its CPU seconds."""
     start = time.process_time()
     grid = sweep(model, clean, corrupted, kind, at=at)
@@ -70,9 +70,9 @@ def theirs(
             return slice(None)
         return place if at == "each" else clean.positions[at if isinstance(at, str) else at[place]]
 
-    def setter(activation: Any, index: list[int], clean_activation: Any) -> Any:
+    def setter(activation: Any, index: Any, clean_activation: Any) -> Any:
         where = positions(index[-1])
-        which = (slice(None) if isinstance(where, slice) else rows, where)
+        which: Any = (slice(None) if isinstance(where, slice) else rows, where)
         which = which if kind == "resid_pre" else (*which, index[1])
         activation[which] = clean_activation[which]
         return activation
