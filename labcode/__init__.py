@@ -8,7 +8,8 @@ heads                                      what heads attend to, and what their 
 patching                                   `sweep` and `path_patch`: one activation, or one wire, from another run
 circuit, faithful                          heads kept or taken out; is what is left the circuit?
 families                                   the criteria of the head families, and the search for members
-sae, latents, readable, superposition      sparse autoencoders: train and judge, read and edit, rules, a toy
+corpus, sae, latents                       sparse autoencoders: text, train and judge, read and edit
+readable, superposition                    rules that say where a latent fires; a toy whose features are known
 plots, report                              figures; numbers, claims and published values. They import only `errors`
 
 Importing `labcode` imports none of them. The page "Inside the lab" shows how they work together.

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from labcode import latents
+from labcode.corpus import masked, masked_tokens
 from labcode.errors import MetricError, ReportError
-from labcode.sae import masked, masked_tokens
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from labcode import sae
+from labcode import corpus, sae
 from labcode.errors import SaeError
 
 FEATURES, WIDTH, ACTIVE, LAYER = 24, 16, 2, 1
@@ -246,7 +246,7 @@ def test_quality_counts_what_fires(tiny):
 def test_the_shipped_autoencoder_belongs_to_the_embedded_model(smollm2):
     found = sae.shipped(smollm2)
     assert not found.live
-    assert sum(path.stat().st_size for path in (sae.DATA / "sae-smollm2").iterdir()) <= 12e6
+    assert sum(path.stat().st_size for path in (corpus.DATA / "sae-smollm2").iterdir()) <= 12e6
     assert found.sae.cfg.metadata.hook_name == f"blocks.{found.layer}.hook_out"
     assert found.record["held_out"]["explained"] >= 0.76
     assert found.record["held_out"]["recovered_mean"] >= 0.92

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from labbook.data.make import command, run, write_json
-from labcode import models, sae
+from labcode import corpus, models
 
 
 def make(options: Namespace) -> None:
     """Write a corpus and its record."""
     model = models.load()
-    contexts, record = sae.write_corpus(model, options.tokens, options.seed)
+    contexts, record = corpus.write_corpus(model, options.tokens, options.seed)
     name = models.edition(model) or model.cfg.model_name
     pack(contexts, {"command": command("corpus", options, "out"), **record}, options.out, name)
 
@@ -41,5 +41,5 @@ if __name__ == "__main__":
     parser = ArgumentParser(prog="python -m labbook.data.make.corpus", description=str(__doc__).splitlines()[0])
     parser.add_argument("--tokens", type=int, default=620_000, help="tokens to keep (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=sae.DATA, help="folder to write to (default book/data)")
+    parser.add_argument("--out", type=Path, default=corpus.DATA, help="folder to write to (default book/data)")
     sys.exit(run(parser, make))

@@ -13,13 +13,13 @@ from importlib import metadata
 from pathlib import Path
 
 from labbook.data.make import command, run
-from labcode import models, sae
+from labcode import corpus, models, sae
 
 
 def make(options: Namespace) -> None:
     """Train, judge, save."""
     model = models.load()
-    text = sae.load_corpus(model)
+    text = corpus.load_corpus(model)
     parts, held = text.split()
     parts = parts[: max(1, options.tokens // (parts.shape[1] - 1))]
     layer = sae.choose_layer(model, parts[:16]).layer
@@ -69,5 +69,5 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=sae.DATA / "sae-smollm2")
+    parser.add_argument("--out", type=Path, default=corpus.DATA / "sae-smollm2")
     sys.exit(run(parser, make))

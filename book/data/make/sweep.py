@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labbook.data.make import command, run, write_json
-from labcode import latents, models, prompts, sae
+from labcode import corpus, latents, models, prompts, sae
 from labcode.models import say
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ RUNS: tuple[dict[str, Any], ...] = (
 def make(options: Namespace) -> None:
     """All runs on the same activations, judged on the same held-out contexts and the same prompts."""
     model = models.load()
-    parts, _ = sae.load_corpus(model).split()
+    parts, _ = corpus.load_corpus(model).split()
     held = parts[options.contexts : options.contexts + 64]  # not trained on here
     more = parts[options.contexts + 64 : options.contexts + 192]
     layer = sae.choose_layer(model, parts[:16]).layer
@@ -92,5 +92,5 @@ if __name__ == "__main__":
     parser.add_argument("--samples", type=int, default=150_000, help="vectors to train on (default %(default)s)")
     parser.add_argument("--contexts", type=int, default=448, help="contexts they come from (default %(default)s)")
     parser.add_argument("--prompts", type=int, default=64, help="prompts for the ablation (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=sae.DATA / "sae-sweep.json")
+    parser.add_argument("--out", type=Path, default=corpus.DATA / "sae-sweep.json")
     sys.exit(run(parser, make))

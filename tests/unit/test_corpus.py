@@ -9,44 +9,44 @@ import pytest
 import torch
 
 from labbook.data.make.corpus import pack
-from labcode import prompts, sae
+from labcode import corpus, prompts
 from labcode.errors import SaeError
 
 
 def test_contexts_start_with_their_opening_and_hold_no_special_token(tiny):
     """The openings have different lengths, so this also holds the padding against texts that are written alone."""
-    text = sae.sample(tiny, first=4, batch=3, seed=5)
-    assert text.shape == (3, sae.LENGTH)
+    text = corpus.sample(tiny, first=4, batch=3, seed=5)
+    assert text.shape == (3, corpus.LENGTH)
     for row, number in zip(text.tolist(), range(4, 7), strict=True):
-        assert tiny.tokenizer.decode(row).startswith(sae.opening(number))
+        assert tiny.tokenizer.decode(row).startswith(corpus.opening(number))
     assert not torch.isin(text, torch.tensor(tiny.tokenizer.all_special_ids)).any()
-    assert torch.equal(text, sae.sample(tiny, first=4, batch=3, seed=5))
-    assert not torch.equal(text, sae.sample(tiny, first=4, batch=3, seed=6))
+    assert torch.equal(text, corpus.sample(tiny, first=4, batch=3, seed=5))
+    assert not torch.equal(text, corpus.sample(tiny, first=4, batch=3, seed=6))
 
 
 def test_each_token_is_drawn_from_the_nucleus_of_a_whole_forward_pass(tiny, monkeypatch):
     monkeypatch.setattr(sae, "LENGTH", 12)
     monkeypatch.setattr(sae, "TOP_K", 40)
-    text = sae.sample(tiny, first=4, batch=3, seed=5)
+    text = corpus.sample(tiny, first=4, batch=3, seed=5)
     with torch.no_grad():
         logits = tiny(torch.cat([torch.full((3, 1), tiny.tokenizer.bos_token_id), text], 1))
     logits[..., sorted(set(tiny.tokenizer.all_special_ids))] = -torch.inf
     for row, number in enumerate(range(4, 7)):
-        for at in range(len(tiny.tokenizer.encode(sae.opening(number), add_special_tokens=False)), 12):
+        for at in range(len(tiny.tokenizer.encode(corpus.opening(number), add_special_tokens=False)), 12):
             top = logits[row, at].topk(41)
             assert float(logits[row, at, text[row, at]]) >= float(top.values[39]) - 1e-3
 
 
 def test_openings_hold_words_and_names():
-    made = [sae.opening(number) for number in range(1500)]
-    assert set(sae.WORDS) <= set(made)
+    made = [corpus.opening(number) for number in range(1500)]
+    assert set(corpus.WORDS) <= set(made)
     assert any(" Mary" in text for text in made)
     assert any(" John" in text for text in made)
 
 
 def test_repetition_is_the_share_of_distinct_4_grams():
     rows = torch.tensor([[*range(1, 21)], [7] * 20, [1, 2] * 10])
-    assert sae.distinct(rows).tolist() == pytest.approx([1.0, 1 / 17, 2 / 17])
+    assert corpus.distinct(rows).tolist() == pytest.approx([1.0, 1 / 17, 2 / 17])
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def small(monkeypatch, tmp_path):
 
 
 def test_an_interrupted_run_is_taken_up_again(small, tiny, monkeypatch, tmp_path):
-    made, sample = [], sae.sample
+    made, sample = [], corpus.sample
 
     def until_interrupted(*args):
         if len(made) == 2:
@@ -68,9 +68,9 @@ def test_an_interrupted_run_is_taken_up_again(small, tiny, monkeypatch, tmp_path
 
     monkeypatch.setattr(sae, "sample", until_interrupted)
     with pytest.raises(KeyboardInterrupt):
-        sae.write_corpus(tiny, 100, batch=2)
+        corpus.write_corpus(tiny, 100, batch=2)
     monkeypatch.setattr(sae, "sample", lambda *args: made.append(args[1]) or sample(*args))
-    text, record = sae.write_corpus(tiny, 100, batch=2)
+    text, record = corpus.write_corpus(tiny, 100, batch=2)
     assert made == [0, 2, 4, 6]  # the first two batches were not written again
     assert text.shape == (8, 15)
     assert record["tokens"] == 120
@@ -81,20 +81,20 @@ def test_an_interrupted_run_is_taken_up_again(small, tiny, monkeypatch, tmp_path
 def test_a_model_that_only_repeats_itself_is_an_error(small, tiny, monkeypatch):
     monkeypatch.setattr(sae, "KEEP_FROM", 1.1)
     with pytest.raises(SaeError, match="no repetition"):
-        sae.write_corpus(tiny, 40, batch=2)
+        corpus.write_corpus(tiny, 40, batch=2)
 
 
 @pytest.fixture
 def stored(tmp_path, tiny, monkeypatch):
     """A corpus of 40 contexts on disk, in the tokenizer of the tiny models."""
-    contexts = np.random.default_rng(0).integers(3, 40_000, (40, sae.LENGTH)).astype(np.uint16)
-    pack(contexts, {"model": "nobody", "tokenizer": sae.tokenizer_key(tiny.tokenizer)}, tmp_path, "smollm2")
+    contexts = np.random.default_rng(0).integers(3, 40_000, (40, corpus.LENGTH)).astype(np.uint16)
+    pack(contexts, {"model": "nobody", "tokenizer": corpus.tokenizer_key(tiny.tokenizer)}, tmp_path, "smollm2")
     monkeypatch.setattr(sae, "DATA", tmp_path)
     return contexts
 
 
 def test_a_corpus_comes_back_as_it_was_with_the_start_token_of_the_prompts(stored, tiny):
-    text = sae.load_corpus(tiny)
+    text = corpus.load_corpus(tiny)
     assert np.array_equal(text.tokens[:, 1:].numpy(), stored)
     assert (text.tokens[:, 0] == tiny.tokenizer.bos_token_id).all()
     assert (text.written_by, text.live) == ("nobody", False)
@@ -102,22 +102,22 @@ def test_a_corpus_comes_back_as_it_was_with_the_start_token_of_the_prompts(store
 
 
 def test_a_cap_keeps_the_held_out_contexts(stored, tiny, monkeypatch):
-    _, unseen = sae.load_corpus(tiny).split()
+    _, unseen = corpus.load_corpus(tiny).split()
     monkeypatch.setenv("LAB_TOKENS", "1024")
-    capped = sae.load_corpus(tiny)
+    capped = corpus.load_corpus(tiny)
     learn, held = capped.split(5)
     assert len(capped) == 8
     assert torch.equal(held, unseen[-2:])  # a quarter of eight
     assert torch.equal(learn[:, 1:], torch.from_numpy(stored[:6].astype(np.int64)))
     with pytest.raises(SaeError, match="held-out"):
-        capped.split(sae.HELD_OUT + 1)
+        capped.split(corpus.HELD_OUT + 1)
 
 
 @pytest.mark.parametrize("asked", ["7", "many", "-2000"])
 def test_a_useless_cap_is_an_error(asked, stored, tiny, monkeypatch):
     monkeypatch.setenv("LAB_TOKENS", asked)
     with pytest.raises(SaeError, match=asked):
-        sae.load_corpus(tiny)
+        corpus.load_corpus(tiny)
 
 
 def test_a_damaged_or_missing_corpus_is_an_error(stored, tmp_path, tiny):
@@ -125,7 +125,7 @@ def test_a_damaged_or_missing_corpus_is_an_error(stored, tmp_path, tiny):
     path.write_bytes(path.read_bytes()[:-40])
     for _ in range(2):
         with pytest.raises(SaeError, match=r"labbook\.data\.make\.corpus"):
-            sae.load_corpus(tiny)
+            corpus.load_corpus(tiny)
         path.unlink(missing_ok=True)
 
 
@@ -133,21 +133,21 @@ def test_a_model_of_another_tokenizer_writes_its_own_text(stored, small, tmp_pat
     record = json.loads((tmp_path / "corpus-smollm2.json").read_text())
     (tmp_path / "corpus-smollm2.json").write_text(json.dumps({**record, "tokenizer": "another"}))
     monkeypatch.setenv("LAB_TOKENS", "1024")
-    text = sae.load_corpus(tiny)
+    text = corpus.load_corpus(tiny)
     assert text.live
     assert text.tokens.shape[1] == 16
 
 
 def test_the_shipped_corpus_is_what_the_book_says(smollm2):
-    contexts, record = sae.read_corpus(sae.DATA, "smollm2")
-    assert record["tokenizer"] == sae.tokenizer_key(smollm2.tokenizer)
+    contexts, record = corpus.read_corpus(corpus.DATA, "smollm2")
+    assert record["tokenizer"] == corpus.tokenizer_key(smollm2.tokenizer)
     assert contexts.dtype == np.uint16
     assert contexts.size >= 600_000
     assert {"command", "seed", "versions", "removed"} <= set(record)
     for name in (" Mary", " John"):
         assert (contexts == prompts.token_id(smollm2, name)).any(1).sum() >= 20
     assert not np.isin(contexts, smollm2.tokenizer.all_special_ids).any()
-    assert bool((sae.distinct(torch.from_numpy(contexts[:200].astype(np.int64))) >= sae.KEEP_FROM).all())
+    assert bool((corpus.distinct(torch.from_numpy(contexts[:200].astype(np.int64))) >= corpus.KEEP_FROM).all())
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,9 @@ def test_the_shipped_corpus_is_what_the_book_says(smollm2):
     ],
 )
 def test_a_coarse_word_keeps_its_first_letter_and_its_length_and_others_stay(text, shown):
-    assert sae.masked(text) == shown
+    assert corpus.masked(text) == shown
 
 
 def test_a_word_in_pieces_is_starred_and_the_pieces_keep_their_lengths():
-    assert sae.masked_tokens([" a", "pes", "hit", "\n", "x"]) == (" a", "pes", "***", "\n", "x")
-    assert sae.masked_tokens([]) == ()
+    assert corpus.masked_tokens([" a", "pes", "hit", "\n", "x"]) == (" a", "pes", "***", "\n", "x")
+    assert corpus.masked_tokens([]) == ()
