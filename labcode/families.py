@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -22,7 +22,7 @@ from labcode.errors import FamilyError, ModelError
 from labcode.heads import Head, Node, position_attentions
 from labcode.metrics import Interval, bootstrap_cells
 from labcode.models import build_once, cache_dir, weights_key
-from labcode.patching import path_patch, sweep
+from labcode.patching import exchanged, path_patch, sweep
 from labcode.residual import decompose
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _costs(place: str) -> Criterion:
 
 
 def _more(text: str, measure: str, over: str) -> Criterion:
-    return Criterion(text, "looks" if measure.startswith("attention") else "acts", measure, over=over)
+    return Criterion(text, "acts", measure, over=over)
 
 
 _WRITES_FOR = Criterion(f"its wire to the logits is worth at least {EFFECT:.0%} of the gap", "acts", "direct")
@@ -189,7 +189,6 @@ UNKNOWN: dict[str, Criterion] = {
 }
 """What a head does that matters and passes no definition: it is listed under the first of these that fits."""
 
-
 PAIRS = (("S1+1", "S1"), ("S2", "S1"), ("S2", "S1+1"), ("END", "IO"), ("END", "S1"), ("END", "S2"))
 """From where to where attention is read: those pairs of positions that some family of the literature is known for."""
 
@@ -276,25 +275,8 @@ def _writes(
     model: TransformerBridge, pop: Population, corrupted: Population, out: Sequence[Head]
 ) -> tuple[Float[Tensor, "layer head batch"], Float[Tensor, "layer head batch"]]:
     """What each head adds for IO and against S at END, clean minus corrupted, with the heads in `out` corrupted."""
-    rows = torch.arange(len(pop))
-    layers = sorted({layer for layer, _ in out})
-    names = [f"blocks.{layer}.attn.hook_z" for layer in layers]
-    stored: Any = {}
-    if names:
-        with torch.no_grad():
-            _, stored = model.run_with_cache(
-                corrupted.tokens.to(model.cfg.device), names_filter=names, stop_at_layer=layers[-1] + 1
-            )
-
-    def corrupt(z: Tensor, hook: object) -> Tensor:
-        z, heads = z.clone(), [head for layer, head in out if f"blocks.{layer}.attn.hook_z" == hook.name]  # type: ignore[attr-defined]
-        end = pop.end.to(z.device)
-        for head in heads:
-            z[rows, end, head] = stored[hook.name][rows, end, head].to(z.dtype)  # type: ignore[attr-defined]
-        return z
-
-    with model.hooks(fwd_hooks=[(name, corrupt) for name in names]):
-        clean, other = (_by_name(model, prompts_, pop) for prompts_ in (pop, corrupted))
+    with exchanged(model, pop, corrupted, out):
+        clean, other = _by_name(model, pop, pop), _by_name(model, corrupted, pop)
     return clean[0] - other[0], other[1] - clean[1]
 
 
@@ -512,8 +494,8 @@ def _one_family_each(families: dict[str, list[Head]], found: dict[str, Measureme
     both = set(families["duplicate"]) & set(families["induction"])
     families["duplicate"] = [head for head in families["duplicate"] if head not in both or same[head] >= after[head]]
     families["induction"] = [head for head in families["induction"] if head not in both or same[head] < after[head]]
-    writing = {*families["name mover"], *families["suppressor"]}
-    families["backup"] = [head for head in families["backup"] if head not in writing]
+    writers = {*families["name mover"], *families["suppressor"]}
+    families["backup"] = [head for head in families["backup"] if head not in writers]
 
 
 def _unknown(known: set[Head], heads: list[Head], found: dict[str, Measurement]) -> dict[str, list[Head]]:

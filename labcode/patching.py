@@ -13,6 +13,7 @@ Dimensions: `run` counts patched runs, `window` the positions that are computed,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -277,12 +278,22 @@ def exchange(
             "prompts of different lengths do not align: make the source with `signal_variant` or `corrupt`",
             see="misaligned-prompts",
         )
+    with exchanged(model, pop, source, heads):
+        return logit_difference(end_logits(model, pop, batch_size=len(pop)), pop)
+
+
+@contextmanager
+def exchanged(model: TransformerBridge, pop: Population, source: Population, heads: Sequence[Head]) -> Iterator[None]:
+    """While it is open, these heads write at END of a run as long as `pop` what they write there in `source`."""
     names = sorted({f"blocks.{layer}.attn.hook_z" for layer, _ in heads})
     rows, end = torch.arange(len(pop)), pop.end
-    with torch.no_grad():
-        _, stored = model.run_with_cache(
-            source.tokens.to(model.cfg.device), names_filter=names, stop_at_layer=1 + max(layer for layer, _ in heads)
-        )
+    stored: Any = {}
+    if names:
+        last = max(layer for layer, _ in heads)
+        with torch.no_grad():
+            _, stored = model.run_with_cache(
+                source.tokens.to(model.cfg.device), names_filter=names, stop_at_layer=last + 1
+            )
 
     def put(z: Float[Tensor, "batch pos head d_head"], hook: Any) -> Tensor:
         z = z.clone()
@@ -292,7 +303,7 @@ def exchange(
         return z
 
     with model.hooks(fwd_hooks=[(name, put) for name in names]):
-        return logit_difference(end_logits(model, pop, batch_size=len(pop)), pop)
+        yield
 
 
 @dataclass(frozen=True)

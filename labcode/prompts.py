@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -193,13 +193,10 @@ def build(model: TransformerBridge, prompts: Sequence[Prompt], dropped: Sequence
     """
     if not prompts:
         raise PromptError("an empty population: give at least one prompt", see="empty-population")
-    bos = model.tokenizer.bos_token_id
-    rows: list[list[int]] = []
-    found: dict[str, list[int]] = {name: [] for name in POSITIONS}
-    io_ids, s_ids = [], []
+    rows, found, answers = [], [], []
     for prompt in prompts:
         io, s = token_id(model, " " + prompt.io), token_id(model, " " + prompt.s)
-        row = [bos, *model.tokenizer.encode(prompt.text, add_special_tokens=False)]
+        row = [model.tokenizer.bos_token_id, *model.tokenizer.encode(prompt.text, add_special_tokens=False)]
         at_io = [i for i, token in enumerate(row) if token == io]
         at_s = [i for i, token in enumerate(row) if token == s]
         if len(at_io) != 1 or len(at_s) != 2:
@@ -209,20 +206,32 @@ def build(model: TransformerBridge, prompts: Sequence[Prompt], dropped: Sequence
                 see="names-missing",
             )
         rows.append(row)
-        io_ids.append(io)
-        s_ids.append(s)
-        for name, at in zip(POSITIONS, (at_io[0], at_s[0], at_s[0] + 1, at_s[1], len(row) - 1), strict=True):
-            found[name].append(at)
-    width = max(map(len, rows))
+        found.append(dict(zip(POSITIONS, (at_io[0], at_s[0], at_s[0] + 1, at_s[1], len(row) - 1), strict=True)))
+        answers.append((io, s))
+    return padded(model, prompts, rows, found, answers, dropped)
+
+
+def padded(
+    model: TransformerBridge,
+    prompts: Sequence[Prompt],
+    rows: Sequence[list[int]],
+    places: Sequence[Mapping[str, int]],
+    answers: Sequence[tuple[int, int]],
+    dropped: Sequence[str] = (),
+    corruption: str = "",
+) -> Population:
+    """One batch of prompts whose tokens, named positions and right answers (ids of IO and of S) are known."""
+    width, bos = max(map(len, rows)), model.tokenizer.bos_token_id
     return Population(
         prompts=tuple(prompts),
         tokens=torch.tensor([row + [bos] * (width - len(row)) for row in rows]),
         lengths=torch.tensor([len(row) for row in rows]),
-        positions={name: torch.tensor(at) for name, at in found.items()},
-        io_ids=torch.tensor(io_ids),
-        s_ids=torch.tensor(s_ids),
+        positions={name: torch.tensor([at[name] for at in places]) for name in places[0]},
+        io_ids=torch.tensor([io for io, _ in answers]),
+        s_ids=torch.tensor([s for _, s in answers]),
         str_tokens=tuple(tuple(model.tokenizer.decode([i]) for i in row) for row in rows),
         dropped_names=tuple(dropped),
+        corruption=corruption,
     )
 
 
@@ -324,21 +333,38 @@ def corrupt(model: TransformerBridge, pop: Population, how: Literal["swap", "abc
             f"these prompts are corrupted already ({pop.corruption!r}): corrupt the clean population",
             see="corrupted-twice",
         )
-    tokens, rows = pop.tokens.clone(), torch.arange(len(pop))
     if how == "swap":
-        tokens[rows, pop.positions["S2"]] = pop.io_ids
-    else:
-        names, _ = single_token_names(model)
-        ids = [token_id(model, " " + name) for name in names]
-        if len(ids) < 5:
-            raise PromptError(f"'abc' needs five usable names, this tokenizer has {len(ids)}", see="too-few-names")
-        rng = random.Random(seed)
-        for row in range(len(pop)):
-            taken = {int(pop.io_ids[row]), int(pop.s_ids[row])}
-            for name, new in zip(("IO", "S1", "S2"), rng.sample([i for i in ids if i not in taken], 3), strict=True):
-                tokens[row, pop.positions[name][row]] = new
+        return renamed(model, pop, {"S2": pop.io_ids}, how)
+    names = fresh_names(model, pop, 3, seed).unbind(-1)
+    return renamed(model, pop, dict(zip(("IO", "S1", "S2"), names, strict=True)), how)
+
+
+def renamed(
+    model: TransformerBridge, pop: Population, ids: Mapping[str, Int[Tensor, " batch"]], corruption: str
+) -> Population:
+    """The same prompts with other tokens at some named positions; right answers stay those of `pop`."""
+    tokens, rows = pop.tokens.clone(), torch.arange(len(pop))
+    for place, new in ids.items():
+        tokens[rows, pop.positions[place]] = new
     strings = tuple(
         tuple(model.tokenizer.decode([i]) for i in tokens[row, :length].tolist())
         for row, length in enumerate(pop.lengths.tolist())
     )
-    return replace(pop, tokens=tokens, str_tokens=strings, corruption=how)
+    return replace(pop, tokens=tokens, str_tokens=strings, corruption=corruption)
+
+
+def fresh_names(model: TransformerBridge, pop: Population, n: int, seed: int) -> Int[Tensor, "batch n"]:
+    """Token ids of `n` different names for each prompt, neither its IO nor its S.
+
+    Raises:
+        PromptError: too few usable names.
+    """
+    ids = [token_id(model, " " + name) for name in single_token_names(model)[0]]
+    if len(ids) < n + 2:
+        raise PromptError(
+            f"{n} fresh names beside IO and S need {n + 2} usable names, this tokenizer has {len(ids)}",
+            see="too-few-names",
+        )
+    rng = random.Random(seed)
+    answers = zip(pop.io_ids.tolist(), pop.s_ids.tolist(), strict=True)
+    return torch.tensor([rng.sample([i for i in ids if i not in taken], n) for taken in answers])

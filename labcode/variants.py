@@ -28,7 +28,7 @@ import torch
 
 from labcode.errors import PromptError
 from labcode.progress import progress
-from labcode.prompts import NAMES, Population, Prompt, single_token_names, token_id
+from labcode.prompts import NAMES, Population, Prompt, fresh_names, padded, renamed, single_token_names
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -206,14 +206,13 @@ def _build(
     space: str = " ",
 ) -> Population:
     """Tokenise, and find each name where it stands; a name of several tokens stands at its first one."""
-    bos = model.tokenizer.bos_token_id
 
     def ids(text: str) -> list[int]:
         return [int(token) for token in model.tokenizer.encode(text, add_special_tokens=False)]
 
     rows, found, answers = [], [], []
     for prompt, third in zip(prompts, thirds, strict=True):
-        row = [bos, *ids(prompt.text)]
+        row = [model.tokenizer.bos_token_id, *ids(prompt.text)]
         who = {"IO": prompt.io, "S": prompt.s, "third": third}
         at = {key: _places(row, ids(" " + name)) for key, name in who.items() if name}
         if not at["IO"] or not at["S"] or not at[variant.giver]:
@@ -228,18 +227,7 @@ def _build(
         rows.append(row)
         found.append(places | {"END": len(row) - 1})
         answers.append((ids(space + prompt.io)[0], ids(space + prompt.s)[0]))
-    width = max(map(len, rows))
-    return Population(
-        prompts=tuple(prompts),
-        tokens=torch.tensor([row + [bos] * (width - len(row)) for row in rows]),
-        lengths=torch.tensor([len(row) for row in rows]),
-        positions={key: torch.tensor([places[key] for places in found]) for key in found[0]},
-        io_ids=torch.tensor([io for io, _ in answers]),
-        s_ids=torch.tensor([s for _, s in answers]),
-        str_tokens=tuple(tuple(model.tokenizer.decode([i]) for i in row) for row in rows),
-        dropped_names=dropped,
-        corruption=name,
-    )
+    return padded(model, prompts, rows, found, answers, dropped, name)
 
 
 def _places(row: list[int], name: list[int]) -> list[int]:
@@ -348,16 +336,10 @@ def signal_variant(model: TransformerBridge, pop: Population, token: str, positi
         )
     repeated, other = (pop.io_ids, pop.s_ids) if token == "inverted" else (pop.s_ids, pop.io_ids)
     if token == "random":
-        repeated, other = _two_fresh_names(model, pop, seed)
+        repeated, other = fresh_names(model, pop, 2, seed).unbind(-1)
     first, second = (repeated, other) if position == "original" else (other, repeated)
-    tokens, rows = pop.tokens.clone(), torch.arange(len(pop))
-    for place, ids in (("S1", first), ("IO", second), ("S2", repeated)):
-        tokens[rows, pop.positions[place]] = ids
-    strings = tuple(
-        tuple(model.tokenizer.decode([i]) for i in tokens[row, :length].tolist())
-        for row, length in enumerate(pop.lengths.tolist())
-    )
-    return replace(pop, tokens=tokens, str_tokens=strings, corruption=f"{token} token, {position} position")
+    ids = {"S1": first, "IO": second, "S2": repeated}
+    return renamed(model, pop, ids, f"{token} token, {position} position")
 
 
 def fit_signals(values: Mapping[tuple[str, str], Float[Tensor, " batch"]]) -> dict[str, Float[Tensor, " batch"]]:
@@ -382,16 +364,3 @@ def fit_signals(values: Mapping[tuple[str, str], Float[Tensor, " batch"]]) -> di
     weights = torch.linalg.lstsq(design, table).solution
     missed = (table - design @ weights).square().mean(0).sqrt()
     return dict(zip(("position", "token", "constant"), weights, strict=True)) | {"residual": missed}
-
-
-def _two_fresh_names(model: TransformerBridge, pop: Population, seed: int) -> tuple[Tensor, Tensor]:
-    known, _ = single_token_names(model)
-    ids = [token_id(model, " " + name) for name in known]
-    if len(ids) < 4:
-        raise PromptError(f"random names need four usable names, this tokenizer has {len(ids)}", see="too-few-names")
-    rng = random.Random(seed)
-    drawn = [
-        rng.sample([i for i in ids if i not in (int(io), int(s))], 2)
-        for io, s in zip(pop.io_ids, pop.s_ids, strict=True)
-    ]
-    return torch.tensor(drawn).unbind(-1)  # type: ignore[return-value]

@@ -169,3 +169,9 @@ def test_unknown_and_double_corruption(toy):
         prompts.corrupt(toy, pop, "noise")
     with pytest.raises(PromptError, match="corrupted already"):
         prompts.corrupt(toy, prompts.corrupt(toy, pop, "swap"), "swap")
+
+
+def test_a_tokenizer_with_too_few_names_for_three_fresh_ones(toy, monkeypatch):
+    monkeypatch.setattr(prompts, "NAMES", prompts.single_token_names(toy)[0][:4])
+    with pytest.raises(PromptError, match="3 fresh names beside IO and S need 5 usable names, this tokenizer has 4"):
+        prompts.corrupt(toy, prompts.canonical(toy), "abc")
