@@ -10,10 +10,10 @@ from torch import Tensor
 
 from labbook.checks.exercise import Exercise, Mistake, Setting
 from labcode import metrics
+from labcode.heads import Head
 from labcode.patching import path_patch
 from labcode.toy import MOVER, NEGATIVE
 
-Head = tuple[int, int]
 WIRES = (
     "0.0 k 1.0",
     "0.0 v 1.0",

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from labbook.checks.exercise import Exercise, Mistake, Setting
 from labcode import heads, metrics
-
-Head = tuple[int, int]
+from labcode.heads import Head
 
 
 def _blind(

@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from labbook.checks.exercise import Exercise, Mistake, Setting
-
-Head = tuple[int, int]
+from labcode.heads import Head
 
 
 def _drawn(model: Any, heads: Iterable[Head]) -> tuple[int, int]:
