@@ -10,8 +10,9 @@ from torch import Tensor
 
 from labbook.checks.exercise import Exercise, Mistake, Setting
 from labcode import metrics
+from labcode.heads import Head
 
-Heads = list[tuple[int, int]]
+Heads = list[Head]
 
 
 def _sweeps(setting: Setting) -> list[tuple[Any, ...]]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from labbook.checks.exercise import Exercise, Mistake, Setting
+from labcode.heads import Head
 
-Heads = Sequence[tuple[int, int]]
+Heads = Sequence[Head]
 
 
 def _hook_z(layer: int) -> str:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from labbook.checks.exercise import Exercise, Mistake, Setting
+from labcode.heads import Head
 
-Worth = Mapping[tuple[int, int], tuple[float, float, float]]
+Worth = Mapping[Head, tuple[float, float, float]]
 
 
 def _pruned(
     worth: Worth, whole: float, *, against: bool = False, interval: bool = True, share: bool = True
-) -> list[tuple[int, int]]:
+) -> list[Head]:
     least = 0.01 * (abs(whole) if share else 1.0)
     kept = []
     for head, (mean, low, high) in worth.items():
