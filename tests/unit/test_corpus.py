@@ -25,8 +25,8 @@ def test_contexts_start_with_their_opening_and_hold_no_special_token(tiny):
 
 
 def test_each_token_is_drawn_from_the_nucleus_of_a_whole_forward_pass(tiny, monkeypatch):
-    monkeypatch.setattr(sae, "LENGTH", 12)
-    monkeypatch.setattr(sae, "TOP_K", 40)
+    monkeypatch.setattr(corpus, "LENGTH", 12)
+    monkeypatch.setattr(corpus, "TOP_K", 40)
     text = corpus.sample(tiny, first=4, batch=3, seed=5)
     with torch.no_grad():
         logits = tiny(torch.cat([torch.full((3, 1), tiny.tokenizer.bos_token_id), text], 1))
@@ -53,8 +53,8 @@ def test_repetition_is_the_share_of_distinct_4_grams():
 def small(monkeypatch, tmp_path):
     """Short contexts in a cache folder of the test's own; every kind of repetition is kept."""
     monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sae, "LENGTH", 15)
-    monkeypatch.setattr(sae, "KEEP_FROM", 0.0)
+    monkeypatch.setattr(corpus, "LENGTH", 15)
+    monkeypatch.setattr(corpus, "KEEP_FROM", 0.0)
 
 
 def test_an_interrupted_run_is_taken_up_again(small, tiny, monkeypatch, tmp_path):
@@ -66,10 +66,10 @@ def test_an_interrupted_run_is_taken_up_again(small, tiny, monkeypatch, tmp_path
         made.append(args[1])
         return sample(*args)
 
-    monkeypatch.setattr(sae, "sample", until_interrupted)
+    monkeypatch.setattr(corpus, "sample", until_interrupted)
     with pytest.raises(KeyboardInterrupt):
         corpus.write_corpus(tiny, 100, batch=2)
-    monkeypatch.setattr(sae, "sample", lambda *args: made.append(args[1]) or sample(*args))
+    monkeypatch.setattr(corpus, "sample", lambda *args: made.append(args[1]) or sample(*args))
     text, record = corpus.write_corpus(tiny, 100, batch=2)
     assert made == [0, 2, 4, 6]  # the first two batches were not written again
     assert text.shape == (8, 15)
@@ -79,7 +79,7 @@ def test_an_interrupted_run_is_taken_up_again(small, tiny, monkeypatch, tmp_path
 
 
 def test_a_model_that_only_repeats_itself_is_an_error(small, tiny, monkeypatch):
-    monkeypatch.setattr(sae, "KEEP_FROM", 1.1)
+    monkeypatch.setattr(corpus, "KEEP_FROM", 1.1)
     with pytest.raises(SaeError, match="no repetition"):
         corpus.write_corpus(tiny, 40, batch=2)
 
@@ -89,7 +89,7 @@ def stored(tmp_path, tiny, monkeypatch):
     """A corpus of 40 contexts on disk, in the tokenizer of the tiny models."""
     contexts = np.random.default_rng(0).integers(3, 40_000, (40, corpus.LENGTH)).astype(np.uint16)
     pack(contexts, {"model": "nobody", "tokenizer": corpus.tokenizer_key(tiny.tokenizer)}, tmp_path, "smollm2")
-    monkeypatch.setattr(sae, "DATA", tmp_path)
+    monkeypatch.setattr(corpus, "DATA", tmp_path)
     return contexts
 
 
