@@ -258,7 +258,7 @@ def _from_hub(tokenizer: Any, contexts: int) -> tuple[np.ndarray, dict[str, Any]
 
     Whatever goes wrong on the way there, the caller has another source: it is said, and is no error.
     """
-    if not _hub_answers():
+    if not hub_answers():
         return None
     try:
         from datasets import load_dataset
@@ -279,7 +279,7 @@ def _from_hub(tokenizer: Any, contexts: int) -> tuple[np.ndarray, dict[str, Any]
     return (array, record) if len(array) >= 4 else None
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Whether the hub can be reached: where it can't, the libraries would try again and again."""
     from huggingface_hub import constants
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from labcode.corpus import DATA, Corpus, load_corpus
+from labcode.corpus import DATA, Corpus, hub_answers, load_corpus
 from labcode.errors import SaeError
 from labcode.models import build_once, cache_dir, edition, quiet, say, weights_key
 from labcode.progress import progress
@@ -624,7 +624,7 @@ def res_jb(model: TransformerBridge, block: int = 9) -> tuple[Any, int] | None:
     Returns:
         None for another model, or where the hub does not answer; whatever else goes wrong is said, and is no error.
     """
-    if edition(model) != "gpt2" or not _hub_answers():
+    if edition(model) != "gpt2" or not hub_answers():
         return None
     try:
         from sae_lens import SAE
