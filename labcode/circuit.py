@@ -71,7 +71,7 @@ class Out:
 State = Keep | Out
 
 
-def check(model: TransformerBridge, pop: Population, states: Sequence[State]) -> None:
+def _check(model: TransformerBridge, pop: Population, states: Sequence[State]) -> None:
     """Raise where `states` cannot be run.
 
     Raises:
@@ -374,7 +374,7 @@ class Runner:
             PatchError: no states, an unknown position, or no finite answer.
             HeadError: an unknown head.
         """
-        check(self.model, self.pop, states)
+        _check(self.model, self.pop, states)
         with torch.no_grad():
             found = torch.cat([self._values(number, states) for number in range(len(self._pieces))], dim=1)
         if not torch.isfinite(found).all():
@@ -450,7 +450,7 @@ def schedule(kept: Int[Tensor, "layer state batch pos"], end: Int[Tensor, " batc
     """The rows of these states.
 
     Args:
-        kept: `states.kept_heads`.
+        kept: `kept_heads`.
         end: position of END in each prompt.
     """
     bits = kept.numpy()

@@ -168,7 +168,8 @@ def write_corpus(
         "tokenizer": tokenizer_key(model.tokenizer),
         "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
     }
-    key = hashlib.sha256(json.dumps([record, weights_key(model)]).encode()).hexdigest()[:16]
+    code = Path(__file__).read_bytes().hex()  # another sampler, or other openings, write another text
+    key = hashlib.sha256(json.dumps([record, weights_key(model), code]).encode()).hexdigest()[:16]
     kept: list[np.ndarray] = []
     made = count = 0
     needed = -(-tokens // (batch * LENGTH))
@@ -178,7 +179,7 @@ def write_corpus(
             np.save(aside / "text.npy", sample(model, number * batch, batch, seed).numpy().astype(np.uint32))
 
         folder = cache_dir() / "corpus" / key / f"{number:05d}"
-        build_once(folder, lambda there: (there / "text.npy").exists(), build, needs=2**20)
+        build_once(folder, _readable, build, needs=2**20)
         contexts = np.load(folder / "text.npy", allow_pickle=False)
         whole = (distinct(torch.from_numpy(contexts.astype(np.int64))) >= KEEP_FROM).numpy()
         kept.append(contexts[whole])
@@ -195,6 +196,13 @@ def write_corpus(
     small = together.astype(np.uint16) if len(model.tokenizer) <= 2**16 else together
     record |= {"contexts": len(small), "tokens": int(small.size), "removed": made - len(small), "keep_from": KEEP_FROM}
     return small, record
+
+
+def _readable(folder: Path) -> bool:
+    try:
+        return np.load(folder / "text.npy", allow_pickle=False).shape[1] == LENGTH
+    except (OSError, ValueError, EOFError, IndexError):
+        return False
 
 
 def sample(model: TransformerBridge, first: int, batch: int, seed: int) -> Int[Tensor, "batch pos"]:

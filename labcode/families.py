@@ -197,7 +197,8 @@ def measured(model: TransformerBridge, n: int = 24, seed: int = 21) -> dict[str,
     """What `discover` judges: `measure` on `n` prompts and their three-names twins, and the draw of each prompt."""
     pop = prompts.population(model, n=n, seed=seed)
     corrupted = prompts.corrupt(model, pop, "abc", seed=seed)
-    return remember(model, (pop, corrupted), lambda: measure(model, pop, corrupted)) | {"draws": pop.draws}
+    found = remember("heads", model, (pop, corrupted), lambda: measure(model, pop, corrupted))
+    return found | {"draws": pop.draws}
 
 
 def measure(
@@ -508,7 +509,7 @@ def _unknown(known: set[Head], heads: list[Head], found: dict[str, Measurement])
 
 
 def remember(
-    model: TransformerBridge, pops: Sequence[Population], measure: Callable[[], dict[str, Tensor]]
+    name: str, model: TransformerBridge, pops: Sequence[Population], measure: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
     """What `measure` returns, from the lab's cache folder if it was measured before.
 
@@ -517,6 +518,7 @@ def remember(
     It is written aside and renamed, and a lock lets one process measure while others wait for it.
 
     Args:
+        name: of the measurement, since others may be made of the same prompts.
         measure: makes the tensors, by name. Called at most once, and by one process at a time.
 
     Returns:
@@ -524,7 +526,7 @@ def remember(
     """
     from safetensors.torch import load_file, save_file
 
-    parts = [weights_key(model), source_key(Path(__file__).parent), *map(prompt_key, pops)]
+    parts = [name, weights_key(model), source_key(Path(__file__).parent), *map(prompt_key, pops)]
     folder = cache_dir() / "measured" / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     made: dict[str, Tensor] = {}
 

@@ -38,17 +38,20 @@ Node = tuple[int, int, str]
 KINDS = ("previous", "duplicate", "induction")
 
 
-def check_heads(model: TransformerBridge, heads: Iterable[Head]) -> list[Head]:
+def check_heads(model: TransformerBridge, heads: Iterable[Head], n_heads: int = 0) -> list[Head]:
     """The heads as a list.
+
+    Args:
+        n_heads: how many a layer has, where key and value heads are meant.
 
     Raises:
         HeadError: one that this model does not have.
     """
-    cfg, checked = model.cfg, list(heads)
+    checked, n_layers, n_heads = list(heads), model.cfg.n_layers, n_heads or model.cfg.n_heads
     for layer, head in checked:
-        if layer not in range(cfg.n_layers) or head not in range(cfg.n_heads):
+        if layer not in range(n_layers) or head not in range(n_heads):
             raise HeadError(
-                f"no head {layer}.{head}: this model has {cfg.n_layers} layers of {cfg.n_heads} heads",
+                f"no head {layer}.{head}: this model has {n_layers} layers of {n_heads} heads",
                 see="no-such-part",
             )
     return checked

@@ -482,7 +482,7 @@ def _cells(
     n_heads = (cfg.n_key_value_heads or cfg.n_heads) if kind in GROUPED_KINDS else cfg.n_heads
     name = "head" if n_heads == cfg.n_heads else "key/value head"
     if only is not None:
-        return _cells_of(clean, kind, at, only, (cfg.n_layers, n_heads), name, (layers, heads))
+        return _cells_of(model, clean, kind, at, only, n_heads, name, (layers, heads))
     chosen_layers = _chosen("layer", layers, cfg.n_layers)
     axes, chosen_heads = [Axis("layer", tuple(map(str, chosen_layers)))], [ALL]
     if kind not in STREAM_KINDS:
@@ -501,11 +501,12 @@ def _cells(
 
 
 def _cells_of(
+    model: TransformerBridge,
     clean: Population,
     kind: str,
     at: str | Sequence[str],
     only: Sequence[Head],
-    shape: tuple[int, int],
+    n_heads: int,
     name: str,
     product: tuple[Sequence[int] | None, Sequence[int] | None],
 ) -> Cells:
@@ -520,9 +521,7 @@ def _cells_of(
         )
     if not only:
         raise PatchError("no head chosen: give at least one in `only`, or leave it out for all", see="nothing-chosen")
-    for layer, head in only:
-        _chosen("layer", [layer], shape[0])
-        _chosen(name, [head], shape[1])
+    check_heads(model, only, n_heads)
     labels, positions = _places(clean, at)
     axes = [Axis(name, tuple(f"{layer}.{head}" for layer, head in only))]
     if labels:

@@ -528,14 +528,11 @@ def load(folder: Path, model: TransformerBridge | None = None) -> tuple[Any, dic
     Raises:
         SaeError: files that are missing or damaged, or a model that it does not fit.
     """
+    record = _record(folder)
     try:
-        record = json.loads((folder / RECORD).read_text())
         sae = _read(folder)
     except Exception as error:  # whatever is wrong with the files, the way out is the same
-        raise SaeError(
-            f"{folder} holds no autoencoder that can be read ({error}): restore it, or train it again",
-            see="autoencoder-unreadable",
-        ) from error
+        raise _unreadable(folder, error) from error
     if model is not None:
         check_fits(sae, model, layer_of(sae))
     return sae, record
@@ -553,6 +550,20 @@ def layer_of(sae: Any) -> int:
             f"this autoencoder reads {name!r}; the lab's read blocks.N.hook_out", see="autoencoder-elsewhere"
         )
     return int(name.split(".")[1])
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / RECORD).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> SaeError:
+    return SaeError(
+        f"{folder} holds no autoencoder that can be read ({error}): restore it, or train it again",
+        see="autoencoder-unreadable",
+    )
 
 
 def _read(folder: Path) -> Any:
@@ -588,11 +599,9 @@ def shipped(model: TransformerBridge, text: Corpus | None = None) -> Shipped:
     Raises:
         SaeError: the shipped one is missing or damaged.
     """
-    mark = weights_key(model)
-    sae, record = load(DATA / "sae-smollm2")
-    live = record["weights"] != mark
-    if live:
-        sae, record = _own(model, load_corpus(model) if text is None else text, mark)
+    mark, folder = weights_key(model), DATA / "sae-smollm2"
+    live = edition(model) != "smollm2" or _record(folder)["weights"] != mark
+    sae, record = _own(model, load_corpus(model) if text is None else text, mark) if live else load(folder, model)
     return Shipped(sae, layer_of(sae), record, live, torch.tensor(record["center"]))
 
 

@@ -182,7 +182,7 @@ def read(answer: Any, right: Any, asked: Exercise) -> Any:
     if isinstance(right, str):
         return _text(answer, asked)
     if isinstance(right, Set):
-        return _set(answer, right, asked)
+        return _set(answer, asked)
     if isinstance(right, list | tuple) or getattr(right, "shape", ()) != ():
         return _tensor(answer, right, asked)
     return answer if isinstance(answer, Told) else _number(answer, asked)
@@ -235,7 +235,7 @@ def _text(answer: Any, asked: Exercise) -> str:
     return given
 
 
-def _set(answer: Any, right: Set[Any], asked: Exercise) -> frozenset[Any]:
+def _set(answer: Any, asked: Exercise) -> frozenset[Any]:
     """Texts, whole numbers or tuples of whole numbers, in any order and in any container."""
     if isinstance(answer, str | Mapping) or not hasattr(answer, "__iter__"):
         raise Misfit(f"expected {asked.what}, a list; what came is {_kind(answer)}")

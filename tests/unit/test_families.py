@@ -94,6 +94,22 @@ def test_shuffled_evidence_finds_fewer(table):
         families.shuffled_control(table, "names")
 
 
+def test_shuffling_inside_a_layer_keeps_the_layer(monkeypatch):
+    """Each layer keeps its rows of effects in another order, and attention stays where it was."""
+    table = by_hand()
+    for name, values in table.items():
+        if values.ndim == 3:
+            table[name] = torch.arange(values.numel(), dtype=torch.float).reshape(values.shape)
+    seen, nobody = [], families.judge(by_hand())
+    monkeypatch.setattr(families, "judge", lambda mixed: seen.append(mixed) or nobody)
+    families.shuffled_control(table, "layers", n=8)
+    for mixed in seen:
+        assert torch.equal(mixed["attention END→IO"], table["attention END→IO"])
+        assert torch.equal(mixed["direct"].sort(1).values, table["direct"])
+    assert any(not torch.equal(mixed["direct"], table["direct"]) for mixed in seen)
+    assert torch.equal(seen[0]["direct"] - table["direct"], seen[0]["query"] - table["query"]), "rows move together"
+
+
 def test_halves_of_the_population_agree_on_the_toy(table):
     one, other = (families.judge(table, rows).families for rows in (range(4), range(4, 8)))
     assert one == other
@@ -227,8 +243,8 @@ def counted():
 
 def test_a_measurement_is_made_once(cache, toy, counted):
     calls, measure = counted
-    first = remember(toy, [], measure)
-    again = remember(toy, [], measure)
+    first = remember("thing", toy, [], measure)
+    again = remember("thing", toy, [], measure)
     assert len(calls) == 1
     assert torch.equal(first["x"], again["x"])
     assert float(again["y"]) == 1
@@ -237,15 +253,15 @@ def test_a_measurement_is_made_once(cache, toy, counted):
 def test_changed_weights_are_measured_again(cache, tiny_gpt2, counted):
     calls, measure = counted
     model = tiny_gpt2.bridge
-    remember(model, [], measure)
+    remember("thing", model, [], measure)
     weight = next(iter(dict(sorted(model.named_parameters())).values()))
     kept = weight.data.clone()
     try:
         weight.data += 1
-        remember(model, [], measure)
+        remember("thing", model, [], measure)
     finally:
         weight.data.copy_(kept)
-    remember(model, [], measure)
+    remember("thing", model, [], measure)
     assert len(calls) == 2
 
 
@@ -254,7 +270,7 @@ def test_other_prompts_are_measured_again(cache, toy, counted):
     pop = prompts.population(toy, 4, seed=1)
     others = [prompts.population(toy, 4, seed=seed) for seed in (1, 2)]
     for other in (pop, *others, prompts.corrupt(toy, pop, "abc")):
-        remember(toy, [other], measure)
+        remember("thing", toy, [other], measure)
     assert len(calls) == 3, "the same prompts once, other names, and three unrelated ones"
 
 
@@ -274,10 +290,10 @@ def test_any_change_of_labcodes_source_changes_the_key(tmp_path):
 
 def test_a_damaged_file_is_measured_again(cache, toy, counted):
     calls, measure = counted
-    remember(toy, [], measure)
+    remember("thing", toy, [], measure)
     (file,) = (cache / "measured").rglob("values.safetensors")
     file.write_bytes(file.read_bytes()[:-5])
-    assert torch.equal(remember(toy, [], measure)["x"], torch.arange(6.0).view(2, 3))
+    assert torch.equal(remember("thing", toy, [], measure)["x"], torch.arange(6.0).view(2, 3))
     assert len(calls) == 2
 
 
@@ -285,7 +301,7 @@ def test_a_cache_that_cannot_be_written_costs_a_warning_only(cache, toy, counted
     calls, measure = counted
     (cache / "measured").write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="not kept: the cache folder .* set LAB_CACHE"):
-        found = remember(toy, [], measure)
+        found = remember("thing", toy, [], measure)
     assert torch.equal(found["x"], torch.arange(6.0).view(2, 3))
     assert len(calls) == 1
 
@@ -295,5 +311,5 @@ def test_an_error_while_measuring_is_the_callers_and_leaves_nothing(cache, toy):
         raise ZeroDivisionError("the measurement's own")
 
     with pytest.raises(ZeroDivisionError):
-        remember(toy, [], measure)
+        remember("thing", toy, [], measure)
     assert not list((cache / "measured").rglob("values.safetensors"))

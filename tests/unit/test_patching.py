@@ -191,14 +191,14 @@ def test_a_list_of_heads_gives_the_cells_of_the_whole_sweep(tiny, pair):
     ("kind", "options", "message"),
     [
         ("z", {"only": []}, "no head chosen"),
-        ("z", {"only": [(0, 9)]}, "no head 9: this model has"),
-        ("z", {"only": [(7, 0)]}, "no layer 7: this model has 3"),
+        ("z", {"only": [(0, 9)]}, "no head 0.9: this model has 3 layers of 4 heads"),
+        ("z", {"only": [(7, 0)]}, "no head 7.0: this model has 3 layers"),
         ("z", {"only": [(0, 0)], "layers": [1]}, "either `only`"),
         ("mlp_out", {"only": [(0, 0)]}, "mlp_out belongs to no head"),
     ],
 )
 def test_a_list_of_heads_that_makes_no_sense_is_refused(tiny, pair, kind, options, message):
-    with pytest.raises(PatchError, match=message):
+    with pytest.raises(LabError, match=message):
         sweep(tiny, *pair, kind, **options)
 
 
