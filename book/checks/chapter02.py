@@ -29,7 +29,6 @@ def _halves(
         "names": named.mean(-1),
         "none": torch.zeros(len(pop)),
         "sum": named.sum(-1),
-        "all prompts": named.mean().expand(len(pop)),
     }[base]
     both = [logits[rows, pop.io_ids] - taken, s_sign * (logits[rows, pop.s_ids] - taken)]
     return torch.stack(both[::-1] if swap else both)
@@ -76,8 +75,6 @@ def _lens(
     place: str = "hook_resid_post",
     norm: str = "own",
     end: bool = True,
-    bias: float = 1.0,
-    sign: float = 1.0,
 ) -> Tensor:
     """[batch]: the logit difference read from the stream behind a block, or with one thing wrong."""
     stream, scale = _kept(model, pop, f"blocks.{layer}.{place}", "ln_final.hook_scale")
@@ -90,7 +87,7 @@ def _lens(
         vectors = vectors / scale
     direction = (model.W_U[:, pop.io_ids] - model.W_U[:, pop.s_ids]).T
     biases = model.b_U[pop.io_ids] - model.b_U[pop.s_ids]
-    return sign * ((vectors * direction).sum(-1) + bias * biases)
+    return (vectors * direction).sum(-1) + biases
 
 
 def _layers(setting: Setting) -> list[tuple[Any, Any, int]]:

@@ -66,15 +66,13 @@ def _told(
     return Told(honest, False if kind == fails else None)
 
 
-def _scaled(
-    model: Any, tokens: Tensor, factors: list[float], *, place: str = "hook_attn_out", plus: bool = False
-) -> Tensor:
+def _scaled(model: Any, tokens: Tensor, factors: list[float]) -> Tensor:
     """[d_vocab]: the logits at the last token, with each layer's attention output times its own factor."""
 
     def hook_of(factor: float) -> Callable[..., Tensor]:
-        return lambda output, hook: output + factor if plus else factor * output
+        return lambda output, hook: factor * output
 
-    hooks = [(f"blocks.{layer}.{place}", hook_of(factor)) for layer, factor in enumerate(factors)]
+    hooks = [(f"blocks.{layer}.hook_attn_out", hook_of(factor)) for layer, factor in enumerate(factors)]
     return model.run_with_hooks(tokens, fwd_hooks=hooks)[0, -1]
 
 

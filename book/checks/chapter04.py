@@ -29,16 +29,13 @@ def _few(setting: Setting) -> list[int]:
     return [int(order[0]), int(order[-1])]
 
 
-def _runs(
-    model: Any, rows: Sequence[Tensor], places: Sequence[str], at: Tensor | slice, column: Tensor
-) -> tuple[Tensor, ...]:
+def _runs(model: Any, rows: Sequence[Tensor], places: Sequence[str], at: Tensor, column: Tensor) -> tuple[Tensor, ...]:
     """Logits [batch d_vocab] of each token batch; the last one is patched with activations of the first.
 
     One pass instead of two or three, with one column unembedded, since a check has to be quick.
     """
-    n = len(rows[0])
-    take: Any = slice(None, n) if isinstance(at, slice) else torch.arange(n)
-    give: Any = slice(-n, None) if isinstance(at, slice) else take + (len(rows) - 1) * n
+    take = torch.arange(len(rows[0]))
+    give = take + (len(rows) - 1) * len(take)
 
     def put(activation: Tensor, hook: Any) -> Tensor:
         activation = activation.clone()
@@ -57,10 +54,6 @@ def _difference(logits: Tensor, pop: Any) -> Tensor:
     return logits[rows, pop.io_ids] - logits[rows, pop.s_ids]
 
 
-def _last(pop: Any) -> Tensor:
-    return torch.full_like(pop.end, pop.tokens.shape[1] - 1)
-
-
 def _adds(
     model: Any,
     clean: Any,
@@ -68,14 +61,10 @@ def _adds(
     layer: int,
     *,
     what: Sequence[str] = ("hook_attn_out", "hook_mlp_out"),
-    at: str = "END",
-    swap: bool = False,
 ) -> Tensor:
     """[batch]: the logit difference when one layer adds at END what it adds in the clean run, or with a mistake."""
-    base, source = (clean, corrupted) if swap else (corrupted, clean)
-    where = {"END": clean.end, "last": _last(clean), "all": slice(None)}[at]
     places = [f"blocks.{layer}.{place}" for place in what]
-    *_, logits = _runs(model, [source.tokens, base.tokens], places, where, clean.end)
+    *_, logits = _runs(model, [clean.tokens, corrupted.tokens], places, clean.end, clean.end)
     return _difference(logits, clean)
 
 
@@ -92,21 +81,15 @@ def _restored(
     position: str,
     *,
     unit: str = "mean gap",
-    at: str = "own",
-    read: str = "END",
     swap: bool = False,
-    zero: bool = True,
 ) -> float:
     """The share of the mean gap that one patched vector restores, or with a mistake."""
     base, source = (clean, corrupted) if swap else (corrupted, clean)
-    own = clean.positions[position]
-    where = {"own": own, "first": own[:1].expand_as(own), "all": slice(None)}[at]
-    column = clean.end if read == "END" else _last(clean)
     rows = [source.tokens, base.tokens, base.tokens]
-    runs = _runs(model, rows, [f"blocks.{layer}.hook_resid_pre"], where, column)
+    runs = _runs(model, rows, [f"blocks.{layer}.hook_resid_pre"], clean.positions[position], clean.end)
     giving, receiving, patched = (_difference(logits, clean) for logits in runs)
     high, low = (receiving, giving) if swap else (giving, receiving)
-    moved = patched - (low if zero else 0.0)
+    moved = patched - low
     if unit == "own gap":
         return float((moved / (high - low)).mean())
     return float(moved.mean() / {"mean gap": high - low, "clean": high}[unit].mean())

@@ -43,9 +43,7 @@ def _knocked_out(
     *,
     fill: str = "mean",
     everywhere: bool = False,
-    shift: int = 0,
     trapped: bool = False,
-    whole_layer: bool = False,
 ) -> Tensor:
     """[batch]: logit(IO) - logit(S) with heads at their mean at one named position, or with one thing wrong."""
     names = [f"blocks.{layer}.attn.hook_z" for layer in sorted({layer for layer, _ in heads})]
@@ -60,16 +58,15 @@ def _knocked_out(
             "mean": z[rows, reference.positions[place]].mean(0),
             "zero": torch.zeros_like(z[0, 0]),
             "positions": z[words].mean(0),
-            "own": z[rows, reference.positions[place]],
         }[fill]
 
         def replace(z: Tensor, hook: Any, head: int = head, value: Tensor = value) -> Tensor:
             z = z.clone()
-            chosen = slice(None) if whole_layer else heads[-1][1] if trapped else head
+            chosen = heads[-1][1] if trapped else head
             if everywhere:
                 z[:, :, chosen] = value[chosen]
             else:
-                z[torch.arange(len(z)), pop.positions[place] + shift, chosen] = value[..., chosen, :]
+                z[torch.arange(len(z)), pop.positions[place], chosen] = value[chosen]
             return z
 
         hooks.append((f"blocks.{layer}.attn.hook_z", replace))
@@ -115,8 +112,6 @@ def _estimate(
     product = slope * (run[name] if where == "no difference" else difference)  # [batch pos head d_head]
     if where == "END":
         return product[torch.arange(len(base)), base.end].sum(-1)
-    if where == "mean":
-        return product.sum(-1).mean(1)
     return product.sum((1, 3))
 
 

@@ -25,22 +25,19 @@ def _blind(
     every_query: bool = False,
     every_head: bool = False,
     turned: bool = False,
-    last: bool = False,
-    against: str = "names",
 ) -> Tensor:
     """[2 batch]: logits of IO and S at END against the mean name, one head blind to some places."""
     rows, (layer, index) = torch.arange(len(pop)), head
 
     def hide(pattern: Tensor, hook: Any) -> Tensor:
         pattern = pattern.clone()  # [batch head query key]
-        query = torch.full_like(pop.end, pattern.shape[2] - 1) if last else pop.end
         for place in places:
             key = pop.positions[place]
-            at: tuple[Any, ...] = (rows, slice(None) if every_head else index, query, key)
+            at: tuple[Any, ...] = (rows, slice(None) if every_head else index, pop.end, key)
             if every_query:
                 at = (rows, index, slice(None), key)
             if turned:
-                at = (rows, index, key, query)
+                at = (rows, index, key, pop.end)
             pattern[at] = 0
         if how == "share":
             seen = pattern[rows, index, pop.end]
@@ -49,7 +46,7 @@ def _blind(
 
     with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", hide)]):
         logits = metrics.end_logits(model, pop)
-    zero = logits[:, names].mean(-1) if against == "names" else logits.mean(-1)
+    zero = logits[:, names].mean(-1)
     return torch.stack([logits[rows, pop.io_ids] - zero, logits[rows, pop.s_ids] - zero])
 
 
@@ -100,10 +97,9 @@ def _pushes(
     block: str = "first",
     final: bool = True,
     groups: str = "in turn",
-    at: int = 1,
 ) -> Tensor:
     """[head name d_vocab]: what each head of a layer would write on reading a name, or with one thing wrong."""
-    stream = model.W_E[ids] if block == "none" else _stream(model, ids, 0 if block == "first" else layer - 1, at)
+    stream = model.W_E[ids] if block == "none" else _stream(model, ids, 0 if block == "first" else layer - 1)
     attention, n_heads = model.blocks[layer].attn, model.cfg.n_heads
     values = attention.W_V
     if len(values) != n_heads:
@@ -117,12 +113,12 @@ def _pushes(
         return written @ model.W_U
 
 
-def _stream(model: Any, ids: Tensor, layer: int, at: int) -> Tensor:
-    """[name d_model]: the stream after a layer at the name (1) or at the start token before it (0)."""
+def _stream(model: Any, ids: Tensor, layer: int) -> Tensor:
+    """[name d_model]: the stream after a layer at the name, behind the start token."""
     hook = f"blocks.{layer}.hook_resid_post"
     tokens = torch.stack([torch.full_like(ids, model.tokenizer.bos_token_id), ids], dim=1)
     _, cache = model.run_with_cache(tokens, names_filter=hook, stop_at_layer=layer + 1)
-    return cache[hook][:, at]
+    return cache[hook][:, 1]
 
 
 def _circuits(setting: Setting) -> list[tuple[Any, ...]]:

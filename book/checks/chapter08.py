@@ -27,12 +27,11 @@ def _difference(logits: Tensor, pop: Any) -> Tensor:
 
 @torch.no_grad()
 def _exchanged(
-    model: Any, pop: Any, source: Any, heads: Heads, *, every: bool = False, trap: bool = False
+    model: Any, pop: Any, source: Any, heads: Heads, *, every: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logit differences of `pop`, of `pop` with these heads from `source`, and of `source`, [batch] each.
 
-    One pass gives the first, the last and what the heads write. `every` exchanges all positions. With `trap` all hooks
-    put what the last layer of the loop wrote.
+    One pass gives the first, the last and what the heads write. `every` exchanges all positions.
     """
     kept: dict[str, Tensor] = {}
     layers = sorted({layer for layer, _ in heads})
@@ -43,7 +42,7 @@ def _exchanged(
         kept[hook.name] = z[len(pop) :].clone()
 
     def put(z: Tensor, hook: Any) -> Tensor:
-        z, value = z.clone(), kept[_hook_z(layers[-1]) if trap else hook.name]
+        z, value = z.clone(), kept[hook.name]
         for layer, head in heads:
             if _hook_z(layer) == hook.name:
                 z[:, :, head] = torch.where(where[..., None], value[:, :, head], z[:, :, head])

@@ -97,13 +97,11 @@ def _texts(setting: Setting) -> list[tuple[Any, ...]]:
     ]
 
 
-def _score(pattern: Tensor, tokens: list[int], shift: int = 1, only: str = "", divisor: str = "repeats") -> Tensor:
+def _score(pattern: Tensor, tokens: list[int], shift: int = 1, divisor: str = "repeats") -> Tensor:
     """[head]: attention to `shift` after all earlier occurrences, a mean over the repeats; or with one thing wrong."""
     total, repeats = torch.zeros(pattern.shape[0]), 0
     for at, token in enumerate(tokens):
         before = [place for place in range(at) if tokens[place] == token]
-        if only:
-            before = before[:1] if only == "first" else before[-1:]
         if before:
             repeats += 1
             total += sum(pattern[:, at, place + shift] for place in before)

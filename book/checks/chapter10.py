@@ -43,9 +43,7 @@ def _worths(setting: Setting) -> list[tuple[Worth, float]]:
 
 
 @torch.no_grad()
-def _emptied(
-    model: Any, pop: Any, reference: Any, *, mean: str = "template", trap: bool = False, last: bool = False
-) -> Tensor:
+def _emptied(model: Any, pop: Any, reference: Any, *, mean: str = "template") -> Tensor:
     """[batch]: the logit difference with the mean in place of every head's output, or with one thing wrong."""
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
     _, cache = model.run_with_cache(reference.tokens, names_filter=names, return_type=None)
@@ -53,20 +51,13 @@ def _emptied(
     if mean == "position":
         shared = torch.ones_like(shared)
     weight = shared / shared.sum(1, keepdim=True)  # [batch reference]
-    columns = torch.arange(reference.tokens.shape[1])
-    real = (columns > 0) & (columns <= reference.end[:, None])
 
     def put(z: Tensor, hook: Any) -> Tensor:
-        stored = cache[names[-1] if trap else hook.name]
-        if mean == "zero":
-            return torch.zeros_like(z)
-        if mean == "all":
-            return stored[real].mean(0).expand_as(z)
-        return torch.einsum("br,rphd->bphd", weight, stored)
+        return torch.zeros_like(z) if mean == "zero" else torch.einsum("br,rphd->bphd", weight, cache[hook.name])
 
     logits = model.run_with_hooks(pop.tokens, fwd_hooks=[(name, put) for name in names])
-    rows, at = torch.arange(len(pop)), -1 if last else pop.end
-    return logits[rows, at, pop.io_ids] - logits[rows, at, pop.s_ids]
+    rows = torch.arange(len(pop))
+    return logits[rows, pop.end, pop.io_ids] - logits[rows, pop.end, pop.s_ids]
 
 
 @torch.no_grad()

@@ -24,8 +24,6 @@ def _places(
     name: str,
     *,
     shift: int = 0,
-    last: bool = False,
-    one: bool = False,
     beyond: bool = False,
     strip: bool = False,
 ) -> dict[str, Any]:
@@ -34,7 +32,7 @@ def _places(
     found = [i for i in range(len(row)) if row[i : i + len(wanted)] == wanted]
     end = len(_ids(model, text.rstrip())) if strip else len(row) - 1
     return {
-        "name": set([i + shift + (len(wanted) - 1) * last for i in found][: 1 if one else None]),
+        "name": {i + shift for i in found},
         "END": end + shift + beyond,
     }
 
@@ -63,8 +61,6 @@ def _in_front(
     pop: Any,
     who: str,
     *,
-    gap: str = " ",
-    bos: bool = True,
     swap: bool = False,
     column: str = "own",
     sign: float = 1.0,
@@ -73,8 +69,8 @@ def _in_front(
     rows = []
     for prompt in pop.prompts:
         name = prompt.io if (who == "IO") != swap else prompt.s
-        text = f"That day {name} got up early.{gap}{prompt.text}"
-        rows.append([model.tokenizer.bos_token_id] * bos + _ids(model, text))
+        text = f"That day {name} got up early. {prompt.text}"
+        rows.append([model.tokenizer.bos_token_id, *_ids(model, text)])
     width = max(map(len, rows))
     padding = model.tokenizer.pad_token_id  # what model.to_tokens pads with
     padding = model.tokenizer.bos_token_id if padding is None else padding
@@ -98,15 +94,13 @@ def _whole(
     text: str,
     name: str,
     *,
-    space: str = " ",
-    bos: bool = True,
     ahead: int = 1,
     normed: bool = True,
     first: bool = False,
     mean: bool = False,
 ) -> float:
     """The log-probability of a whole name behind a text, or with one thing wrong."""
-    before, added = [model.tokenizer.bos_token_id] * bos + _ids(model, text), _ids(model, space + name)
+    before, added = [model.tokenizer.bos_token_id, *_ids(model, text)], _ids(model, " " + name)
     logits = model(torch.tensor([before + added]))[0]  # [pos d_vocab]
     at = torch.arange(len(added)) + len(before) - ahead
     values = (logits.log_softmax(-1) if normed else logits)[at, added][: 1 if first else None]

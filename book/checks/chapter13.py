@@ -19,9 +19,9 @@ def _cosines(decoder: Tensor, directions: Tensor) -> Tensor:
     return unit(decoder) @ unit(directions).T
 
 
-def _kinds(latents: Tensor, nearest: Tensor, *, on: Tensor | None = None, all_of_them: bool = False) -> dict[str, int]:
+def _kinds(latents: Tensor, nearest: Tensor, *, all_of_them: bool = False) -> dict[str, int]:
     """Dead, along a feature, along none: counts of latents, given the cosine of each with the nearest feature."""
-    live = latents.amax(0) > 0 if on is None else on
+    live = latents.amax(0) > 0
     counted = torch.ones_like(live) if all_of_them else live
     near = nearest > ALONG
     return {"dead": int((~live).sum()), "along": int((counted & near).sum()), "none": int((counted & ~near).sum())}

@@ -51,7 +51,6 @@ def _spliced(
     rebuild: Callable[[Tensor], Tensor] | None,
     *,
     first: int = 1,
-    place: str = "hook_out",
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
 ) -> Tensor:
     """[context]: the cross-entropy with the stream rebuilt from position `first` on."""
@@ -62,7 +61,7 @@ def _spliced(
         h[:, first:] = rebuild(h[:, first:])
         return h
 
-    hooks = [] if rebuild is None else [(f"blocks.{layer}.{place}", splice)]
+    hooks = [] if rebuild is None else [(f"blocks.{layer}.hook_out", splice)]
     with torch.no_grad():
         return loss(model.run_with_hooks(tokens, fwd_hooks=hooks), tokens)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -54,12 +52,11 @@ def _scores(
     *,
     listed: Tensor | None = None,
     first: int = 1,
-    measure: Callable[[Tensor, Tensor], float] = f1,
 ) -> dict[str, float]:
     """F1 of the list on the half that chose it and on the other, or with one thing wrong."""
     listed = _list_of(tokens, fires, even, few) if listed is None else listed
     says, true = torch.isin(tokens, listed)[:, first:], fires[:, first:]
-    return {name: measure(says[part], true[part]) for name, part in (("chosen", even), ("other", ~even))}
+    return {name: f1(says[part], true[part]) for name, part in (("chosen", even), ("other", ~even))}
 
 
 def _text(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor, int]]:
