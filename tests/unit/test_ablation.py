@@ -9,8 +9,8 @@ import torch
 
 from labcode import prompts
 from labcode.circuit import ablate
+from labcode.errors import LabError, PatchError
 from labcode.metrics import logit_difference
-from labcode.patching import PatchError
 from labcode.toy import MOVER, NEGATIVE
 
 HOWS = ("zero", "mean", "template-mean", "resample")
@@ -165,7 +165,7 @@ def test_resampling_takes_another_prompt_of_the_template_and_keeps_to_its_seed(t
     ],
 )
 def test_bad_input_is_named(tiny, pair, wrong, message):
-    with pytest.raises(PatchError, match=message):
+    with pytest.raises(LabError, match=message):
         ablate(tiny, pair[0], **{"heads": [(0, 0)], **wrong})
 
 
