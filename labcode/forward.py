@@ -103,7 +103,7 @@ class Network:
         self, layer: int, x: Float[Tensor, "run window d_model"], rotary: tuple[Tensor, Tensor] | None
     ) -> Float[Tensor, "run window head d_head"]:
         """Queries of normalised residual vectors `x`, rotated where the model has rotary positions."""
-        return _rotate(F.linear(x, *self.layers[layer].q).unflatten(-1, (self.n_heads, self.d_head)), rotary)
+        return rotate(F.linear(x, *self.layers[layer].q).unflatten(-1, (self.n_heads, self.d_head)), rotary)
 
     def keys_values(
         self, layer: int, x: Float[Tensor, "run window d_model"], rotary: tuple[Tensor, Tensor] | None
@@ -111,7 +111,7 @@ class Network:
         """Keys (rotated) and values of normalised residual vectors `x`."""
         weights, heads = self.layers[layer], (self.n_kv_heads, self.d_head)
         k, v = (F.linear(x, *weight).unflatten(-1, heads) for weight in (weights.k, weights.v))
-        return _rotate(k, rotary), v
+        return rotate(k, rotary), v
 
     def attend(
         self,
@@ -170,7 +170,7 @@ def _unsupported(what: str) -> ModelError:
     )
 
 
-def _rotate(x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
     """Rotary positions in Llama's layout, dimension i paired with i + d_rotary / 2; what lies beyond is not rotated."""
     if rotary is None:
         return x

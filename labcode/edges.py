@@ -1,0 +1,586 @@
+"""Circuits as sets of edges: who reads whose output, not only which heads take part.
+
+A decoder is a graph. Its *sources* write to the residual stream: the embedding, every head, every MLP. Its
+*destinations* read it: the queries, keys and values of every head, every MLP, and the logits. Each destination reads
+the sum of all sources before it, so there is an edge from each of them: heads of layer L to MLP L and to all later
+layers, MLP L to all layers after L. What biases of attention add is the same in every run, and no source.
+
+`run` measures a set of edges (Conmy et al. 2023, arXiv 2304.14997). A destination reads, at all positions, the sum over
+its sources of what the source writes in this very run where the edge is kept, and of what it wrote in the corrupted run
+where it is not. Norms are computed anew on what the destination reads. With all edges kept this is the clean run, with
+none the corrupted run.
+
+`eap` and `eap_ig` estimate in a few backward passes what each edge is worth. `curve` and `area` judge a ranking of
+edges by the circuits that it gives, `prune` searches a circuit along it, and `of_heads` puts circuits of heads beside.
+
+With grouped keys and values, k and v belong to a key and value head: "20.0 k" is read by several query heads.
+
+Limits: a corrupted run is one choice of "no information" among others. An edge carries all positions at once. All is
+computed on the CPU in float32.
+
+Dimensions: `source` and `dest` are in the order of computation; `edge` is in the order of `Graph.edges`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from labcode.errors import PatchError
+from labcode.forward import Network, Suffix, record, rotate
+from labcode.heads import Head, Node, check_heads
+from labcode.metrics import restoration
+from labcode.patching import first_difference
+from labcode.progress import progress
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from labcode.prompts import Population
+
+# Bounds that keep the working memory at about half a GB for the embedded model.
+PROMPTS_AT_ONCE = 8
+ROWS_AT_ONCE = 6  # runs in one backward pass
+SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Shares of all edges at which a curve is often drawn."""
+
+
+class Edge(NamedTuple):
+    """From one source to one destination.
+
+    Attributes:
+        source: "embed", "mlp 3", or a head such as (17, 4).
+        into: "logits", "mlp 3", or a head's input such as (20, 0, "q").
+    """
+
+    source: str | Head
+    into: str | tuple[int, int, str]
+
+    def __str__(self) -> str:
+        """As a reader would write it: "17.4 -> 20.0 q", "mlp 3 -> logits"."""
+        source = self.source if isinstance(self.source, str) else "{}.{}".format(*self.source)
+        into = self.into if isinstance(self.into, str) else "{}.{} {}".format(*self.into)
+        return f"{source} -> {into}"
+
+
+class Graph:
+    """All sources, destinations and edges of a model.
+
+    Attributes:
+        network: the arithmetic.
+        sources, dests: what can stand in an `Edge`, in the order of computation.
+        possible: [dest source], where there is an edge.
+        reads: for each source, the numbers of the destinations that it computes its output from.
+        edges: all of them, by destination, then by source.
+
+    Raises:
+        ModelError: a model that the lab does not know.
+        PatchError: a model that is not on the CPU.
+    """
+
+    def __init__(self, model: TransformerBridge) -> None:
+        if str(model.cfg.device) != "cpu":
+            raise PatchError(
+                "edges run on the CPU, whose numbers are the reference: load with device='cpu'", see="not-on-the-cpu"
+            )
+        self.model = model
+        self.network = net = Network(model)
+        self.sources: list[str | Head] = ["embed"]
+        self.dests: list[str | tuple[int, int, str]] = []
+        self.reads: list[list[int]] = [[]]
+        seen = []  # for each destination, how many sources are before it
+        group = net.n_heads // net.n_kv_heads
+        for layer in range(net.n_layers):
+            first = len(self.dests)
+            for name, n in (("q", net.n_heads), ("k", net.n_kv_heads), ("v", net.n_kv_heads)):
+                self.dests += [(layer, head, name) for head in range(n)]
+            seen += [len(self.sources)] * (len(self.dests) - first)
+            for head in range(net.n_heads):
+                k = first + net.n_heads + head // group
+                self.sources.append((layer, head))
+                self.reads.append([first + head, k, k + net.n_kv_heads])
+            if net.layers[layer].mlp_out is not None:
+                seen.append(len(self.sources))
+                self.reads.append([len(self.dests)])
+                self.sources.append(f"mlp {layer}")
+                self.dests.append(f"mlp {layer}")
+        self.dests.append("logits")
+        seen.append(len(self.sources))
+        self.possible = torch.arange(len(self.sources)) < torch.tensor(seen)[:, None]
+        self._at = {dest: number for number, dest in enumerate(self.dests)}
+        self._from = {source: number for number, source in enumerate(self.sources)}
+        self.edges = self.chosen(self.possible)
+
+    def chosen(self, mask: Bool[Tensor, "dest source"]) -> list[Edge]:
+        """The edges of a mask."""
+        return [Edge(self.sources[source], self.dests[dest]) for dest, source in mask.nonzero().tolist()]
+
+    def mask(self, edges: Iterable[Edge]) -> Bool[Tensor, "dest source"]:
+        """Where these edges are.
+
+        Raises:
+            PatchError: one that this model does not have.
+        """
+        mask = torch.zeros_like(self.possible)
+        places = [(self._at.get(edge.into, -1), self._from.get(edge.source, -1), edge) for edge in edges]
+        for dest, source, edge in places:
+            if dest < 0 or source < 0 or not self.possible[dest, source]:
+                raise PatchError(
+                    f"no edge {edge}: an edge leads from 'embed', a head or an MLP of this model to a later input; k "
+                    "and v are those of key and value heads",
+                    see="no-such-part",
+                )
+        if places:
+            dest, source, _ = zip(*places, strict=True)
+            mask[list(dest), list(source)] = True
+        return mask
+
+    def connected(self, mask: Bool[Tensor, "dest source"]) -> Bool[Tensor, "dest source"]:
+        """Without the edges that lie on no path from the embedding to the logits: they change nothing in a run."""
+        reached, used = torch.zeros(len(self.sources)).bool(), torch.zeros(len(self.dests)).bool()
+        reached[0], used[-1] = True, True
+        for source in range(1, len(self.sources)):
+            reached[source] = (mask[self.reads[source]] & reached).any()
+        for source in reversed(range(1, len(self.sources))):
+            if (mask[:, source] & used).any():
+                used[self.reads[source]] = True
+        return mask & reached & used[:, None]
+
+
+def of_heads(model: TransformerBridge, nodes: Iterable[Head | Node]) -> list[Edge]:
+    """The edges that a circuit of heads implies: all among its heads, the embedding, all MLPs and the logits.
+
+    Positions of nodes are left out, for an edge has none. A key and value head belongs to the circuit if one of its
+    query heads does.
+
+    Raises:
+        HeadError: an unknown head.
+    """
+    graph, heads = Graph(model), set(check_heads(model, [node[:2] for node in nodes]))
+    inside = [isinstance(source, str) or source in heads for source in graph.sources]
+    read = {dest for one, dests in zip(inside, graph.reads, strict=True) if one for dest in dests}
+    into = torch.tensor([dest in read or name == "logits" for dest, name in enumerate(graph.dests)])
+    return graph.chosen(graph.possible & torch.tensor(inside) & into[:, None])
+
+
+class Piece:
+    """A few prompts, clean and corrupted: what all runs of sets of edges share.
+
+    Attributes:
+        clean, corrupted: [batch pos d_model], what the embedding writes.
+        outputs: what each source writes in the corrupted run.
+        streams: the corrupted stream before each layer, before each MLP, and at the end.
+    """
+
+    def __init__(self, graph: Graph, pop: Population, other: Population) -> None:
+        self.graph, self.pop = graph, pop
+        self.n_pos = int(pop.end.max()) + 1
+        runs = [record(graph.model, one.tokens, one.end, Suffix.hooks(graph.model)) for one in (pop, other)]
+        self.clean, self.corrupted = (base["hook_resid_pre", 0][:, : self.n_pos].clone() for base in runs)
+        for base in runs:
+            suffix = Suffix.proven(graph.network, base, pop.end, torch.ones_like(pop.end))
+        places = torch.arange(self.n_pos)[None]
+        self.turns = [suffix.rotation(layer, places) for layer in range(graph.network.n_layers)]
+        self.allowed = torch.ones(1, self.n_pos, self.n_pos).bool().tril()
+        self.outputs = torch.empty(len(graph.sources), *self.clean.shape)
+        self.streams: list[Tensor] = []
+        self.plain(self.corrupted, self.outputs, self.streams)
+
+    def heads(
+        self,
+        layer: int,
+        q: Float[Tensor, "head batch pos d_model"],
+        k: Float[Tensor, "kv_head batch pos d_model"],
+        v: Float[Tensor, "kv_head batch pos d_model"],
+    ) -> Float[Tensor, "head batch pos d_model"]:
+        """What each head writes, given the stream that each of its inputs reads."""
+        net, weights = self.graph.network, self.graph.network.layers[layer]
+        parts = []
+        for x, linear in ((q, weights.q), (k, weights.k), (v, weights.v)):
+            normed = net.norm(x, weights.norm1)
+            part = torch.einsum("hbpm,hdm->bphd", normed, linear.weight.unflatten(0, (-1, net.d_head)))
+            parts.append(part if linear.bias is None else part + linear.bias.unflatten(0, (-1, net.d_head)))
+        turn = self.turns[layer]
+        z = net.attend(rotate(parts[0], turn), rotate(parts[1], turn), parts[2], self.allowed)
+        return torch.einsum("bphd,mhd->hbpm", z, weights.o.weight.unflatten(1, (net.n_heads, net.d_head)))
+
+    def plain(
+        self, x: Float[Tensor, "batch pos d_model"], outputs: Tensor | None = None, streams: list[Tensor] | None = None
+    ) -> tuple[Float[Tensor, " batch"], list[tuple[int, Tensor]]]:
+        """A whole run from what the embedding writes; rows are the prompts of this piece, once or several times over.
+
+        Args:
+            outputs, streams: to be filled in, as in the attributes.
+
+        Returns:
+            Logit differences; and the inputs of all destinations, in blocks: number of sources before it,
+            [dest batch pos d_model]. The last one holds END only, [1 batch 1 d_model]. A gradient goes through them.
+        """
+        net, n, inputs = self.graph.network, 1, []
+        n_q, n_kv = net.n_heads, net.n_kv_heads
+        if outputs is not None:
+            outputs[0] = x
+        for layer in range(net.n_layers):
+            read = x.expand(n_q + 2 * n_kv, *x.shape)
+            inputs.append((n, read))
+            written = self.heads(layer, *read.split([n_q, n_kv, n_kv]))
+            if outputs is not None:
+                outputs[n : n + n_q] = written
+            if streams is not None:
+                streams.append(x)
+            bias, n = net.layers[layer].o.bias, n + n_q
+            x = x + written.sum(0) + (0 if bias is None else bias)
+            if streams is not None:
+                streams.append(x)
+            if net.layers[layer].mlp_out is not None:
+                read = x.expand(1, *x.shape)
+                inputs.append((n, read))
+                (new,) = net.mlp(layer, read)
+                if outputs is not None:
+                    outputs[n] = new
+                x, n = x + new, n + 1
+        if streams is not None:
+            streams.append(x)
+        repeats = len(x) // len(self.pop)
+        last = x[torch.arange(len(x)), self.pop.end.repeat(repeats)][None, :, None]
+        inputs.append((n, last))
+        right, wrong = (ids.repeat(repeats) for ids in (self.pop.io_ids, self.pop.s_ids))
+        return net.logit_difference(last[0, :, 0], right, wrong), inputs
+
+    def run(self, mask: Bool[Tensor, "dest source"]) -> Float[Tensor, " batch"]:
+        """The logit difference of each prompt when these edges are kept."""
+        net, weights = self.graph.network, mask.float()
+        change = torch.empty_like(self.outputs)  # of each source's output against the corrupted run
+        change[0] = self.clean - self.corrupted
+        n, row, n_q, n_kv = 1, 0, net.n_heads, net.n_kv_heads
+        for layer in range(net.n_layers):
+            rows = slice(row, row + n_q + 2 * n_kv)
+            read = self.streams[2 * layer] + torch.tensordot(weights[rows, :n], change[:n], 1)
+            new = slice(n, n + n_q)
+            change[new] = self.heads(layer, *read.split([n_q, n_kv, n_kv])) - self.outputs[new]
+            n, row = new.stop, rows.stop
+            if net.layers[layer].mlp_out is not None:
+                read = self.streams[2 * layer + 1] + torch.tensordot(weights[row, :n], change[:n], 1)
+                change[n] = net.mlp(layer, read) - self.outputs[n]
+                n, row = n + 1, row + 1
+        prompts = torch.arange(len(self.pop))
+        last = self.streams[-1][prompts, self.pop.end] + torch.tensordot(
+            weights[row, :n], change[:n, prompts, self.pop.end], 1
+        )
+        return net.logit_difference(last, self.pop.io_ids, self.pop.s_ids)
+
+    def scores(self, shares: Sequence[float]) -> Float[Tensor, "dest source batch"]:
+        """(Clean - corrupted output of each source) . (mean gradient at each destination's input).
+
+        Args:
+            shares: where the gradient is taken: the share of clean in what the embedding writes, of each run.
+        """
+        with torch.no_grad():
+            change = torch.empty_like(self.outputs)
+            self.plain(self.clean, change)
+            change -= self.outputs
+        found = torch.zeros(*self.graph.possible.shape, len(self.pop))
+        at_once = max(1, ROWS_AT_ONCE // len(self.pop))
+        for some in torch.tensor(list(shares)).split(at_once):
+            with torch.enable_grad():
+                start = torch.lerp(self.corrupted, self.clean, some[:, None, None, None]).flatten(0, 1)
+                value, inputs = self.plain(start.requires_grad_())
+                row = 0
+                for n, read in inputs:
+                    # Taken as it passes by, so that never more than one layer's gradients are held.
+                    read.register_hook(self._collector(found[row : row + len(read), :n], change[:n], len(some)))
+                    row += len(read)
+                torch.autograd.grad(value.sum(), start)
+        return found / len(shares)
+
+    def _collector(self, found: Tensor, change: Tensor, repeats: int) -> Any:
+        def collect(gradient: Float[Tensor, "dest row pos d_model"]) -> None:
+            summed = gradient.unflatten(1, (repeats, -1)).sum(1)  # [dest batch pos d_model]
+            here = change
+            if summed.shape[2] == 1:
+                here = change[:, torch.arange(len(self.pop)), self.pop.end][:, :, None]
+            found.add_(torch.einsum("dbpm,sbpm->dsb", summed, here))
+
+        return collect
+
+
+def _pieces(graph: Graph, clean: Population, corrupted: Population, size: int) -> Iterator[Piece]:
+    """The prompts a few at a time.
+
+    Raises:
+        PatchError: prompts that do not align; a model under hooks.
+    """
+    first_difference(clean, corrupted)
+    pairs = zip(clean.chunks(size), corrupted.chunks(size), strict=True)
+    for pop, other in progress(pairs, "prompts", -(-len(clean) // size)):
+        with torch.no_grad():
+            piece = Piece(graph, pop, other)
+        yield piece
+
+
+def _finite(values: Tensor, pop: Population) -> Tensor:
+    bad = ~torch.isfinite(values).reshape(-1, len(pop)).all(0)
+    if bad.any():
+        raise PatchError(
+            f"no finite answer on {pop.prompts[int(bad.nonzero()[0])].text!r}: check the model's weights",
+            see="nan-in-the-run",
+        )
+    return values
+
+
+def _run_masks(graph: Graph, clean: Population, corrupted: Population, masks: Sequence[Tensor]) -> Tensor:
+    with torch.no_grad():
+        found = [
+            torch.stack([piece.run(mask) for mask in masks])
+            for piece in _pieces(graph, clean, corrupted, PROMPTS_AT_ONCE)
+        ]
+    return _finite(torch.cat(found, dim=1), clean)
+
+
+def run(
+    model: TransformerBridge, clean: Population, corrupted: Population, kept: Sequence[Collection[Edge]]
+) -> Float[Tensor, "set batch"]:
+    """The logit difference of each prompt with each set of edges kept, and all other edges from the corrupted run.
+
+    Args:
+        corrupted: the same prompts without the information, aligned: `corrupt(model, clean, "abc")` or "swap".
+        kept: one or several sets of edges; `Graph(model).edges` are all.
+
+    Raises:
+        PatchError: no sets, an unknown edge, prompts that do not align, a model under hooks or not on the CPU.
+    """
+    if not len(kept):
+        raise PatchError("no sets of edges to run: give at least one, and be it [[]]", see="states")
+    graph = Graph(model)
+    return _run_masks(graph, clean, corrupted, [graph.mask(edges) for edges in kept])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What each edge is worth by some method.
+
+    Attributes:
+        edges: all edges of the model.
+        values: in nats of logit difference, for each prompt. Positive: the edge speaks for the right answer.
+    """
+
+    edges: list[Edge]
+    values: Float[Tensor, "edge batch"]
+
+    @property
+    def mean(self) -> Float[Tensor, " edge"]:
+        """Over the prompts."""
+        return self.values.mean(-1)
+
+    def ranking(self) -> list[Edge]:
+        """All edges, those with the largest |mean score| first."""
+        order = self.mean.abs().argsort(descending=True, stable=True)
+        return [self.edges[number] for number in order.tolist()]
+
+    def top(self, n: int) -> dict[Edge, float]:
+        """The first `n` of the ranking with their mean score."""
+        mean = dict(zip(self.edges, self.mean.tolist(), strict=True))
+        return {edge: mean[edge] for edge in self.ranking()[:n]}
+
+
+def _attribute(model: TransformerBridge, clean: Population, corrupted: Population, shares: Sequence[float]) -> Scores:
+    graph = Graph(model)
+    pieces = _pieces(graph, clean, corrupted, max(1, ROWS_AT_ONCE // len(shares)))
+    values = torch.cat([piece.scores(shares)[graph.possible] for piece in pieces], dim=1)
+    return Scores(graph.edges, _finite(values, clean))
+
+
+def eap(
+    model: TransformerBridge, clean: Population, corrupted: Population, at: Literal["clean", "corrupted"] = "clean"
+) -> Scores:
+    """Edge attribution patching (Syed, Rager and Conmy 2023, arXiv 2310.10348).
+
+    The score of an edge is (the source's output, clean - corrupted) . (gradient of the logit difference with respect to
+    what the destination reads), summed over positions. It is the first-order estimate of what `run` would show:
+
+    Args:
+        at: the run whose gradient is taken. "clean": how much is lost if this edge alone becomes corrupted.
+            "corrupted": how much is won if this edge alone becomes clean.
+
+    Raises:
+        PatchError: unknown `at`, prompts that do not align, a model under hooks or not on the CPU.
+
+    Limits: a straight line through one point. Where attention or a norm is saturated it can be far off, with the wrong
+    sign too.
+    """
+    if at not in ("clean", "corrupted"):
+        raise PatchError(f"at={at!r}: the gradient is taken at the 'clean' or the 'corrupted' run", see="no-such-part")
+    return _attribute(model, clean, corrupted, [1.0 if at == "clean" else 0.0])
+
+
+def eap_ig(model: TransformerBridge, clean: Population, corrupted: Population, steps: int = 5) -> Scores:
+    """Edge attribution patching with integrated gradients (Hanna, Pezzelle and Belinkov 2024, arXiv 2403.17806).
+
+    As `eap`, with the mean gradient of `steps` runs. In run k = 1 ... `steps`, what the embedding writes is corrupted +
+    k / `steps` (clean - corrupted); all else follows from it. One step is `eap` at the clean run. With many, the
+    scores of the embedding's own edges add up to the difference between clean and corrupted logit difference.
+
+    Raises:
+        PatchError: no step, prompts that do not align, a model under hooks or not on the CPU.
+
+    Limits: embeddings between two words are none that the model was trained on.
+    """
+    if steps < 1:
+        raise PatchError(f"steps = {steps}: the mean gradient needs at least one run", see="nothing-chosen")
+    return _attribute(model, clean, corrupted, [k / steps for k in range(1, steps + 1)])
+
+
+def prune(
+    model: TransformerBridge,
+    clean: Population,
+    corrupted: Population,
+    ranking: Sequence[Edge],
+    tau: float,
+    block: int = 1000,
+    by: Literal["kl", "difference"] = "kl",
+) -> list[Edge]:
+    """Drop edges one block after another, the last ranked first, as long as little changes.
+
+    ACDC (Conmy et al. 2023) asks this for each edge in the order of the graph. Here edges are asked in blocks of
+    neighbours in a ranking, which takes far fewer runs; `block=1` asks for each edge.
+
+    Args:
+        ranking: the edges to begin with, best first.
+        tau: a block is dropped if the measure changes by less than this.
+        by: "kl": the mean divergence of P(IO against S) from that of the clean run, in nats, may rise by less than
+            tau. "difference": the mean logit difference may change by less than tau, in either direction.
+
+    Returns:
+        The edges that are left, in the order of the ranking, without those on no path from the embedding to the logits.
+
+    Raises:
+        PatchError: no edges, an unknown one, tau or block not positive, unknown `by`; as for `run`.
+
+    Limits: greedy, so another order gives another circuit. The corrupted outputs of all prompts are held, 14 MB for
+    each prompt of the embedded model.
+    """
+    if not ranking or not tau > 0 or block < 1 or by not in ("kl", "difference"):
+        raise PatchError(
+            f"{len(ranking)} edges, tau={tau}, block={block}, by={by!r}: give edges, a tau above 0, a block of 1 edge or "
+            "more, and by='kl' or 'difference'",
+            see="nothing-chosen",
+        )
+    graph = Graph(model)
+    kept = graph.mask(ranking)
+    pieces = list(_pieces(graph, clean, corrupted, PROMPTS_AT_ONCE))
+
+    def measure(mask: Tensor) -> float:
+        with torch.no_grad():
+            value = _finite(torch.cat([piece.run(mask) for piece in pieces]), clean)
+        return float(value.mean() if by == "difference" else _divergence(whole, value).mean())
+
+    with torch.no_grad():
+        whole = torch.cat([piece.run(graph.possible) for piece in pieces])
+    now = measure(kept)
+    for stop in progress(range(len(ranking), 0, -block), "blocks of edges", -(-len(ranking) // block)):
+        without = kept & ~graph.mask(ranking[max(0, stop - block) : stop])
+        after = measure(without)
+        if (after - now if by == "kl" else abs(after - now)) < tau:
+            kept, now = without, after
+    left = set(graph.chosen(graph.connected(kept)))
+    return [edge for edge in ranking if edge in left]
+
+
+def _divergence(p: Float[Tensor, " batch"], q: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """KL(p || q) of two names, in nats, from their logit differences."""
+    yes, no = p.sigmoid(), (-p).sigmoid()
+    return yes * (F.logsigmoid(p) - F.logsigmoid(q)) + no * (F.logsigmoid(-p) - F.logsigmoid(-q))
+
+
+class Point(NamedTuple):
+    """One circuit on a curve.
+
+    Attributes:
+        share: of all edges of the model, before any are left out. size: how many edges that is.
+        connected: how many of them lie on a path from the embedding to the logits.
+        faithfulness: 0 as the corrupted run, 1 as the clean run.
+        values: each prompt's faithfulness, in units of the mean gap; their mean is `faithfulness`.
+    """
+
+    share: float
+    size: int
+    connected: int
+    faithfulness: float
+    values: Float[Tensor, " batch"]
+
+
+def faithfulness(
+    model: TransformerBridge, clean: Population, corrupted: Population, circuits: Sequence[Collection[Edge]]
+) -> list[Point]:
+    """How much of the logit difference each circuit makes: (F(C) - F(nothing)) / (F(all) - F(nothing)).
+
+    F is the mean logit difference; nothing is the corrupted run, all the clean one.
+
+    Raises:
+        PatchError: as for `run`.
+        MetricError: clean and corrupted run do not differ.
+    """
+    graph = Graph(model)
+    masks = [graph.mask(edges) for edges in circuits]
+    bounds = [torch.zeros_like(graph.possible), graph.possible]
+    connected = [graph.connected(mask) for mask in masks]
+    nothing, whole, *found = _run_masks(graph, clean, corrupted, [*bounds, *connected])
+    points = []
+    for mask, rest, value in zip(masks, connected, found, strict=True):
+        size, unit = int(mask.sum()), restoration(value, whole, nothing)
+        points.append(Point(size / len(graph.edges), size, int(rest.sum()), float(unit.mean()), unit))
+    return points
+
+
+def curve(
+    model: TransformerBridge, clean: Population, corrupted: Population, ranking: Sequence[Edge], sizes: Sequence[int]
+) -> list[Point]:
+    """The faithfulness of the first n edges of a ranking, for each n in `sizes`, in ascending order.
+
+    Args:
+        ranking: best first, such as `Scores.ranking()`, which ranks by |score|.
+        sizes: numbers of edges, counted before those on no path from the embedding to the logits are left out.
+
+    Raises:
+        PatchError: no sizes, or one that the ranking does not have; as for `run`.
+        MetricError: clean and corrupted run do not differ.
+    """
+    if not len(sizes) or min(sizes) < 0 or max(sizes) > len(ranking):
+        raise PatchError(
+            f"sizes {list(sizes)} of a ranking of {len(ranking)} edges: give numbers from 0 to its length",
+            see="nothing-chosen",
+        )
+    return faithfulness(model, clean, corrupted, [ranking[:n] for n in sorted(set(sizes))])
+
+
+class Area(NamedTuple):
+    """`cpr`: more is better; `cmd`: less is better, 0 is best."""
+
+    cpr: float
+    cmd: float
+
+
+def area(points: Iterable[Point]) -> Area:
+    """The two numbers of the MIB benchmark for a curve (Mueller et al. 2025, arXiv 2504.13151).
+
+    CPR integrates faithfulness f, CMD integrates |1 - f|, both over the share of edges, `Point.share`, from 0 to 1: by
+    trapezoids between the points given, with f(0) = 0 and f(1) = 1 added where they are missing, for they hold by
+    definition. The axis is not logarithmic. So a circuit's CPR can be above 1, where edges that speak against the
+    answer are left out, and CMD is at least |1 - CPR|.
+
+    Limits: the sum depends on the points, and trapezoids of |1 - f| are too large where f crosses 1 between two of
+    them. Compare methods on the same sizes. Numbers of the benchmark itself are of its own prompts and sizes.
+    """
+    known = {0.0: 0.0, 1.0: 1.0} | {point.share: point.faithfulness for point in points}
+    cpr = cmd = 0.0
+    for (x, f), (y, g) in pairwise(sorted(known.items())):
+        cpr += (y - x) * (f + g) / 2
+        cmd += (y - x) * (abs(1 - f) + abs(1 - g)) / 2
+    return Area(cpr, cmd)

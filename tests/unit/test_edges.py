@@ -1,0 +1,279 @@
+"""Sets of edges equal a slow, separately written run: the bridge, one destination at a time, with plain hooks."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from labcode import edges, prompts
+from labcode.edges import Edge, Graph, area, curve, eap, eap_ig, faithfulness, of_heads, prune, run
+from labcode.errors import HeadError, MetricError, PatchError
+from labcode.metrics import end_logits, logit_difference
+from labcode.toy import MOVER, NEGATIVE
+
+
+def listing(model):
+    """All edges in order, from the definition."""
+    n_heads, n_kv = model.cfg.n_heads, model.cfg.n_key_value_heads or model.cfg.n_heads
+    before, found = ["embed"], []
+    for layer in range(model.cfg.n_layers):
+        inputs = [(layer, h, "q") for h in range(n_heads)]
+        inputs += [(layer, h, name) for name in "kv" for h in range(n_kv)]
+        found += [Edge(source, into) for into in inputs for source in before]
+        before += [(layer, h) for h in range(n_heads)]
+        if not model.cfg.attn_only:
+            found += [Edge(source, f"mlp {layer}") for source in before]
+            before.append(f"mlp {layer}")
+    return found + [Edge(source, "logits") for source in before]
+
+
+class Slow:
+    """Runs of the bridge for one destination after the other. `kept` maps edges to weights: 1 is current, 0 corrupted.
+
+    With `alone`, all other destinations read the stream of that clean or corrupted run.
+    """
+
+    def __init__(self, model, clean, corrupted):
+        self.model, self.pop = model, clean
+        self.n_heads = model.cfg.n_heads
+        self.group = self.n_heads // (model.cfg.n_key_value_heads or self.n_heads)
+        self.caches = [model.run_with_cache(pop.tokens)[1] for pop in (clean, corrupted)]
+        self.outputs = [self.written(cache) for cache in self.caches]
+
+    def written(self, cache):
+        found = {"embed": cache["blocks.0.hook_resid_pre"]}
+        for layer in range(self.model.cfg.n_layers):
+            z = cache[f"blocks.{layer}.attn.hook_z"]
+            for head in range(self.n_heads):
+                found[layer, head] = z[:, :, head] @ self.model.blocks[layer].attn.W_O[head]
+            if not self.model.cfg.attn_only:
+                found[f"mlp {layer}"] = cache[f"blocks.{layer}.hook_mlp_out"]
+        return found
+
+    def put(self, puts, read):
+        """A run with activations overwritten; what it has at `read`."""
+        hooks = [(name, lambda x, hook, new=new: new.clone()) for name, new in puts.items()]
+        with self.model.hooks(fwd_hooks=hooks):
+            logits, cache = self.model.run_with_cache(self.pop.tokens)
+        return logits if read == "logits" else cache[read].clone()
+
+    def stream(self, current, kept, into, at):
+        """The corrupted stream, and what comes in by the edges that are kept."""
+        x = self.caches[1][at].clone()
+        for edge, weight in kept.items():
+            if edge.into == into:
+                x += weight * (current[edge.source] - self.outputs[1][edge.source])
+        return x
+
+    def run(self, kept):
+        current = {"embed": self.outputs[0]["embed"]}
+        for layer in range(self.model.cfg.n_layers):
+            block = f"blocks.{layer}"
+            inputs = {}
+            for name in "qkv":
+                hook = f"{block}.attn.hook_{name}"
+                parts = []
+                for head in range(self.n_heads if name == "q" else self.n_heads // self.group):
+                    x = self.stream(current, kept, (layer, head, name), f"{block}.hook_resid_pre")
+                    parts.append(self.put({f"{block}.hook_resid_pre": x}, hook)[:, :, head])
+                inputs[hook] = torch.stack(parts, 2)
+            z = self.put(inputs, f"{block}.attn.hook_z")
+            for head in range(self.n_heads):
+                current[layer, head] = z[:, :, head] @ self.model.blocks[layer].attn.W_O[head]
+            if not self.model.cfg.attn_only:
+                x = self.stream(current, kept, f"mlp {layer}", f"{block}.hook_resid_mid")
+                current[f"mlp {layer}"] = self.put({f"{block}.hook_resid_mid": x}, f"{block}.hook_mlp_out")
+        last = f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post"
+        x = self.stream(current, kept, "logits", last)
+        return self.difference(self.put({last: x}, "logits"))
+
+    def difference(self, logits):
+        return logit_difference(logits[torch.arange(len(self.pop)), self.pop.end], self.pop)
+
+
+def value(model, pop):
+    return logit_difference(end_logits(model, pop), pop)
+
+
+def some(everything, share, seed):
+    return random.Random(seed).sample(everything, int(share * len(everything)))
+
+
+def test_the_graph_is_the_one_of_the_definition(tiny, toy):
+    for model in (tiny, toy):
+        graph = Graph(model)
+        assert graph.edges == listing(model)
+        few = some(graph.edges, 0.3, 0)
+        assert set(graph.chosen(graph.mask(few))) == set(few)
+
+
+@pytest.mark.parametrize(
+    ("edge", "text"),
+    [
+        (Edge((17, 4), (20, 0, "q")), "17.4 -> 20.0 q"),
+        (Edge("mlp 3", "logits"), "mlp 3 -> logits"),
+        (Edge("embed", "mlp 0"), "embed -> mlp 0"),
+    ],
+)
+def test_an_edge_can_be_read(edge, text):
+    assert str(edge) == text
+
+
+@pytest.mark.parametrize("how", ["abc", "swap"])
+def test_all_edges_are_the_clean_run_and_none_the_corrupted_one(tiny, pair, how):
+    pop, _ = pair
+    other = prompts.corrupt(tiny, pop, how)
+    whole, nothing = run(tiny, pop, other, [Graph(tiny).edges, []])
+    torch.testing.assert_close(whole, value(tiny, pop), atol=1e-4, rtol=0)
+    torch.testing.assert_close(nothing, value(tiny, other), atol=1e-4, rtol=0)
+    assert (whole - nothing).abs().min() > 1e-2
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_random_sets_equal_the_bridge_with_hooks(tiny, pair, few, monkeypatch):
+    """Also where prompts are taken one by one."""
+    if few:
+        monkeypatch.setattr(edges, "PROMPTS_AT_ONCE", 1)
+    pop, other = pair
+    slow = Slow(tiny, pop, other)
+    everything = listing(tiny)
+    sets = [some(everything, share, seed) for seed, share in enumerate((0.2, 0.5, 0.9))]
+    sets.append([edge for edge in everything if edge.into not in ("logits", "mlp 2") or edge.source != "embed"])
+    expected = torch.stack([slow.run(dict.fromkeys(kept, 1.0)) for kept in sets])
+    torch.testing.assert_close(run(tiny, pop, other, sets), expected, atol=1e-4, rtol=0)
+    assert (expected.amax(0) - expected.amin(0)).min() > 1e-2
+
+
+@pytest.mark.parametrize("source", ["embed", (1, 2), "mlp 1"])
+def test_one_edge_to_the_logits_is_a_direct_patch(tiny, pair, source):
+    """From the embedding the edge is enough; a source that is kept out of reach of the clean words changes nothing."""
+    pop, other = pair
+    slow = Slow(tiny, pop, other)
+    edge = Edge(source, "logits")
+    kept = {edge, *(one for one in listing(tiny) if one.into != "logits")}
+    last = "blocks.2.hook_resid_post"
+    x = slow.caches[1][last] + slow.outputs[0][source] - slow.outputs[1][source]
+    by_hand = slow.difference(slow.put({last: x}, "logits"))
+    patched, alone = run(tiny, pop, other, [kept, [edge]])
+    torch.testing.assert_close(patched, by_hand, atol=1e-4, rtol=0)
+    if source == "embed":
+        torch.testing.assert_close(alone, by_hand, atol=1e-4, rtol=0)
+    else:
+        torch.testing.assert_close(alone, value(tiny, other), atol=1e-4, rtol=0)
+
+
+PROBED = [
+    Edge("embed", (0, 1, "q")),
+    Edge("embed", (1, 0, "k")),
+    Edge("embed", "mlp 0"),
+    Edge((0, 2), (1, 3, "q")),
+    Edge((0, 1), (2, 1, "k")),
+    Edge((1, 0), (2, 0, "v")),
+    Edge("mlp 0", (1, 1, "v")),
+    Edge((1, 2), "mlp 1"),
+    Edge("mlp 1", "mlp 2"),
+    Edge((2, 1), "logits"),
+]
+
+
+def nudged(model, clean, corrupted, at, edge, step):
+    """The run `at`, with a small share of one edge's clean - corrupted output added to what the destination reads."""
+    base = {"clean": clean, "corrupted": corrupted}[at]
+    slow, here = Slow(model, clean, corrupted), Slow(model, base, base)
+    change = step * (slow.outputs[0][edge.source] - slow.outputs[1][edge.source])
+    here.pop = base
+    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    cache = here.caches[0]
+    if edge.into == "logits":
+        return slow.difference(here.put({last: cache[last] + change}, "logits"))
+    if isinstance(edge.into, str):
+        layer = int(edge.into.split()[1])
+        x = cache[f"blocks.{layer}.hook_resid_mid"] + change
+        new = {
+            f"blocks.{layer}.hook_mlp_out": here.put(
+                {f"blocks.{layer}.hook_resid_mid": x}, f"blocks.{layer}.hook_mlp_out"
+            )
+        }
+    else:
+        layer, head, name = edge.into
+        hook = f"blocks.{layer}.attn.hook_{name}"
+        x = cache[f"blocks.{layer}.hook_resid_pre"] + change
+        new = {hook: cache[hook].clone()}
+        new[hook][:, :, head] = here.put({f"blocks.{layer}.hook_resid_pre": x}, hook)[:, :, head]
+    return slow.difference(here.put(new, "logits"))
+
+
+@pytest.mark.parametrize("at", ["clean", "corrupted"])
+def test_a_score_is_the_slope_of_a_small_patch(tiny, pair, at):
+    pop, other = pair
+    scores = eap(tiny, pop, other, at)
+    assert scores.edges == listing(tiny)
+    for edge in PROBED:
+        if tiny.cfg.n_key_value_heads == 2 and edge.into[-1] in "kv" and edge.into[1] > 1:
+            continue
+        up, down = (nudged(tiny, pop, other, at, edge, step) for step in (0.02, -0.02))
+        found = scores.values[scores.edges.index(edge)]
+        torch.testing.assert_close(found, (up - down) / 0.04, atol=2e-3, rtol=0.02, msg=str(edge))
+
+
+def test_one_step_is_the_slope_at_the_clean_run(tiny, pair, monkeypatch):
+    one, clean = eap_ig(tiny, *pair, steps=1), eap(tiny, *pair)
+    torch.testing.assert_close(one.values, clean.values, atol=1e-5, rtol=0)
+    several = eap_ig(tiny, *pair, steps=4)
+    monkeypatch.setattr(edges, "ROWS_AT_ONCE", 1)
+    torch.testing.assert_close(eap_ig(tiny, *pair, steps=4).values, several.values, atol=1e-5, rtol=1e-4)
+
+
+def test_with_many_steps_the_edges_of_the_embedding_add_up(tiny, pair):
+    pop, other = pair
+    gap = value(tiny, pop) - value(tiny, other)
+    errors = []
+    for steps in (5, 400):
+        scores = eap_ig(tiny, pop, other, steps)
+        first = torch.tensor([edge.source == "embed" for edge in scores.edges])
+        errors.append((scores.values[first].sum(0) - gap).abs().max())
+    assert errors[1] < 0.02 * gap.abs().max()
+    assert errors[1] < errors[0]
+
+
+CHAIN = [
+    Edge("embed", (0, 0, "q")),
+    Edge("embed", (0, 0, "k")),
+    Edge("embed", (0, 0, "v")),
+    Edge((0, 0), (1, 0, "k")),
+    Edge((0, 0), (1, 0, "v")),
+    Edge((1, 0), (2, 0, "q")),
+    Edge((1, 0), (2, 1, "q")),
+    Edge("embed", (2, 0, "k")),
+    Edge("embed", (2, 1, "k")),
+    Edge("embed", (2, 0, "v")),
+    Edge("embed", (2, 1, "v")),
+    Edge((2, 0), "logits"),
+    Edge((2, 1), "logits"),
+]
+
+
+def test_the_hand_wired_circuit_on_paper(toy):
+    """The chain alone is the model; without a link, what paper says."""
+    clean = prompts.canonical(toy)
+    other = prompts.corrupt(toy, clean, "abc")
+    without = [[edge for edge in CHAIN if edge not in out] for out in ([], CHAIN[5:7], CHAIN[11:12], CHAIN[12:])]
+    found = run(toy, clean, other, [*without, of_heads(toy, [(0, 0), (1, 0, "END"), (2, 0), (2, 1)])])
+    full = MOVER - NEGATIVE
+    torch.testing.assert_close(found[:, 0], torch.tensor([full, -full / 3, -NEGATIVE, MOVER, full]), atol=1e-3, rtol=0)
+
+
+def test_the_edges_of_the_hand_wired_circuit_come_out_on_top(toy):
+    """Of the rest nothing has a score: 0.1 and 1.1 have no effect, and no other input is read."""
+    clean = prompts.population(toy, 8, seed=0)
+    other = prompts.corrupt(toy, clean, "abc")
+    scores = eap_ig(toy, clean, other, steps=50)
+    top = scores.top(6)
+    assert set(top) <= set(CHAIN)
+    assert {edge for edge, score in zip(scores.edges, scores.mean.tolist(), strict=True) if abs(score) > 1e-3} <= set(
+        CHAIN
+    )
+    assert top[Edge((2, 0), "logits")] == pytest.approx(MOVER, abs=1e-3)
+    assert scores.top(2) == pytest.approx({CHAIN[11]: MOVER, CHAIN[12]: -NEGATIVE}, abs=1e-3)
