@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from labcode.prompts import Population
 
-# Bounds that keep the working memory at about half a GB for the embedded model.
+# Bounds that keep the working memory below 1 GB for the embedded model.
 PROMPTS_AT_ONCE = 8
 ROWS_AT_ONCE = 6  # runs in one backward pass
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -128,18 +128,18 @@ class Graph:
         Raises:
             PatchError: one that this model does not have.
         """
-        mask = torch.zeros_like(self.possible)
-        places = [(self._at.get(edge.into, -1), self._from.get(edge.source, -1), edge) for edge in edges]
-        for dest, source, edge in places:
+        mask, places = torch.zeros_like(self.possible), []
+        for edge in edges:
+            dest, source = self._at.get(edge.into, -1), self._from.get(edge.source, -1)
             if dest < 0 or source < 0 or not self.possible[dest, source]:
                 raise PatchError(
                     f"no edge {edge}: an edge leads from 'embed', a head or an MLP of this model to a later input; k "
                     "and v are those of key and value heads",
                     see="no-such-part",
                 )
+            places.append((dest, source))
         if places:
-            dest, source, _ = zip(*places, strict=True)
-            mask[list(dest), list(source)] = True
+            mask[tuple(torch.tensor(places).T)] = True
         return mask
 
     def connected(self, mask: Bool[Tensor, "dest source"]) -> Bool[Tensor, "dest source"]:
@@ -468,8 +468,8 @@ def prune(
     """
     if not ranking or not tau > 0 or block < 1 or by not in ("kl", "difference"):
         raise PatchError(
-            f"{len(ranking)} edges, tau={tau}, block={block}, by={by!r}: give edges, a tau above 0, a block of 1 edge or "
-            "more, and by='kl' or 'difference'",
+            f"{len(ranking)} edges, tau={tau}, block={block}, by={by!r}: give edges, a tau above 0, a block of 1 edge "
+            "or more, and by='kl' or 'difference'",
             see="nothing-chosen",
         )
     graph = Graph(model)

@@ -266,14 +266,146 @@ def test_the_hand_wired_circuit_on_paper(toy):
 
 
 def test_the_edges_of_the_hand_wired_circuit_come_out_on_top(toy):
-    """Of the rest nothing has a score: 0.1 and 1.1 have no effect, and no other input is read."""
+    """Its attention is saturated: a gradient at the clean run sees only what is moved, one on the way who looks."""
     clean = prompts.population(toy, 8, seed=0)
     other = prompts.corrupt(toy, clean, "abc")
+    movers = {Edge((2, 0), "logits"): MOVER, Edge((2, 1), "logits"): -NEGATIVE}
+    moved = {Edge("embed", (2, 0, "v")): MOVER, Edge("embed", (2, 1, "v")): -NEGATIVE}
+    assert eap(toy, clean, other).top(4) == pytest.approx(movers | moved, abs=1e-3)
     scores = eap_ig(toy, clean, other, steps=50)
-    top = scores.top(6)
-    assert set(top) <= set(CHAIN)
-    assert {edge for edge, score in zip(scores.edges, scores.mean.tolist(), strict=True) if abs(score) > 1e-3} <= set(
-        CHAIN
-    )
-    assert top[Edge((2, 0), "logits")] == pytest.approx(MOVER, abs=1e-3)
-    assert scores.top(2) == pytest.approx({CHAIN[11]: MOVER, CHAIN[12]: -NEGATIVE}, abs=1e-3)
+    found = dict(zip(scores.edges, scores.mean.tolist(), strict=True))
+    assert {edge for edge, score in found.items() if abs(score) > 1e-3} <= set(CHAIN)
+    assert set(scores.top(4)) == {*movers, Edge((1, 0), (2, 0, "q")), Edge((1, 0), (2, 1, "q"))}
+    assert {edge: found[edge] for edge in movers} == pytest.approx(movers, abs=1e-3)
+    assert set(scores.top(8)) <= set(CHAIN)
+
+
+def test_a_circuit_of_heads_has_all_edges_inside_it(tiny):
+    heads = {(0, 1), (2, 2)}
+    group = 4 // (tiny.cfg.n_key_value_heads or 4)
+    read = {(layer, head if name == "q" else head // group, name) for layer, head in heads for name in "qkv"}
+    expected = [
+        edge
+        for edge in listing(tiny)
+        if (isinstance(edge.source, str) or edge.source in heads) and (isinstance(edge.into, str) or edge.into in read)
+    ]
+    assert of_heads(tiny, [(0, 1), (2, 2, "END")]) == expected
+    everyone = [(layer, head) for layer in range(3) for head in range(4)]
+    assert of_heads(tiny, everyone) == listing(tiny)
+
+
+def test_edges_on_no_path_change_nothing(tiny, pair):
+    graph = Graph(tiny)
+    kept = graph.mask(some(graph.edges, 0.25, 3))
+    rest = graph.connected(kept)
+    assert 0 < rest.sum() < kept.sum()
+    assert not (rest & ~kept).any()
+    one, other = run(tiny, *pair, [graph.chosen(kept), graph.chosen(rest)])
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+    lonely = [Edge((1, 3), "logits"), Edge("embed", (2, 0, "q")), Edge("embed", (1, 0, "v")), Edge((1, 0), "mlp 2")]
+    assert not graph.connected(graph.mask(lonely)).any()
+    assert graph.connected(graph.mask([*lonely, Edge("mlp 2", "logits")])).sum() == 3
+
+
+def test_a_curve_leads_from_nothing_to_the_model(toy):
+    clean = prompts.canonical(toy)
+    other = prompts.corrupt(toy, clean, "abc")
+    rest = [edge for edge in Graph(toy).edges if edge not in CHAIN]
+    full, n = MOVER - NEGATIVE, len(CHAIN) + len(rest)
+    points = curve(toy, clean, other, [*CHAIN, *rest], [n, 13, 12, 5, 0])
+    assert [point.size for point in points] == [0, 5, 12, 13, n]
+    assert [point.connected for point in points][:4] == [0, 0, 9, 13]
+    assert [point.faithfulness for point in points] == pytest.approx([0, 0, MOVER / full, 1, 1], abs=1e-3)
+    assert [point.share for point in points] == pytest.approx([0, 5 / n, 12 / n, 13 / n, 1])
+    # By hand: 0 up to 5; a ramp to 1.5 at 12, and to 1 at 13; 1 from there.
+    cpr = (7 * 1.5 / 2 + (1.5 + 1) / 2 + n - 13) / n
+    cmd = (5 + 7 * (1 + 0.5) / 2 + 0.5 / 2) / n
+    assert area(points) == pytest.approx((cpr, cmd), abs=1e-3)
+    assert area(points[1:4]) == pytest.approx((cpr, cmd), abs=1e-3)
+    (circuit,) = faithfulness(toy, clean, other, [of_heads(toy, [(0, 0), (1, 0), (2, 0), (2, 1)])])
+    assert circuit.faithfulness == pytest.approx(1, abs=1e-3)
+    assert circuit.connected == circuit.size < n
+
+
+def test_an_area_of_nothing_but_its_ends_is_a_half():
+    assert area([]) == pytest.approx((0.5, 0.5))
+
+
+@pytest.mark.parametrize("by", ["kl", "difference"])
+@pytest.mark.parametrize("block", [1, 5])
+def test_pruning_leaves_the_hand_wired_circuit(toy, by, block):
+    """In the worst order, best last: the first blocks asked are needed, the rest goes."""
+    clean = prompts.canonical(toy)
+    other = prompts.corrupt(toy, clean, "abc")
+    rest = [edge for edge in Graph(toy).edges if edge not in CHAIN]
+    for ranking in ([*CHAIN, *rest], [*rest, *CHAIN]):
+        left = prune(toy, clean, other, ranking, tau=1e-3, block=block, by=by)
+        assert set(CHAIN) - set(left) <= {Edge("embed", (2, 0, "k")), Edge("embed", (2, 1, "k"))}
+        assert left == [edge for edge in ranking if edge in left]
+        if block == 1:
+            assert set(left) <= set(CHAIN)
+
+
+def test_a_large_tau_prunes_everything(tiny, pair):
+    assert prune(tiny, *pair, listing(tiny), tau=1e3, block=200) == []
+
+
+@pytest.mark.parametrize(
+    "edge",
+    [
+        Edge((3, 0), "logits"),
+        Edge((0, 4), "logits"),
+        Edge("mlp 1", (1, 0, "q")),
+        Edge((1, 0), (1, 1, "q")),
+        Edge("embed", (0, 0, "z")),
+        Edge("embed", (0, 4, "k")),
+    ],
+)
+def test_an_edge_that_is_none_is_named(tiny, pair, edge):
+    with pytest.raises(PatchError, match=f"no edge {edge}"):
+        run(tiny, *pair, [[edge]])
+
+
+@pytest.mark.parametrize("call", [eap, eap_ig, lambda *given: run(*given, [[]])])
+def test_prompts_that_do_not_align_are_refused(tiny, pair, call):
+    pop, other = pair
+    with pytest.raises(PatchError, match="misaligned-prompts"):
+        call(tiny, pop, other.subset([1, 0]))
+    with pytest.raises(PatchError, match="each prompt needs one partner"):
+        call(tiny, pop, other.subset([0]))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda *given: run(*given, []), "no sets of edges to run"),
+        (lambda *given: eap(*given, at="swap"), "at='swap'"),
+        (lambda *given: eap_ig(*given, steps=0), "steps = 0"),
+        (lambda *given: prune(*given, [], 0.1), "0 edges, tau=0.1"),
+        (lambda *given: prune(*given, CHAIN, 0.0), "tau=0.0"),
+        (lambda *given: prune(*given, CHAIN, 0.1, block=0), "block=0"),
+        (lambda *given: prune(*given, CHAIN, 0.1, by="x"), "by='x'"),
+        (lambda *given: curve(*given, CHAIN, []), "sizes"),
+        (lambda *given: curve(*given, CHAIN, [14]), "a ranking of 13 edges"),
+    ],
+)
+def test_what_cannot_be_asked_is_named(toy, call, message):
+    clean = prompts.canonical(toy)
+    with pytest.raises(PatchError, match=message):
+        call(toy, clean, prompts.corrupt(toy, clean, "abc"))
+
+
+def test_no_gap_and_no_head_are_named(toy):
+    clean = prompts.canonical(toy)
+    with pytest.raises(MetricError, match="no-gap"):
+        faithfulness(toy, clean, clean, [CHAIN])
+    with pytest.raises(HeadError, match=r"no head 3\.0"):
+        of_heads(toy, [(3, 0)])
+
+
+def test_a_model_under_hooks_is_refused(tiny, pair):
+    with (
+        tiny.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda x, hook: x * 0)]),
+        pytest.raises(PatchError, match="hooked-model"),
+    ):
+        run(tiny, *pair, [[]])
