@@ -19,6 +19,7 @@ import huggingface_hub
 import pytest
 import torch
 from both import load_both
+from transformer_lens.model_bridge import TransformerBridge
 
 from labcode import models
 from labcode.errors import ModelError
@@ -532,6 +533,15 @@ def test_log_probabilities_equal_hugging_face(both):
 def test_the_embedded_model_equals_hugging_face(smollm2):
     hf, ids = load_both(models.prepare("smollm2").folder, bridge=smollm2).hf, tokens(smollm2)[:1]
     torch.testing.assert_close(smollm2(ids).log_softmax(-1), hf(ids).logits.log_softmax(-1), atol=2e-4, rtol=0)
+
+
+def test_weights_are_exactly_those_of_the_bridges_own_compatibility_mode(both):
+    whole = TransformerBridge.boot_transformers(str(both.folder), device="cpu", dtype=torch.float32)
+    with models.quiet():
+        whole.enable_compatibility_mode(disable_warnings=True)
+    ours, theirs = (dict(model.named_parameters()) for model in (both.bridge, whole))
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
 def test_right_padding_changes_nothing_before_it(both):
