@@ -255,7 +255,7 @@ def ratio(
     groups: Int[Tensor, " batch"],
     level: float = 0.95,
 ) -> Interval:
-    """The ratio of two means over the same prompts, with a percentile bootstrap over groups.
+    """The ratio of two means over the same prompts, with a studentised bootstrap over groups.
 
     Raises:
         PatchError: the mean of `whole` is 0.

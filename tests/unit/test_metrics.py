@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from labcode import metrics, prompts
 from labcode.errors import MetricError
@@ -81,14 +83,91 @@ def test_restoration_without_a_gap():
         metrics.restoration(same, same, same)
 
 
-def test_the_interval_covers_as_often_as_it_says():
+@pytest.mark.parametrize("n_groups", [6, 8, 12, 24, 60])  # the numbers of groups that the chapters use
+@pytest.mark.parametrize("shape", ["normal", "skewed"])
+def test_the_interval_covers_as_often_as_it_says(n_groups, shape):
+    rng = np.random.default_rng(n_groups)
+    size = (2000, n_groups)
+    # A pair of exponential values has a gamma distribution with shape 2: a skewness of 1.4.
+    samples = rng.normal(1.0, 2.0, size) if shape == "normal" else rng.gamma(2.0, 0.5, size)
+    found = metrics.bootstrap_cells(torch.from_numpy(samples), n_resamples=1000)
+    covered = np.mean([interval.low <= 1.0 <= interval.high for interval in found])
+    assert 0.93 - 0.006 <= covered <= 0.97  # 0.006 is one standard error of this simulation
+
+
+def test_percentiles_of_means_would_cover_too_little():
     rng = np.random.default_rng(0)
-    hits = 0
-    for trial in range(200):
-        sample = torch.from_numpy(rng.normal(1.0, 2.0, 60))
-        interval = metrics.bootstrap(sample, n_resamples=400, seed=trial)
-        hits += interval.low <= 1.0 <= interval.high
-    assert 176 <= hits <= 199  # 95 % of 200, a little less for the percentile method, 3 sigma wide
+    samples = rng.gamma(2.0, 0.5, (2000, 6))
+    draws = rng.multinomial(6, np.full(6, 1 / 6), size=1000)
+    low, high = np.quantile(samples @ draws.T / 6, [0.025, 0.975], axis=-1)
+    assert np.mean((low <= 1) & (high >= 1)) < 0.86  # why the interval is studentised
+
+
+def test_few_groups_give_students_interval():
+    values = np.random.default_rng(5).normal(0, 1, 4)
+    low, high = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
+    found = metrics.bootstrap(torch.from_numpy(values))
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_the_standard_error_is_the_textbooks():
+    sample = np.random.default_rng(6).gamma(2.0, 1.0, (3, 15))
+    mean, error = metrics._ratio(sample, np.ones(15), np.ones((1, 15)))
+    np.testing.assert_allclose(mean[:, 0], sample.mean(-1))
+    np.testing.assert_allclose(error[:, 0], stats.sem(sample, axis=-1))
+
+
+def test_a_screen_of_nothing_chooses_a_cell_in_one_table_of_twenty():
+    rng = np.random.default_rng(7)
+    alarms, single = 0, 0
+    for trial in range(300):
+        noise = rng.normal(0, 1, (60, 1)) if trial % 2 else 0  # half of the tables are correlated over cells
+        table = torch.from_numpy(rng.normal(0, 1, (60, 12)) + np.tile(noise, 12) * rng.normal(0, 1, 12))
+        found = metrics.screen(table, n_flips=400, seed=trial)
+        alarms += bool(found.chosen)
+        single += int((np.abs(found.t) > stats.t.ppf(0.975, 11)).sum())
+    assert alarms <= 29  # 15 expected, 3.8 standard deviations
+    assert single > 500  # one by one, three cells of each table would have passed
+
+
+def test_a_screen_finds_what_is_there_and_flips_prompts_of_a_group_together():
+    table = torch.from_numpy(np.random.default_rng(8).normal(0, 1, (50, 16)))
+    table[[7, 31]] += torch.tensor([[3.0], [-3.0]])
+    groups = torch.arange(16).repeat_interleave(2)
+    found = metrics.screen(table.repeat_interleave(2, dim=1), groups)
+    assert {7, 31} <= set(found.chosen)
+    assert len(found.chosen) <= 3
+    assert found.n_groups == 16
+    once = metrics.screen(table)
+    assert (found.threshold, found.p[7]) == pytest.approx((once.threshold, once.p[7]))
+    t, _ = stats.ttest_1samp(table.numpy(), 0, axis=1)
+    np.testing.assert_allclose(found.t, t)
+
+
+def test_every_flip_of_few_groups_gives_the_exact_threshold():
+    table = torch.from_numpy(np.random.default_rng(9).normal(0.5, 1, (5, 7)))
+    largest = []
+    for signs in itertools.product((-1, 1), repeat=7):
+        t, _ = stats.ttest_1samp(table.numpy() * np.array(signs), 0, axis=1)
+        largest.append(np.abs(t).max())
+    found = metrics.screen(table, n_flips=20_000)
+    assert found.threshold == pytest.approx(np.quantile(largest, 0.95), rel=0.03)
+    own = np.abs(found.t)
+    np.testing.assert_allclose(found.p, [(np.array(largest) >= one - 1e-9).mean() for one in own], atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("values", "groups", "message"),
+    [
+        (torch.ones(3, 0), None, "no values"),
+        (torch.full((2, 8), float("nan")), None, "NaN"),
+        (torch.ones(2, 8), torch.arange(7), "7 groups for 8 values"),
+        (torch.ones(2, 10), torch.arange(5).repeat_interleave(2), "5 draws"),
+    ],
+)
+def test_a_screen_of_too_little(values, groups, message):
+    with pytest.raises(MetricError, match=message):
+        metrics.screen(values, groups)
 
 
 def test_the_interval_has_the_width_of_the_standard_error():
@@ -110,7 +189,8 @@ def test_groups_that_agree_count_once():
 
 def test_cells_are_the_rows():
     table = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-    assert metrics.bootstrap_cells(table)[1] == metrics.bootstrap(table[1])
+    together, alone = metrics.bootstrap_cells(table)[1], metrics.bootstrap(table[1])
+    assert (together.mean, together.low, together.high) == pytest.approx((alone.mean, alone.low, alone.high))
 
 
 def test_a_part_that_is_the_whole_has_no_width():
