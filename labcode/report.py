@@ -19,8 +19,8 @@ from typing import Any, Literal, get_args
 
 from labcode.errors import ReportError
 
-Evidence = Literal["observational", "sufficient", "necessary", "sufficient and necessary"]
-EVIDENCE = get_args(Evidence)
+Method = Literal["observed", "denoised", "noised", "ablated"]
+METHODS = get_args(Method)
 LONG = ' class="lab-long"'  # a cell that holds a sentence
 
 _numbers = count(1)
@@ -51,31 +51,44 @@ def put(**values: Any) -> None:
         _glue(name, plain)
 
 
-def claim(text: str, holds: bool, evidence: Evidence) -> None:
-    """Show whether a sentence holds on this run, and which kind of evidence it rests on.
+def claim(text: str, holds: bool, method: Method) -> None:
+    """Show whether a sentence about the model holds on this run, and by which method it was found.
 
-    "observational": read off a run in which nothing was changed. "sufficient": putting the part's clean value into a
-    corrupted run restores the behaviour (denoising). "necessary": taking the part away from a clean run harms it
-    (noising, ablation).
+    A claim could have failed. What only asks whether our tools agree with themselves is a `check`. The method says what
+    was done, and leaves it to the sentence what follows from it: "observed": nothing was changed in the runs that were
+    read. "denoised": clean activations were put into other runs. "noised": activations of other runs were put into
+    clean ones. "ablated": parts were taken out, or all but some.
 
     Raises:
-        ReportError: an unknown kind of evidence, or no text.
+        ReportError: an unknown method, or no text.
     """
-    if evidence not in EVIDENCE:
-        raise ReportError(
-            f"unknown kind of evidence {evidence!r}: choose one of {', '.join(EVIDENCE)}", see="evidence-kind"
-        )
+    if method not in METHODS:
+        raise ReportError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}", see="claim-method")
+    _judge("claim", text, holds, method)
+
+
+def check(text: str, holds: bool) -> None:
+    """Show whether our tools agree with themselves, or with arithmetic: by hand and by the library, parts and whole.
+
+    The ledger lists checks apart from claims and does not count them, since they say nothing about the model.
+
+    Raises:
+        ReportError: no text.
+    """
+    _judge("check", text, holds, "self-check")
+
+
+def _judge(kind: str, text: str, holds: bool, method: str) -> None:
     if not text.strip():
         raise ReportError("a claim needs a sentence", see="claim-without-text")
     verdict = bool(holds)
     mark = "✓ holds" if verdict else "✗ does not hold on this run"
     page = (
         f'<div class="lab-claim" data-holds="{str(verdict).lower()}"><span class="lab-verdict">{mark}</span> '
-        f'<span class="lab-text">{html.escape(text)}</span> '
-        f'<span class="lab-evidence">evidence: {evidence}</span></div>'
+        f'<span class="lab-text">{html.escape(text)}</span> <span class="lab-evidence">{method}</span></div>'
     )
-    _show(page, f"{mark}: {text} (evidence: {evidence})")
-    _record({"kind": "claim", "text": text, "holds": verdict, "evidence": evidence})
+    _show(page, f"{mark}: {text} ({method})")
+    _record({"kind": kind, "text": text, "holds": verdict, "method": method})
 
 
 def compare(values: Mapping[str, float], same_model: bool) -> None:

@@ -1,4 +1,4 @@
-"""The end of a build: the model, the claims that don't hold on it, what it cost, and where the book is.
+"""The end of a build: the model, the claims and self-checks that don't hold on it, what it cost, and where the book is.
 
 With `LAB_STRICT=1` a claim that doesn't hold fails the build, whether its chapter ran or came from the cache. The
 `costs` directive shows what each page cost when it was executed, from the records beside its outputs in the cache.
@@ -48,18 +48,20 @@ def finish(app: Sphinx, failure: Exception | None) -> None:
     (Path(app.outdir).parent / "cost.json").write_text(costs + "\n", encoding="utf8")
     reports = pages.in_order(app.env, "ledger")
     crosses = [f"\n  ✗ {name}: {text}" for name, found in reports for text in found.crosses]
-    claims, false, listed = sum(len(found.claims) for _, found in reports), len(crosses), "".join(crosses)
+    claims, checks = (sum(len(getattr(found, kind)) for _, found in reports) for kind in ("claims", "checks"))
+    false, listed = len(crosses), "".join(crosses)
+    both = f"{claims} claims and {checks} self-checks"
     if model:
         logger.info("\nThis build ran on %s: %s.", model.get("title", model["name"]), model["why"].rstrip("."))
     if false:
-        logger.info("%d of %d claims don't hold on this run:%s", false, claims, listed)
-    elif claims:
-        logger.info("All %d claims hold on this run.", claims)
+        logger.info("%d of %s don't hold on this run:%s", false, both, listed)
+    elif claims or checks:
+        logger.info("All %s hold on this run.", both)
     start = Path(app.outdir) / "index.html"
     if app.builder.format == "html" and start.is_file():
         logger.info("Open %s in a browser, or: make serve", start.resolve().as_uri())
     if false and strict():
-        halt(f"LAB_STRICT is set and {false} of {claims} claims don't hold:{listed}", see="claims-do-not-hold")
+        halt(f"LAB_STRICT is set and {false} of {both} don't hold:{listed}", see="claims-do-not-hold")
 
 
 def _read_all_again(app: Sphinx) -> None:

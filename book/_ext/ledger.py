@@ -1,4 +1,4 @@
-"""The claims, comparisons and numbers that the chapters reported, and the `ledger` directive, which shows them all.
+"""The claims, self-checks, comparisons and numbers that the chapters reported, and the `ledger` directive, which shows them all.
 
 The records that `labcode.report` makes travel as glued strings, so they come back from the cache like any other output.
 """
@@ -30,13 +30,14 @@ class Reported:
     """What one chapter reported, in its order."""
 
     claims: list[dict[str, Any]] = field(default_factory=list)
+    checks: list[dict[str, Any]] = field(default_factory=list)
     comparisons: list[dict[str, Any]] = field(default_factory=list)
     numbers: dict[str, str] = field(default_factory=dict)
 
     @property
     def crosses(self) -> list[str]:
-        """The claims that don't hold on this run."""
-        return [claim["text"] for claim in self.claims if not claim["holds"]]
+        """The claims and self-checks that don't hold on this run."""
+        return [one["text"] for one in (*self.claims, *self.checks) if not one["holds"]]
 
 
 def parse(glued: Mapping[str, Mapping[str, Any]]) -> Reported:
@@ -46,7 +47,8 @@ def parse(glued: Mapping[str, Mapping[str, Any]]) -> Reported:
         text = "".join(output.get("data", {}).get("text/plain", ""))  # a text or its lines
         if key.startswith(PREFIX):
             record = json.loads(ast.literal_eval(text))
-            (found.claims if record["kind"] == "claim" else found.comparisons).append(record)
+            lists = {"claim": found.claims, "check": found.checks, "compare": found.comparisons}
+            lists[record["kind"]].append(record)
         elif text:
             found.numbers[key] = text
     return found
@@ -61,12 +63,17 @@ def _read(app: Sphinx, doctree: nodes.document) -> Reported | None:
 
 
 def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
-    """The three tables."""
+    """The four tables."""
     reported = pages.in_order(app.env, "ledger")
     claims: list[list[pages.Cell]] = [
-        [_mark(one["holds"]), one["text"], str(one.get("evidence") or ""), pages.link(app, here, docname)]
+        [_mark(one["holds"]), one["text"], one["method"], pages.link(app, here, docname)]
         for docname, found in reported
         for one in found.claims
+    ]
+    checks: list[list[pages.Cell]] = [
+        [_mark(one["holds"]), one["text"], pages.link(app, here, docname)]
+        for docname, found in reported
+        for one in found.checks
     ]
     comparisons: list[list[pages.Cell]] = [
         [
@@ -88,9 +95,12 @@ def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
             numbers += [*_table("numbers", ["Name", "Value"], rows), nodes.raw("", "</details>", format="html")]
     return [
         nodes.rubric("", "Claims"),
-        *_table("claims", ["On this run", "Claim", "Evidence", "Chapter"], claims),
+        *_table("claims", ["On this run", "Claim", "Method", "Chapter"], claims),
         nodes.rubric("", "Comparisons"),
         *_table("comparisons", ["Quantity", "This run", "Published", "Source", "Verdict", "Chapter"], comparisons),
+        nodes.rubric("", "Self-checks"),
+        nodes.paragraph("", "Our tools agree with themselves, or with arithmetic. These say nothing about the model."),
+        *_table("checks", ["On this run", "Self-check", "Chapter"], checks),
         nodes.rubric("", "Numbers"),
         *(numbers or _table("numbers", [], [])),
     ]

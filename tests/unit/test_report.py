@@ -18,8 +18,9 @@ CELL = """
 import torch
 from labcode import metrics, report
 report.put(a=0.25, b=torch.tensor(1.5), n=3, name="x", ld=metrics.Interval(1.0, 0.5, 1.5, 8))
-report.claim("one < two & <script>alert(1)</script>", 1 < 2, "observational")
-report.claim("three is two", False, "necessary")
+report.claim("one < two & <script>alert(1)</script>", 1 < 2, "observed")
+report.check("one and one are two", 1 + 1 == 2)
+report.claim("three is two", False, "noised")
 report.compare({"wang.accuracy": 0.99}, same_model=True)
 report.compare({"wang.accuracy": 0.5}, same_model=True)
 report.compare({"wang.accuracy": 0.5}, same_model=False)
@@ -48,9 +49,11 @@ def test_numbers_arrive_plain(glued):
     assert (glued["ld"], glued["ld_low"], glued["ld_high"]) == (1.0, 0.5, 1.5)
 
 
-def test_claims_are_recorded_with_their_evidence(glued):
+def test_claims_are_recorded_with_their_method(glued):
     claims = [json.loads(value) for name, value in glued.items() if name.startswith("ledger.claim.")]
-    assert [(claim["holds"], claim["evidence"]) for claim in claims] == [(True, "observational"), (False, "necessary")]
+    assert [(claim["holds"], claim["method"]) for claim in claims] == [(True, "observed"), (False, "noised")]
+    (check,) = [json.loads(value) for name, value in glued.items() if name.startswith("ledger.check.")]
+    assert (check["text"], check["holds"], check["method"]) == ("one and one are two", True, "self-check")
 
 
 @pytest.mark.parametrize(
@@ -75,13 +78,14 @@ def test_what_the_page_shows_is_escaped_and_marked(outputs):
     assert not any("<script>" in page for page in pages)
     assert "✓ holds" in pages[0]
     assert "&lt;script&gt;" in pages[0]
-    assert "✗ does not hold on this run" in pages[1]
+    assert "self-check" in pages[1]
+    assert "✗ does not hold on this run" in pages[2]
     assert "✗ a surprise" in pages[-1]
 
 
 def test_a_claim_prints_outside_a_notebook(capsys):
-    report.claim("water is wet", torch.tensor(True), "observational")
-    report.claim("water is dry", False, "observational")
+    report.claim("water is wet", torch.tensor(True), "observed")
+    report.claim("water is dry", False, "observed")
     said = capsys.readouterr().out
     assert "✓ holds: water is wet" in said
     assert "✗ does not hold on this run: water is dry" in said
@@ -93,11 +97,11 @@ def test_what_no_sentence_can_carry(value):
         report.put(x=value)
 
 
-def test_unknown_evidence_and_unknown_figure():
-    with pytest.raises(ReportError, match="unknown kind of evidence"):
+def test_unknown_method_and_unknown_figure():
+    with pytest.raises(ReportError, match="unknown method"):
         report.claim("a", True, "obvious")
     with pytest.raises(ReportError, match="needs a sentence"):
-        report.claim("  ", True, "observational")
+        report.claim("  ", True, "observed")
     with pytest.raises(ReportError, match="no published figure 'nobody'"):
         report.compare({"nobody": 1.0}, same_model=True)
 

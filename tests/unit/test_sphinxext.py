@@ -122,11 +122,17 @@ def glued(**values: object) -> dict:
 
 
 def test_records_come_back_from_glue():
-    false = {"kind": "claim", "text": HOSTILE, "holds": False, "evidence": "necessary"}
+    false = {"kind": "claim", "text": HOSTILE, "holds": False, "method": "noised"}
     compared = {"kind": "compare", "quantity": "q", "measured": 1.5, "published": 2.0, "verdict": "differs"}
-    texts = {"ledger__claim__1": json.dumps(false), "ledger__compare__2": json.dumps(compared)}
+    checked = {"kind": "check", "text": "1 + 1 = 2", "holds": True, "method": "self-check"}
+    texts = {
+        "ledger__claim__1": json.dumps(false),
+        "ledger__check__3": json.dumps(checked),
+        "ledger__compare__2": json.dumps(compared),
+    }
     page = ledger.parse(glued(ld=3.5, **texts))
     assert page.claims == [false]
+    assert page.checks == [checked]
     assert page.comparisons == [compared]
     assert page.numbers == {"ld": "3.5"}
     assert page.crosses == [HOSTILE]

@@ -42,7 +42,7 @@ glue("n", 17, display=False)
 CLAIM = """
 ```{code-cell} python3
 import json
-record = {"kind": "claim", "text": "1 < 0 <script>alert(1)</script>", "holds": False, "evidence": "observational"}
+record = {"kind": "claim", "text": "1 < 0 <script>alert(1)</script>", "holds": False, "method": "observed"}
 glue("ledger.claim.1", json.dumps(record), display=False)
 ```
 """
@@ -145,7 +145,7 @@ def test_a_strict_build_fails_each_time_although_everything_is_cached(small):
         status, output = build(folder, LAB_STRICT="1")
         assert status != 0
         assert ran(output) == []
-        assert "LAB_STRICT is set and 1 of 1 claims don't hold" in output
+        assert "LAB_STRICT is set and 1 of 1 claims and 0 self-checks don't hold" in output
     assert build(folder)[0] == 0
 
 
