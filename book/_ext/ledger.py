@@ -1,4 +1,4 @@
-"""The claims, self-checks, comparisons and numbers that the chapters reported, and the `ledger` directive, which shows them all.
+"""What the chapters reported: claims, self-checks, comparisons and numbers, and the `ledger` directive that shows them.
 
 The records that `labcode.report` makes travel as glued strings, so they come back from the cache like any other output.
 """

@@ -126,8 +126,8 @@ def test_a_ratio_of_means_with_its_interval():
     whole = torch.tensor([1.0, 3.0, 2.0, 2.0])
     assert near(ratio(whole / 2, whole, groups), 0.5)
     found = ratio(torch.tensor([1.0, 1.0, 2.0, 2.0]), whole, groups)
-    # Groups twice as good as each other: the extremes are one group alone.
-    assert (found.mean, found.low, found.high) == pytest.approx((0.75, 0.5, 1.0))
+    # Two groups, 0.5 and 1: a standard error of 0.25, and Student's t with one degree of freedom is wide.
+    assert (found.mean, found.low, found.high) == pytest.approx((0.75, 0.75 - 0.25 * 12.7062, 0.75 + 0.25 * 12.7062))
     with pytest.raises(PatchError, match="a share of nothing"):
         ratio(whole, torch.zeros(4), groups)
 
