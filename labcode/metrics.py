@@ -236,7 +236,7 @@ class Screen:
     @property
     def chosen(self) -> list[int]:
         """The cells whose |t| lies above the threshold, in order."""
-        return np.flatnonzero(np.abs(self.t) > self.threshold).tolist()
+        return np.flatnonzero(np.abs(self.t) > self.threshold * (1 + 1e-9)).tolist()
 
 
 def screen(
@@ -254,10 +254,10 @@ def screen(
     and Young 1993, "Resampling-based multiple testing"; Winkler et al. 2014, NeuroImage 92, for sign flips).
 
     Raises:
-        MetricError: no values, a NaN, groups of another length, or fewer than six groups, whose 32 different flips can
-            not tell one in twenty.
+        MetricError: no values, a NaN, or groups of another length.
 
-    Limits: flips take the distribution of each group to be symmetric about 0 where nothing is there.
+    Limits: flips take the distribution of each group to be symmetric about 0 where nothing is there. Fewer than six
+    groups can be flipped in fewer than 20 ways that differ in |t|: then no cell is ever chosen.
     """
     table = values.detach().cpu().double().numpy()
     labels = np.arange(table.shape[-1]) if groups is None else groups.cpu().numpy()
@@ -271,17 +271,12 @@ def screen(
         )
     _, member, counts = np.unique(labels, return_inverse=True, return_counts=True)
     n = len(counts)
-    if n < FEW_GROUPS:
-        raise MetricError(
-            f"{n} draws of prompts are too few to look at many cells: take at least {2 * FEW_GROUPS} prompts",
-            see="too-few-draws",
-        )
     means = np.stack([np.bincount(member, weights=row) for row in table]) / counts  # [cell group]
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(n_flips, n))
     square = (means**2).sum(-1)
 
     def t_of(mean: np.ndarray) -> np.ndarray:
-        spread = np.maximum(square.reshape(-1, *[1] * (mean.ndim - 1)) / n - mean**2, 0) / (n - 1)
+        spread = np.maximum(square.reshape(-1, *[1] * (mean.ndim - 1)) / n - mean**2, 0) / max(n - 1, 1)
         return np.divide(mean, np.sqrt(spread), out=np.zeros_like(mean), where=spread > 1e-24)
 
     observed = t_of(means.mean(-1))

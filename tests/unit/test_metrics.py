@@ -156,13 +156,20 @@ def test_every_flip_of_few_groups_gives_the_exact_threshold():
     np.testing.assert_allclose(found.p, [(np.array(largest) >= one - 1e-9).mean() for one in own], atol=0.02)
 
 
+@pytest.mark.parametrize("n_groups", [1, 2, 5])
+def test_a_screen_of_few_groups_chooses_nothing(n_groups):
+    table = 10 + torch.from_numpy(np.random.default_rng(n_groups).normal(0, 0.1, (4, n_groups)))
+    found = metrics.screen(table)
+    assert found.chosen == []
+    assert found.p.min() > 0.05
+
+
 @pytest.mark.parametrize(
     ("values", "groups", "message"),
     [
         (torch.ones(3, 0), None, "no values"),
         (torch.full((2, 8), float("nan")), None, "NaN"),
         (torch.ones(2, 8), torch.arange(7), "7 groups for 8 values"),
-        (torch.ones(2, 10), torch.arange(5).repeat_interleave(2), "5 draws"),
     ],
 )
 def test_a_screen_of_too_little(values, groups, message):
