@@ -202,7 +202,15 @@ def test_an_interrupted_build_leaves_no_kernel_behind(tmp_path):
     """)
     names = ["a", "b", "c"]
     folder = book(tmp_path, index="# Start\n", **{name: f"# {name}\n{code.replace('NAME', name)}" for name in names})
-    process = subprocess.Popen(BUILD, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        BUILD,
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        # A shell starts what runs in its background deaf to Ctrl-C, and that is inherited by everything below.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     started = [folder / "a.pid", folder / "b.pid"]
     deadline = time.monotonic() + 60
     while not all(path.exists() and path.read_text() for path in started):
