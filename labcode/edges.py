@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 # Bounds that keep the working memory below 1 GB for the embedded model.
 PROMPTS_AT_ONCE = 8
 ROWS_AT_ONCE = 6  # runs in one backward pass
-SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Shares of all edges at which a curve is often drawn."""
 
 
 class Edge(NamedTuple):
@@ -188,7 +186,7 @@ class Piece:
             suffix = Suffix.proven(graph.network, base, pop.end, torch.ones_like(pop.end))
         places = torch.arange(self.n_pos)[None]
         self.turns = [suffix.rotation(layer, places) for layer in range(graph.network.n_layers)]
-        self.allowed = torch.ones(1, self.n_pos, self.n_pos).bool().tril()
+        self.allowed = suffix.allowed(places)
         self.outputs = torch.empty(len(graph.sources), *self.clean.shape)
         self.streams: list[Tensor] = []
         self.plain(self.corrupted, self.outputs, self.streams)
@@ -403,7 +401,7 @@ def eap(
     """Edge attribution patching (Syed, Rager and Conmy 2023, arXiv 2310.10348).
 
     The score of an edge is (the source's output, clean - corrupted) . (gradient of the logit difference with respect to
-    what the destination reads), summed over positions. It is the first-order estimate of what `run` would show:
+    what the destination reads), summed over positions. It is the first-order estimate of what `run` would show.
 
     Args:
         at: the run whose gradient is taken. "clean": how much is lost if this edge alone becomes corrupted.

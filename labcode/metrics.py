@@ -173,12 +173,7 @@ def bootstrap_ratios(
         )
     if abs(unit.mean()) < 1e-9:
         raise MetricError("a share of nothing: the mean that is divided by is 0", see="share-of-nothing")
-    labels = np.arange(n) if groups is None else groups.cpu().numpy()
-    if len(labels) != n:
-        raise MetricError(
-            f"{len(labels)} groups for {n} values: give one group to each prompt", see="groups-and-values"
-        )
-    _, member = np.unique(labels, return_inverse=True)
+    member = _member(groups, n)
     sums = np.stack([np.bincount(member, weights=row) for row in table])  # [cell group]
     size = np.bincount(member, weights=unit)  # [group]
     n_groups = len(size)
@@ -196,6 +191,20 @@ def bootstrap_ratios(
 
 
 FEW_GROUPS = 6
+
+
+def _member(groups: Int[Tensor, " batch"] | None, n: int) -> Int[np.ndarray, " batch"]:
+    """The group of each of `n` values, counted from 0; each value is a group of its own where none are given.
+
+    Raises:
+        MetricError: groups of another length.
+    """
+    labels = np.arange(n) if groups is None else groups.cpu().numpy()
+    if len(labels) != n:
+        raise MetricError(
+            f"{len(labels)} groups for {n} values: give one group to each prompt", see="groups-and-values"
+        )
+    return np.unique(labels, return_inverse=True)[1]
 
 
 def _student(n_groups: int, level: float) -> float:
@@ -260,16 +269,12 @@ def screen(
     groups can be flipped in fewer than 20 ways that differ in |t|: then no cell is ever chosen.
     """
     table = values.detach().cpu().double().numpy()
-    labels = np.arange(table.shape[-1]) if groups is None else groups.cpu().numpy()
     if table.size == 0 or np.isnan(table).any():
         raise MetricError(
             "no values, or NaN among them: look for it in the run that made them", see="nan-in-the-values"
         )
-    if len(labels) != table.shape[-1]:
-        raise MetricError(
-            f"{len(labels)} groups for {table.shape[-1]} values: give one group to each prompt", see="groups-and-values"
-        )
-    _, member, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    member = _member(groups, table.shape[-1])
+    counts = np.bincount(member)
     n = len(counts)
     means = np.stack([np.bincount(member, weights=row) for row in table]) / counts  # [cell group]
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(n_flips, n))

@@ -178,7 +178,7 @@ def load(name: str | None = None, device: str = "cpu") -> TransformerBridge:
 
 
 def _into_compatibility_mode(model: TransformerBridge) -> None:
-    """Fold and centre the weights as `enable_compatibility_mode` does, in half of its time.
+    """Fold and centre the weights as `enable_compatibility_mode` does, in less time and memory.
 
     Its last two steps, centring the unembedding and folding the value biases, each copy all weights first. In a model
     with RMSNorm and no biases there is nothing to fold, and its unembedding is centred here in place, by the same
