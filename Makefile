@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 STRICT := $(if $(LAB_STRICT),-W -n --keep-going)
 
-.PHONY: book test serve lab benchmark lint clean lock
+.PHONY: book test serve lab benchmark evidence lint clean lock
 
 book: $(READY)
 	$(BIN)/jupyter-book build . $(STRICT)
@@ -24,6 +24,9 @@ lab: $(READY)
 
 benchmark: $(READY)
 	$(BIN)/python -m labbook.data.make.benchmark
+
+evidence: $(READY)
+	$(BIN)/python -m labbook.data.make.evidence
 
 lint: $(READY)
 	@mkdir -p _build/packages && ln -sfn ../../book _build/packages/labbook

@@ -56,5 +56,9 @@ class FamilyError(LabError):
     """Families of heads that are not defined as asked."""
 
 
+class EvidenceError(LabError):
+    """Recorded measurements that cannot be read, or that a run does not give again."""
+
+
 class ReportError(LabError):
     """A number, claim or comparison that cannot be shown as asked."""

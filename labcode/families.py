@@ -202,7 +202,7 @@ def measured(model: TransformerBridge, n: int = 24, seed: int = 21) -> dict[str,
 
 
 def measure(
-    model: TransformerBridge, pop: Population, corrupted: Population
+    model: TransformerBridge, pop: Population, corrupted: Population, writers: Sequence[Head] | None = None
 ) -> dict[str, Float[Tensor, "layer head batch"]]:
     """Every measurement that a family's definition can name, for every head and prompt.
 
@@ -222,10 +222,11 @@ def measure(
     ==================  ==========================================================================================
 
     and, per prompt or head only, `clean` and `corrupted` [batch], the logit differences of the two runs, and `writers`
-    [writer 2], the heads called writers above, as `writing` picks them.
+    [writer 2], the heads called writers above.
 
     Args:
         corrupted: the same prompts with three unrelated names, as `prompts.corrupt(model, pop, "abc")` makes them.
+        writers: the heads called writers above; by default those that `writing` picks on these very prompts.
 
     Source: Wang et al. 2022 (arXiv 2211.00593), sections 3.1 to 3.3. Limits: one corruption, one head at a time; two
     heads that stand in for each other show in neither `total`.
@@ -238,7 +239,8 @@ def measure(
     found["total S1+1"] = _at_the_next_word(model, pop, corrupted, found["attention S1+1→S1"].mean(-1) >= LOOKS)
     grid = path_patch(model, pop, corrupted, sender_at="END")
     found |= {"direct": grid.clean - grid.values, "clean": grid.clean, "corrupted": grid.corrupted}
-    writers = writing(found["direct"], grid.clean - grid.corrupted, pop.draws)
+    if writers is None:
+        writers = writing(found["direct"], grid.clean - grid.corrupted, pop.draws)
     wires = path_patch(model, pop, corrupted, "q", writers, sender_at="END", receiver_at="END")
     found["query"] = wires.clean - wires.values
     found["for IO"], found["against S"] = _writes(model, pop, corrupted, ())

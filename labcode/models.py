@@ -285,6 +285,11 @@ def weights_key(model: TransformerBridge) -> str:
     return digest.hexdigest()
 
 
+def pins(name: str) -> str:
+    """What identifies the weights of a known model on every machine, told without loading anything."""
+    return fingerprint(Source(name, KNOWN[name].title, "", Path()))
+
+
 def fingerprint(source: Source) -> str:
     """Sixteen hex digits that change when weights or tokenizer change, told without loading anything.
 

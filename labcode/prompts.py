@@ -245,7 +245,14 @@ def canonical(model: TransformerBridge, io: str = "Mary", s: str = "John", subje
     return build(model, [Prompt(text, io, s, "BABA" if subject_first else "ABBA", template=0)])
 
 
-def population(model: TransformerBridge, n: int, seed: int = 0, templates: Sequence[str] = TEMPLATES) -> Population:
+def population(
+    model: TransformerBridge,
+    n: int,
+    seed: int = 0,
+    templates: Sequence[str] = TEMPLATES,
+    names: Sequence[str] | None = None,
+    exact: bool = False,
+) -> Population:
     """Draw `n` distinct prompts with balanced roles.
 
     Prompts come in neighbouring pairs that share template, names, place and object, once with either name as the
@@ -257,18 +264,21 @@ def population(model: TransformerBridge, n: int, seed: int = 0, templates: Seque
         n: number of prompts, even and at least 2. The environment variable LAB_PROMPTS changes it in the whole book:
             8 is a cap, for a quick look; x4 asks for four times as many, which takes four times as long and halves the
             intervals.
+        names: those to draw from, each one token after a space; by default all of `NAMES` that are.
+        exact: take `n` whatever LAB_PROMPTS says: the prompts of a record.
 
     Raises:
         PromptError: LAB_PROMPTS is no even number from 4 on and no multiple; n odd, below 2, or more than there are
             distinct prompts; fewer than two usable names.
     """
-    n = _asked(n)
+    n = n if exact else _asked(n)
     if n < 2 or n % 2:
         raise PromptError(
             f"n = {n}: prompts come in pairs with swapped roles, so n has to be even and at least 2",
             see="odd-number-of-prompts",
         )
-    names, dropped = single_token_names(model)
+    known, dropped = single_token_names(model)
+    names = known if names is None else list(names)
     if len(names) < 2:
         raise PromptError(
             f"this tokenizer holds {len(names)} of our {len(NAMES)} names as one token: two are needed",
