@@ -3,6 +3,7 @@
 errors, progress                           what every module may raise and show
 forward, models, toy                       arithmetic of a decoder; loading one; one wired by hand, with a known circuit
 prompts, variants                          populations with named positions; the same task, changed
+frames                                     sentences of the recorded evidence: one half to find with, one to judge on
 metrics, residual                          what a run is worth, with intervals; the residual stream as a sum
 heads                                      what heads attend to, and what their OV circuits do to a name
 patching                                   `sweep` and `path_patch`: one activation, or one wire, from another run
@@ -10,6 +11,7 @@ circuit                                    heads kept or taken out, in many stat
 edges                                      circuits as sets of edges: who reads whose output, and what that is worth
 faithful                                   is what is left the circuit?
 families                                   the criteria of the head families, and the search for members
+evidence                                   what was measured once at full size, and measured again in part by each build
 corpus, sae, latents                       sparse autoencoders: text, train and judge, read and edit
 readable, superposition                    rules that say where a latent fires; a toy whose features are known
 plots, report                              figures; numbers, claims and published values. They import only `errors`

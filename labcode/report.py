@@ -21,23 +21,29 @@ from labcode.errors import ReportError
 
 Method = Literal["observed", "denoised", "noised", "ablated"]
 METHODS = get_args(Method)
+Origin = Literal["measured", "recorded"]
 LONG = ' class="lab-long"'  # a cell that holds a sentence
 
 _numbers = count(1)
 
 
-def put(**values: Any) -> None:
+def put(origin: Origin = "measured", /, **values: Any) -> None:
     """Make values available to the chapter's sentences: put(gap=0.5) is {glue:text}`gap` there.
 
     Tensors and numpy scalars of one element become plain numbers. A `metrics.Interval` gives three names:
     put(ld=interval) is `ld`, `ld_low` and `ld_high`.
 
+    Args:
+        origin: "recorded" where the values come from the recorded evidence (`evidence.Evidence.origin`); the ledger
+            marks them.
+
     Raises:
         ReportError: a NaN or infinite number, or anything but a number, truth value, string or interval.
     """
+    names = []
     for name, value in values.items():
         if all(hasattr(value, part) for part in ("mean", "low", "high")):
-            put(**{name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high})
+            put(origin, **{name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high})
             continue
         plain = value.item() if hasattr(value, "item") else value
         if not isinstance(plain, bool | int | float | str):
@@ -49,22 +55,33 @@ def put(**values: Any) -> None:
                 f"put({name}={plain}): no sentence can carry it; look for its cause in the run", see="put-nan"
             )
         _glue(name, plain)
+        names.append(name)
+    if origin == "recorded" and names:
+        _record({"kind": "recorded", "names": names})
 
 
-def claim(text: str, holds: bool, method: Method) -> None:
-    """Show whether a sentence about the model holds on this run, and by which method it was found.
+def claim(
+    text: str, holds: bool, method: Method, against: str = "", *, source: str = "", origin: Origin = "measured"
+) -> None:
+    """Show whether a sentence about the model holds on this run, how it was found, and against what.
 
-    A claim could have failed. What only asks whether our tools agree with themselves is a `check`. The method says what
-    was done, and leaves it to the sentence what follows from it: "observed": nothing was changed in the runs that were
-    read. "denoised": clean activations were put into other runs. "noised": activations of other runs were put into
-    clean ones. "ablated": parts were taken out, or all but some.
+    A claim could have failed: `against` says what would then have been the case, the null. What only asks whether our
+    tools agree with themselves is a `check`.
+
+    Args:
+        method: what was done; it leaves to the sentence what follows from it. "observed": nothing was changed in the
+            runs that were read. "denoised": clean activations were put into other runs. "noised": activations of other
+            runs were put into clean ones. "ablated": parts were taken out, or all but some.
+        against: the null in a few words, for instance "heads drawn at random". The build asks for it.
+        source: where the claim was published, if this is a replication. Else it is a finding of this run.
+        origin: "recorded" where the values come from the recorded evidence.
 
     Raises:
         ReportError: an unknown method, or no text.
     """
     if method not in METHODS:
         raise ReportError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}", see="claim-method")
-    _judge("claim", text, holds, method)
+    _judge("claim", text, holds, method, {"against": against, "source": source, "origin": origin})
 
 
 def check(text: str, holds: bool) -> None:
@@ -75,20 +92,27 @@ def check(text: str, holds: bool) -> None:
     Raises:
         ReportError: no text.
     """
-    _judge("check", text, holds, "self-check")
+    _judge("check", text, holds, "self-check", {})
 
 
-def _judge(kind: str, text: str, holds: bool, method: str) -> None:
+def _judge(kind: str, text: str, holds: bool, method: str, more: dict[str, str]) -> None:
     if not text.strip():
         raise ReportError("a claim needs a sentence", see="claim-without-text")
     verdict = bool(holds)
     mark = "✓ holds" if verdict else "✗ does not hold on this run"
+    how = method
+    if more.get("against"):
+        how += f", against {more['against']}"
+    if more.get("source"):
+        how += f"; a replication of {more['source']}"
+    if more.get("origin") == "recorded":
+        how += "; from recorded evidence"
     page = (
         f'<div class="lab-claim" data-holds="{str(verdict).lower()}"><span class="lab-verdict">{mark}</span> '
-        f'<span class="lab-text">{html.escape(text)}</span> <span class="lab-evidence">{method}</span></div>'
+        f'<span class="lab-text">{html.escape(text)}</span> <span class="lab-evidence">{html.escape(how)}</span></div>'
     )
-    _show(page, f"{mark}: {text} ({method})")
-    _record({"kind": kind, "text": text, "holds": verdict, "method": method})
+    _show(page, f"{mark}: {text} ({how})")
+    _record({"kind": kind, "text": text, "holds": verdict, "method": method, **more})
 
 
 def compare(values: Mapping[str, float], same_model: bool) -> None:

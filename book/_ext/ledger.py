@@ -1,4 +1,4 @@
-"""What the chapters reported: claims, self-checks, comparisons and numbers, and the `ledger` directive that shows them.
+"""What the chapters reported: claims, self-checks, comparisons and numbers, and the `ledger` directive for them.
 
 The records that `labcode.report` makes travel as glued strings, so they come back from the cache like any other output.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -33,6 +33,7 @@ class Reported:
     checks: list[dict[str, Any]] = field(default_factory=list)
     comparisons: list[dict[str, Any]] = field(default_factory=list)
     numbers: dict[str, str] = field(default_factory=dict)
+    recorded: set[str] = field(default_factory=set)
 
     @property
     def crosses(self) -> list[str]:
@@ -48,7 +49,10 @@ def parse(glued: Mapping[str, Mapping[str, Any]]) -> Reported:
         if key.startswith(PREFIX):
             record = json.loads(ast.literal_eval(text))
             lists = {"claim": found.claims, "check": found.checks, "compare": found.comparisons}
-            lists[record["kind"]].append(record)
+            if record["kind"] == "recorded":
+                found.recorded.update(record["names"])
+            else:
+                lists[record["kind"]].append(record)
         elif text:
             found.numbers[key] = text
     return found
@@ -63,18 +67,17 @@ def _read(app: Sphinx, doctree: nodes.document) -> Reported | None:
 
 
 def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
-    """The four tables."""
+    """The tables: findings, replications, comparisons with published values, self-checks, numbers."""
     reported = pages.in_order(app.env, "ledger")
-    claims: list[list[pages.Cell]] = [
-        [_mark(one["holds"]), one["text"], one["method"], pages.link(app, here, docname)]
-        for docname, found in reported
-        for one in found.claims
-    ]
-    checks: list[list[pages.Cell]] = [
-        [_mark(one["holds"]), one["text"], pages.link(app, here, docname)]
-        for docname, found in reported
-        for one in found.checks
-    ]
+
+    def judged(kind: str, *columns: str, only: Callable[[dict[str, Any]], object] = bool) -> list[list[pages.Cell]]:
+        return [
+            [_mark(one["holds"]), *(one.get(column, "") for column in columns), pages.link(app, here, docname)]
+            for docname, found in reported
+            for one in getattr(found, kind)
+            if only(one)
+        ]
+
     comparisons: list[list[pages.Cell]] = [
         [
             *(one["quantity"], _value(one["measured"]), _published(one), one.get("source") or ""),
@@ -84,26 +87,46 @@ def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
         for docname, found in reported
         for one in found.comparisons
     ]
-    numbers: list[nodes.Node] = []
-    for docname, found in reported:
-        if found.numbers:
-            rows: list[list[pages.Cell]] = [
-                [nodes.literal("", key), _value(_plain(text))] for key, text in found.numbers.items()
-            ]
-            head = f"<summary>{escape(app.env.titles[docname].astext())} ({len(rows)})</summary>"
-            numbers.append(nodes.raw("", f'<details class="lab-numbers">{head}', format="html"))
-            numbers += [*_table("numbers", ["Name", "Value"], rows), nodes.raw("", "</details>", format="html")]
+    findings = judged("claims", "text", "method", "against", "origin", only=lambda one: not one.get("source"))
+    replications = judged("claims", "text", "method", "against", "source", only=lambda one: one.get("source"))
     return [
-        nodes.rubric("", "Claims"),
-        *_table("claims", ["On this run", "Claim", "Method", "Chapter"], claims),
+        nodes.rubric("", "Findings"),
+        nodes.paragraph(
+            "",
+            "What could have failed, and what it was held against. A recorded value is in part measured "
+            "again by each build.",
+        ),
+        *_table("findings", ["On this run", "Finding", "Method", "Against", "Origin", "Chapter"], findings),
+        nodes.rubric("", "Replications"),
+        nodes.paragraph("", "What somebody published of GPT-2 small, asked of this run's model."),
+        *_table("replications", ["On this run", "Claim", "Method", "Against", "Published", "Chapter"], replications),
         nodes.rubric("", "Comparisons"),
         *_table("comparisons", ["Quantity", "This run", "Published", "Source", "Verdict", "Chapter"], comparisons),
         nodes.rubric("", "Self-checks"),
         nodes.paragraph("", "Our tools agree with themselves, or with arithmetic. These say nothing about the model."),
-        *_table("checks", ["On this run", "Self-check", "Chapter"], checks),
+        *_table("checks", ["On this run", "Self-check", "Chapter"], judged("checks", "text")),
         nodes.rubric("", "Numbers"),
-        *(numbers or _table("numbers", [], [])),
+        *(_numbers(app, reported) or _table("numbers", [], [])),
     ]
+
+
+def _numbers(app: Sphinx, reported: Sequence[tuple[str, Reported]]) -> list[nodes.Node]:
+    shown: list[nodes.Node] = []
+    for docname, found in reported:
+        if found.numbers:
+            rows: list[list[pages.Cell]] = [
+                [nodes.literal("", key), _value(_plain(text)), _origin(key, found.recorded)]
+                for key, text in found.numbers.items()
+            ]
+            head = f"<summary>{escape(app.env.titles[docname].astext())} ({len(rows)})</summary>"
+            shown.append(nodes.raw("", f'<details class="lab-numbers">{head}', format="html"))
+            shown += [*_table("numbers", ["Name", "Value", "Origin"], rows), nodes.raw("", "</details>", format="html")]
+    return shown
+
+
+def _origin(name: str, recorded: set[str]) -> str:
+    whole = name.removesuffix("_low").removesuffix("_high")
+    return "recorded" if recorded & {name, whole} else "this build"
 
 
 def _table(what: str, headings: list[str], rows: list[list[pages.Cell]]) -> list[nodes.Node]:

@@ -20,7 +20,8 @@ from labcode import metrics, report
 report.put(a=0.25, b=torch.tensor(1.5), n=3, name="x", ld=metrics.Interval(1.0, 0.5, 1.5, 8))
 report.claim("one < two & <script>alert(1)</script>", 1 < 2, "observed")
 report.check("one and one are two", 1 + 1 == 2)
-report.claim("three is two", False, "noised")
+report.claim("three is two", False, "noised", "<chance>", source="A & B 2022", origin="recorded")
+report.put("recorded", old=7, wide=metrics.Interval(3.0, 2.0, 4.0, 8))
 report.compare({"wang.accuracy": 0.99}, same_model=True)
 report.compare({"wang.accuracy": 0.5}, same_model=True)
 report.compare({"wang.accuracy": 0.5}, same_model=False)
@@ -52,6 +53,10 @@ def test_numbers_arrive_plain(glued):
 def test_claims_are_recorded_with_their_method(glued):
     claims = [json.loads(value) for name, value in glued.items() if name.startswith("ledger.claim.")]
     assert [(claim["holds"], claim["method"]) for claim in claims] == [(True, "observed"), (False, "noised")]
+    assert [(claim["against"], claim["source"], claim["origin"]) for claim in claims] == [
+        ("", "", "measured"),
+        ("<chance>", "A & B 2022", "recorded"),
+    ]
     (check,) = [json.loads(value) for name, value in glued.items() if name.startswith("ledger.check.")]
     assert (check["text"], check["holds"], check["method"]) == ("one and one are two", True, "self-check")
 
@@ -73,6 +78,11 @@ def test_comparisons_give_a_verdict_only_on_the_same_model(glued):
     assert {row["published"] for row in found} == {0.993}
 
 
+def test_recorded_values_are_said_to_be_recorded(glued):
+    names = [json.loads(value)["names"] for name, value in glued.items() if name.startswith("ledger.recorded.")]
+    assert sorted(one for some in names for one in some) == ["old", "wide", "wide_high", "wide_low"]
+
+
 def test_what_the_page_shows_is_escaped_and_marked(outputs):
     pages = [output["data"]["text/html"] for output in outputs if "text/html" in output.get("data", {})]
     assert not any("<script>" in page for page in pages)
@@ -80,6 +90,7 @@ def test_what_the_page_shows_is_escaped_and_marked(outputs):
     assert "&lt;script&gt;" in pages[0]
     assert "self-check" in pages[1]
     assert "✗ does not hold on this run" in pages[2]
+    assert "noised, against &lt;chance&gt;; a replication of A &amp; B 2022; from recorded evidence" in pages[2]
     assert "✗ a surprise" in pages[-1]
 
 

@@ -129,12 +129,14 @@ def test_records_come_back_from_glue():
         "ledger__claim__1": json.dumps(false),
         "ledger__check__3": json.dumps(checked),
         "ledger__compare__2": json.dumps(compared),
+        "ledger__recorded__4": json.dumps({"kind": "recorded", "names": ["ld"]}),
     }
     page = ledger.parse(glued(ld=3.5, **texts))
     assert page.claims == [false]
     assert page.checks == [checked]
     assert page.comparisons == [compared]
     assert page.numbers == {"ld": "3.5"}
+    assert page.recorded == {"ld"}
     assert page.crosses == [HOSTILE]
 
 
