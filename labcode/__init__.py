@@ -19,9 +19,14 @@ plots, report                              figures; numbers, claims and publishe
 Importing `labcode` imports none of them. The page "Inside the lab" shows how they work together.
 """
 
+import sys
 import warnings
 
 # tqdm asks for ipywidgets wherever a notebook imports one of the model libraries; the lab shows its bars in text.
 warnings.filterwarnings("ignore", message="IProgress not found")
+
+# The first figure makes plotly import nbformat, that jsonschema, and that, where JupyterLab is installed, a grammar of
+# web addresses: it takes 1.1 s to compile, in every kernel, and jsonschema can do without.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 __version__ = "0.1.0"

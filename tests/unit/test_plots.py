@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from labcode import plots
@@ -69,3 +72,9 @@ def test_text_that_a_model_wrote_is_escaped():
 
 def test_series_do_not_borrow_the_colours_of_effects():
     assert not {plots.TOWARDS, plots.AGAINST, *plots.POSITION_COLOURS.values()} & set(plots.SERIES)
+
+
+def test_a_first_figure_compiles_no_grammar_of_web_addresses():
+    found = "import sys; from labcode import plots; import plotly.io._renderers; print('lark' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True)
+    assert told.stdout == "False\n"
