@@ -29,9 +29,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from torch.nn import functional as F
 
 from labcode.errors import PatchError
+from labcode.faithful import divergence
 from labcode.forward import Network, Suffix, record, rotate
 from labcode.heads import Head, Node, check_heads
 from labcode.metrics import restoration
@@ -477,7 +477,7 @@ def prune(
     def measure(mask: Tensor) -> float:
         with torch.no_grad():
             value = _finite(torch.cat([piece.run(mask) for piece in pieces]), clean)
-        return float(value.mean() if by == "difference" else _divergence(whole, value).mean())
+        return float(value.mean() if by == "difference" else divergence(whole, value).mean())
 
     with torch.no_grad():
         whole = torch.cat([piece.run(graph.possible) for piece in pieces])
@@ -489,12 +489,6 @@ def prune(
             kept, now = without, after
     left = set(graph.chosen(graph.connected(kept)))
     return [edge for edge in ranking if edge in left]
-
-
-def _divergence(p: Float[Tensor, " batch"], q: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """KL(p || q) of two names, in nats, from their logit differences."""
-    yes, no = p.sigmoid(), (-p).sigmoid()
-    return yes * (F.logsigmoid(p) - F.logsigmoid(q)) + no * (F.logsigmoid(-p) - F.logsigmoid(-q))
 
 
 class Point(NamedTuple):

@@ -1,27 +1,34 @@
 """Is it the circuit? Faithfulness, completeness and minimality, as Wang et al. (2022, section 4) define them.
 
 F(C) is the mean logit difference when only the heads of C, at their positions, keep their own output; M is the whole
-model. Every measure comes with an interval over draws of prompts.
+model. Every measure comes with an interval over draws of prompts. A mean can agree where no prompt does, so
+`faithfulness` also compares circuit and model prompt by prompt.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional as F
 
 from labcode.circuit import Keep, Out, Runner
 from labcode.errors import PatchError
 from labcode.heads import Node
-from labcode.metrics import Interval, bootstrap, bootstrap_ratios
+from labcode.metrics import Interval, bootstrap, bootstrap_ratios, share
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
+
+
+NEAR = 0.25
+"""How far off a prompt may be and still be near, as a share of the model's own logit difference on it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,11 @@ class Faithfulness:
         circuit: F(C).
         share: F(C) / F(M), a ratio of means; it means little where F(M) is near 0.
         gap: F(M) - F(C), in nats; the paper reports its absolute value.
+        error: the mean over prompts of |F(C) - F(M)|, in nats: what a prompt is off, where `gap` lets errors cancel.
+        near: the share of prompts on which F(C) is within `NEAR` of F(M), above or below.
+        correlation: of F(C) and F(M) over prompts; 0 where one of them is the same on all prompts.
+        divergence: the mean `divergence` of the circuit from the model, in nats.
+        accuracy: the share of prompts on which the circuit prefers IO. model_accuracy: the same of the model.
         n_heads: heads of the circuit, whatever the number of positions at which they act.
     """
 
@@ -40,6 +52,12 @@ class Faithfulness:
     circuit: Interval
     share: Interval
     gap: Interval
+    error: Interval
+    near: Interval
+    correlation: Interval
+    divergence: Interval
+    accuracy: Interval
+    model_accuracy: Interval
     n_heads: int
 
 
@@ -96,10 +114,59 @@ def faithfulness(runner: Runner, circuits: Mapping[str, Sequence[Node]]) -> dict
             bootstrap(value, draws),
             ratio(value, model, draws),
             bootstrap(model - value, draws),
+            bootstrap((model - value).abs(), draws),
+            share_of(within(value, model), draws),
+            correlation(value, model, draws),
+            bootstrap(divergence(model, value), draws),
+            share_of(value > 0, draws),
+            share_of(model > 0, draws),
             len({node[:2] for node in nodes}),
         )
         for (name, nodes), value in zip(circuits.items(), kept, strict=True)
     }
+
+
+def within(value: Float[Tensor, " batch"], model: Float[Tensor, " batch"], far: float = NEAR) -> Bool[Tensor, " batch"]:
+    """Where |value - model| is at most `far` times |model|, prompt by prompt."""
+    return (value - model).abs() <= far * model.abs()
+
+
+def divergence(p: Float[Tensor, " batch"], q: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """KL(p || q) of IO against S, in nats, from logit differences: the rest of the vocabulary is left out."""
+    yes, no = p.sigmoid(), (-p).sigmoid()
+    return yes * (F.logsigmoid(p) - F.logsigmoid(q)) + no * (F.logsigmoid(-p) - F.logsigmoid(-q))
+
+
+def share_of(passed: Bool[Tensor, " batch"], draws: Int[Tensor, " batch"]) -> Interval:
+    """The share of prompts that pass: a bootstrap over draws, cut off at 0 and 1.
+
+    Where all or none pass, a bootstrap has no width: there the interval is that of as many draws (`metrics.share`).
+    """
+    if passed.all() or not passed.any():
+        n = len(draws.unique())
+        return replace(share(n if passed[0] else 0, n), n=len(passed))
+    found = bootstrap(passed.float(), draws)
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+
+
+def correlation(
+    a: Float[Tensor, " batch"], b: Float[Tensor, " batch"], draws: Int[Tensor, " batch"], level: float = 0.95
+) -> Interval:
+    """Pearson's correlation over prompts, with Fisher's interval for as many observations as there are draws.
+
+    Prompts of a draw are not independent, so to count draws is the careful choice. Three or fewer tell nothing.
+    """
+    from scipy.stats import norm
+
+    x, y = (one.double() - one.double().mean() for one in (a, b))
+    size = float(x.norm() * y.norm())
+    found = float(x @ y) / size if min(float(x.abs().max()), float(y.abs().max())) > 1e-4 else 0.0
+    n = len(draws.unique())
+    if n < 4:
+        return Interval(found, -1.0, 1.0, len(a))
+    middle = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, found)))
+    half = float(norm.ppf((1 + level) / 2)) / math.sqrt(n - 3)
+    return Interval(found, math.tanh(middle - half), math.tanh(middle + half), len(a))
 
 
 def completeness(runner: Runner, circuit: Sequence[Node], sets: Mapping[str, Sequence[Node]]) -> list[Incompleteness]:

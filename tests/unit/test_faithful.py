@@ -10,12 +10,16 @@ from labcode.circuit import Keep, Out, Runner
 from labcode.errors import PatchError
 from labcode.faithful import (
     completeness,
+    correlation,
+    divergence,
     faithfulness,
     greedy_sets,
     minimality,
     random_circuit,
     random_sets,
     ratio,
+    share_of,
+    within,
 )
 from labcode.toy import MOVER, NEGATIVE
 
@@ -40,10 +44,75 @@ def test_faithfulness_of_the_chain_and_of_a_part(runner):
     assert near(found["chain"].model, FULL)
     assert near(found["chain"].share, 1)
     assert near(found["chain"].gap, 0)
+    assert near(found["chain"].error, 0)
+    assert near(found["chain"].divergence, 0)
+    assert found["chain"].near.mean == found["chain"].accuracy.mean == 1
     assert found["chain"].n_heads == 4
     assert near(found["part"].share, MOVER / FULL)
     assert found["part"].n_heads == 3, "one head at two positions is one head"
     assert near(found["none"].gap, FULL)
+
+
+class Two:
+    """A runner with given values: those of the model, and those of every circuit."""
+
+    def __init__(self, model, circuit, draws):
+        self.rows, self.draws = (model, circuit), draws
+
+    def values(self, states):
+        return torch.stack([self.rows[isinstance(state, Keep)] for state in states])
+
+
+def test_a_mean_that_agrees_where_no_prompt_does():
+    """Half the prompts 3 nats too high, half 3 too low: a share of 1, and nothing else that is right."""
+    model = torch.tensor([4.0, 2.0] * 8)
+    circuit = model + torch.tensor([3.0, 3.0, -3.0, -3.0] * 4)
+    found = faithfulness(Two(model, circuit, torch.arange(16) // 2), {"off": [], "same": []})["off"]
+    assert (found.share.mean, found.gap.mean) == pytest.approx((1, 0))
+    assert near(found.error, 3)
+    assert found.near.mean == 0
+    assert 0.2 < found.near.high < 0.4, "none of eight draws"
+    assert found.correlation.mean == pytest.approx(1 / 10**0.5)  # variance 1 of the model, 9 of the error
+    assert (found.accuracy.mean, found.model_accuracy.mean) == (0.75, 1)
+    assert found.divergence.mean > 0.3
+
+
+def test_near_is_a_quarter_of_each_prompts_own_difference_on_either_side():
+    model = torch.tensor([4.0, 4.0, 4.0, 4.0, -4.0, 0.0])
+    value = torch.tensor([3.0, 5.0, 2.9, 5.1, -3.5, 0.1])
+    assert within(value, model).tolist() == [True, True, False, False, True, False]
+
+
+def test_the_divergence_is_that_of_two_names():
+    p, q = torch.tensor([1.0, 0.0, 30.0]), torch.tensor([-1.0, 0.0, 2.0])
+    pair = [torch.distributions.Bernoulli(logits=one) for one in (p, q)]
+    torch.testing.assert_close(divergence(p, q), torch.distributions.kl_divergence(*pair))
+    assert divergence(q, q).abs().max() == 0
+
+
+def test_a_correlation_has_its_interval_and_none_of_constants():
+    rng = torch.Generator().manual_seed(0)
+    draws = torch.arange(12)
+    hits = 0
+    for _ in range(300):
+        a, noise = torch.randn(2, 12, generator=rng)
+        found = correlation(a, 0.6 * a + 0.8 * noise, draws)
+        hits += found.low <= 0.6 <= found.high
+    assert 0.92 < hits / 300 < 0.98
+    a = torch.randn(12, generator=rng)
+    assert correlation(a, -2 * a, draws).mean == pytest.approx(-1)
+    assert correlation(a, torch.full((12,), 3.0), draws).mean == 0
+    few = correlation(a[:4], a[:4], draws[:4] // 2)
+    assert (few.low, few.high) == (-1, 1)
+
+
+def test_a_share_of_prompts_stays_between_none_and_all():
+    draws = torch.arange(20) // 2
+    for passed in (torch.ones(20), torch.zeros(20), torch.arange(20) > 0):
+        found = share_of(passed.bool(), draws)
+        assert 0 <= found.low < found.high <= 1
+        assert found.mean == pytest.approx(float(passed.float().mean()))
+        assert found.n == 20
 
 
 def test_a_circuit_that_forgets_a_head_is_incomplete(runner):
