@@ -71,7 +71,7 @@ class Out:
 State = Keep | Out
 
 
-def _check(model: TransformerBridge, pop: Population, states: Sequence[State]) -> None:
+def check_states(model: TransformerBridge, pop: Population, states: Sequence[State]) -> None:
     """Raise where `states` cannot be run.
 
     Raises:
@@ -374,7 +374,7 @@ class Runner:
             PatchError: no states, an unknown position, or no finite answer.
             HeadError: an unknown head.
         """
-        _check(self.model, self.pop, states)
+        check_states(self.model, self.pop, states)
         with torch.no_grad():
             found = torch.cat([self._values(number, states) for number in range(len(self._pieces))], dim=1)
         if not torch.isfinite(found).all():

@@ -13,6 +13,9 @@ none the corrupted run.
 `eap` and `eap_ig` estimate in a few backward passes what each edge is worth. `curve` and `area` judge a ranking of
 edges by the circuits that it gives, `prune` searches a circuit along it, and `of_heads` puts circuits of heads beside.
 
+`arrows` measures the arrows of a circuit's diagram: from all heads of one family, together, into all heads of another.
+`composition` asks the weights alone how well what one head writes fits what another reads.
+
 With grouped keys and values, k and v belong to a key and value head: "20.0 k" is read by several query heads.
 
 Limits: a corrupted run is one choice of "no information" among others. An edge carries all positions at once. All is
@@ -23,18 +26,19 @@ Dimensions: `source` and `dest` are in the order of computation; `edge` is in th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
+from labcode.circuit import Keep, check_states, kept_heads
 from labcode.errors import PatchError
 from labcode.faithful import divergence
 from labcode.forward import Network, Suffix, record, rotate
 from labcode.heads import Head, Node, check_heads
-from labcode.metrics import restoration
+from labcode.metrics import logit_difference, restoration
 from labcode.patching import first_difference
 from labcode.progress import progress
 
@@ -576,3 +580,171 @@ def area(points: Iterable[Point]) -> Area:
         cpr += (y - x) * (f + g) / 2
         cmd += (y - x) * (abs(1 - f) + abs(1 - g)) / 2
     return Area(cpr, cmd)
+
+
+class Arrow(NamedTuple):
+    """From one family into the queries, keys or values ("q", "k", "v", or several: "qkv") of another.
+
+    Attributes:
+        sender, receiver: names of families; the receiver can be "logits", and so is `into` then.
+    """
+
+    sender: str
+    receiver: str
+    into: str
+
+
+def arrows(
+    model: TransformerBridge,
+    clean: Population,
+    corrupted: Population,
+    senders: Mapping[str, Sequence[Node]],
+    receivers: Mapping[str, Sequence[Node]],
+    inputs: Sequence[str] = ("q", "k", "v"),
+) -> dict[Arrow, Float[Tensor, " batch"]]:
+    """What each arrow between families carries: how much logit difference is lost when it alone carries corrupted news.
+
+    Path patching (Wang et al. 2022, appendix B) as in `patching.path_patch`, with all heads of a family together. The
+    senders write, at their positions, what they write in the corrupted run; every other head writes what it writes in
+    the clean run, MLPs are computed anew. What then arrives as queries, keys or values is given to the receivers in a
+    clean run, all of them together, and everything after them runs free. A receiver is a head at a position: only the
+    query at this position sees the new keys and values, and only this head of those that share them.
+
+    Args:
+        clean, corrupted: aligned populations, as for `path_patch`.
+        senders, receivers: families, which may be the same ones. Each sender's arrow to the logits is added.
+        inputs: which inputs change together: "q" alone, or for instance "qkv".
+
+    Returns:
+        Clean - patched logit difference of each prompt, in nats. An arrow that leads to no later layer holds zeros.
+
+    Raises:
+        PatchError: no senders, an empty family, an unknown input or position, prompts that do not align, a model that
+            is not on the CPU or under hooks.
+        HeadError: a head that this model does not have.
+
+    Limits: the arrow from A to B holds every way through MLPs, none through other heads. So arrows do not add up, and
+    none of them being large does not mean that all of them together are small.
+    """
+    if str(model.cfg.device) != "cpu":
+        raise PatchError(
+            "edges run on the CPU, whose numbers are the reference: load with device='cpu'", see="not-on-the-cpu"
+        )
+    if not senders or not all([*senders.values(), *receivers.values()]):
+        raise PatchError("no senders, or a family without heads: leave empty families out", see="empty-circuit")
+    for into in inputs:
+        if not into or set(into) - set("qkv"):
+            raise PatchError(f"unknown input {into!r}: choose 'q', 'k', 'v' or several, as 'qkv'", see="unknown-kind")
+    families = [Keep(tuple(nodes)) for nodes in (*senders.values(), *receivers.values())]
+    check_states(model, clean, families)
+    first_difference(clean, corrupted)
+    network = Network(model)
+    found: dict[Arrow, list[Tensor]] = {Arrow(name, "logits", "logits"): [] for name in senders}
+    found |= {Arrow(a, b, into): [] for a in senders for b in receivers for into in inputs}
+    pieces = zip(clean.chunks(PROMPTS_AT_ONCE), corrupted.chunks(PROMPTS_AT_ONCE), strict=True)
+    with torch.no_grad():
+        for pop, other in progress(pieces, "prompts", -(-len(clean) // PROMPTS_AT_ONCE)):
+            letters = _Letters(model, network, pop, other, families)
+            sent, last = zip(*(letters.send(number) for number in range(len(senders))), strict=True)
+            for sender, x in zip(senders, last, strict=True):
+                found[Arrow(sender, "logits", "logits")].append(letters.lost(x))
+            for number, receiver in enumerate(receivers, len(senders)):
+                lost = letters.receive(torch.stack(sent), number, inputs)
+                for (sender, into), one in zip(product(senders, inputs), lost.flatten(0, 1), strict=True):
+                    found[Arrow(sender, receiver, into)].append(one)
+    return {arrow: _finite(torch.cat(values), clean) for arrow, values in found.items()}
+
+
+class _Letters:
+    """A few prompts, clean and corrupted, with the families that send and receive.
+
+    Attributes:
+        nodes: [layer family batch pos], the heads of each family at each place, bit h for head h.
+    """
+
+    def __init__(
+        self, model: TransformerBridge, network: Network, pop: Population, other: Population, families: Sequence[Keep]
+    ) -> None:
+        self.net, self.pop = network, pop
+        hooks = [*Suffix.hooks(model), "attn.hook_z", "hook_attn_out"]
+        base, self.source = (record(model, one.tokens, one.end, hooks) for one in (pop, other))
+        self.suffix = Suffix.proven(network, base, pop.end, torch.ones_like(pop.end))
+        self.base, self.n_pos, self.prompts = base, self.suffix.n_pos, torch.arange(len(pop))
+        self.nodes = kept_heads(pop, families, network.n_layers, network.n_heads)[..., : self.n_pos]
+        self.clean = logit_difference(base.logits, pop)
+
+    def heads(self, layer: int, family: int) -> Bool[Tensor, "batch pos head 1"]:
+        """Which heads of one layer belong to a family, at which places."""
+        return ((self.nodes[layer, family, ..., None] >> torch.arange(self.net.n_heads)) & 1).bool()[..., None]
+
+    def lost(self, last: Float[Tensor, "batch d_model"]) -> Float[Tensor, " batch"]:
+        """The clean logit difference less that of the stream at END."""
+        return self.clean - self.net.logit_difference(last, self.pop.io_ids, self.pop.s_ids)
+
+    def send(self, family: int) -> tuple[Float[Tensor, "layer batch pos d_model"], Float[Tensor, "batch d_model"]]:
+        """The stream before each layer when this family sends and other heads are frozen; and at END of the last."""
+        streams, first = [], int(self.nodes[:, family].flatten(1).any(1).nonzero()[0])
+        for layer in range(self.net.n_layers):
+            if layer <= first:
+                x = self.base["hook_resid_pre", layer][:, : self.n_pos]
+            streams.append(x)
+            if layer < first:
+                continue
+            here = self.heads(layer, family)
+            attn_out = self.base["hook_attn_out", layer][:, : self.n_pos]
+            if here.any():
+                z, new = (run["attn.hook_z", layer][:, : self.n_pos] for run in (self.base, self.source))
+                attn_out = self.net.project(layer, torch.where(here, new, z))
+            x = x + attn_out
+            x = x + self.net.mlp(layer, x)
+        return torch.stack(streams), x[self.prompts, self.pop.end]
+
+    def arrives(self, sender: int, receiver: int, into: str) -> bool:
+        """Whether layers and positions leave a way; with other heads frozen nothing moves between positions."""
+        a, b = self.nodes[:, sender] != 0, self.nodes[:, receiver] != 0  # [layer batch pos]
+        above = a.flatten(1).any(1).cummax(0).values[:-1] & b.flatten(1).any(1)[1:]
+        here, there = a.any(0), b.any(0)  # [batch pos]
+        seen = there.flip(1).cummax(1).values.flip(1)  # this position or one to its right
+        return bool(above.any() and (here & (there if into == "q" else seen)).any())
+
+    def receive(
+        self, sent: Float[Tensor, "sender layer batch pos d_model"], family: int, inputs: Sequence[str]
+    ) -> Float[Tensor, "sender input batch"]:
+        """What is lost when the receivers read, by these inputs, the streams that were sent."""
+        places = torch.arange(self.n_pos)
+        lost = torch.zeros(len(sent), len(inputs), len(self.pop))
+        arriving = torch.tensor([[self.arrives(one, family, into) for into in inputs] for one in range(len(sent))])
+        if not arriving.any():
+            return lost
+        layers = self.nodes[:, family].flatten(1).any(1).nonzero()[:, 0].tolist()
+        start = torch.where(self.nodes[:, family].any(0), places, self.n_pos).amin(1)
+        widths = self.pop.end - start + 1
+        for width in widths.unique().tolist():
+            prompt = (widths == width).nonzero()[:, 0]
+            # A run for each arrow that arrives and each prompt; `row` is its sender and prompt among the streams sent.
+            sender, into, one = arriving[..., None].expand(-1, -1, len(prompt)).nonzero().T
+            row, run = sender * len(prompt) + one, torch.arange(len(one))[:, None]
+            takes = torch.tensor([[name in names for name in "qkv"] for names in inputs])[into]  # [run 3]
+            window = self.suffix.window(prompt[one], width)
+            at = (prompt[one, None], window)
+            x = self.base["hook_resid_pre", layers[0]][at]
+            for layer in range(layers[0], self.net.n_layers):
+                read = list(self.suffix.inputs(layer, x, window, end_only=False))
+                for i, hook in ((1, self.suffix.keys), (2, "attn.hook_v")):  # those before the window are clean
+                    before = self.base[hook, layer][prompt[one], : self.n_pos]
+                    before[run, window] = read[i]
+                    read[i] = before
+                allowed = self.suffix.allowed(window)
+                z = self.net.attend(read[0], read[1], read[2], allowed)
+                if layer in layers:
+                    arrived = sent[:, layer, prompt].flatten(0, 1)  # [row pos d_model]
+                    new = [part[row] for part in self.suffix.inputs(layer, arrived, places[None], end_only=False)]
+                    new[0] = new[0][run, window]
+                    q, k, v = (torch.where(takes[:, i, None, None, None], new[i], read[i]) for i in range(3))
+                    z = torch.where(self.heads(layer, family)[at], self.net.attend(q, k, v, allowed), z)
+                x = x + self.net.project(layer, z)
+                x = x + self.net.mlp(layer, x)
+            right, wrong = (ids[prompt[one]] for ids in (self.pop.io_ids, self.pop.s_ids))
+            value = self.net.logit_difference(x[:, -1], right, wrong)
+            lost[sender, into, prompt[one]] = self.clean[prompt[one]] - value
+        return lost

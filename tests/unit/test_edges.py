@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from labcode import edges, prompts
-from labcode.edges import Edge, Graph, area, curve, eap, eap_ig, faithfulness, of_heads, prune, run
+from labcode.edges import Arrow, Edge, Graph, area, arrows, curve, eap, eap_ig, faithfulness, of_heads, prune, run
 from labcode.errors import HeadError, MetricError, PatchError
 from labcode.metrics import end_logits, logit_difference
+from labcode.patching import path_patch
 from labcode.toy import MOVER, NEGATIVE
 
 
@@ -409,3 +410,104 @@ def test_a_model_under_hooks_is_refused(tiny, pair):
         pytest.raises(PatchError, match="hooked-model"),
     ):
         run(tiny, *pair, [[]])
+
+
+def arrow(model, pop, other, senders, receivers, into):
+    """One arrow by plain hooks: a run in which the senders send, then one run for each layer of the receivers."""
+    a, b = (model.run_with_cache(one.tokens)[1] for one in (pop, other))
+    rows, n_layers = torch.arange(len(pop)), model.cfg.n_layers
+
+    def write(new):
+        """Hooks that overwrite z at some nodes: {node: [batch d_head]}."""
+
+        def replace(z, hook):
+            z = z.clone()
+            for (layer, head, place), value in new.items():
+                if hook.name == f"blocks.{layer}.attn.hook_z":
+                    z[rows, pop.positions[place], head] = value
+            return z
+
+        return [(f"blocks.{layer}.attn.hook_z", replace) for layer in range(n_layers)]
+
+    def z_of(cache, node):
+        return cache[f"blocks.{node[0]}.attn.hook_z"][rows, pop.positions[node[2]], node[1]].clone()
+
+    frozen = [
+        (name, lambda z, hook: a[hook.name].clone()) for name in (f"blocks.{n}.attn.hook_z" for n in range(n_layers))
+    ]
+    with model.hooks(fwd_hooks=frozen + write({node: z_of(b, node) for node in senders})):
+        logits, sent = model.run_with_cache(pop.tokens)
+    if into != "logits":
+        changed = {}
+        for layer in sorted({node[0] for node in receivers}):
+            names = [f"blocks.{layer}.attn.hook_{letter}" for letter in into]
+            put = [(name, lambda x, hook: sent[hook.name].clone()) for name in names]
+            with model.hooks(fwd_hooks=write(changed) + put):
+                _, cache = model.run_with_cache(pop.tokens)
+            changed |= {node: z_of(cache, node) for node in receivers if node[0] == layer}
+        logits = model.run_with_hooks(pop.tokens, fwd_hooks=write(changed))
+    plain = model.run_with_hooks(pop.tokens)
+    return [logit_difference(one[rows, pop.end], pop) for one in (plain, logits)]
+
+
+SENDERS = {"early": [(0, 1, "S2"), (0, 2, "S2"), (1, 0, "S2")], "at the end": [(0, 0, "END"), (1, 3, "END")]}
+RECEIVERS = {"at S2": [(1, 1, "S2"), (2, 0, "S2")], "late": [(1, 2, "END"), (2, 1, "END"), (2, 3, "END")]}
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_arrows_between_families_equal_plain_hooks(tiny, pair, few, monkeypatch):
+    if few:
+        monkeypatch.setattr(edges, "PROMPTS_AT_ONCE", 1)
+    found = arrows(tiny, *pair, SENDERS, RECEIVERS, inputs=("q", "k", "v", "qkv"))
+    assert len(found) == 2 + 2 * 2 * 4
+    for name, lost in found.items():
+        whole, patched = arrow(tiny, *pair, SENDERS[name.sender], RECEIVERS.get(name.receiver), name.into)
+        torch.testing.assert_close(lost, whole - patched, atol=1e-5, rtol=0, msg=str(name))
+    moved = {name for name, lost in found.items() if lost.abs().max() > 1e-4}
+    expected = {Arrow("at the end", "logits", "logits"), *(Arrow("at the end", "late", into) for into in "qkv")}
+    expected |= {Arrow("early", "late", into) for into in "kv"}
+    expected |= {Arrow("at the end", "late", "qkv"), Arrow("early", "late", "qkv")}
+    assert expected <= moved
+    assert found[Arrow("early", "logits", "logits")].abs().max() < 1e-5, "with other heads frozen S2 has no such wire"
+    assert found[Arrow("at the end", "at S2", "qkv")].abs().max() < 1e-5, "nothing is read ahead"
+
+
+def test_arrows_of_one_head_are_those_of_path_patching(tiny_gpt2):
+    """Without shared keys, into the queries of one head at END: the same wire as `path_patch` has."""
+    model = tiny_gpt2.bridge
+    pop = prompts.population(model, 4, seed=3)
+    other = prompts.corrupt(model, pop, "abc")
+    found = arrows(model, pop, other, {"a": [(0, 1, "END")]}, {"b": [(2, 2, "END")]}, inputs="q")
+    grid = path_patch(model, pop, other, "q", [(2, 2)], sender_at="END", receiver_at="END", layers=[0], heads=[1])
+    expected = grid.clean - grid.values[0, 0]
+    torch.testing.assert_close(found[Arrow("a", "b", "q")], expected, atol=1e-5, rtol=0)
+
+
+def test_the_arrows_of_the_hand_wired_circuit(toy):
+    """0.0 -> values of 1.0 -> queries of the movers -> logits, and no other arrow."""
+    pop = prompts.canonical(toy)
+    families = {"duplicate": [(0, 0, "S2")], "inhibition": [(1, 0, "END")], "movers": [(2, 0, "END"), (2, 1, "END")]}
+    found = arrows(toy, pop, prompts.corrupt(toy, pop, "abc"), families, families)
+    full = MOVER - NEGATIVE
+    expected = dict.fromkeys(found, 0.0) | {
+        Arrow("duplicate", "inhibition", "k"): 4 / 3 * full,  # 0.0 writes the mark that 1.0 looks for ...
+        Arrow("duplicate", "inhibition", "v"): 4 / 3 * full,  # ... and the name that it copies
+        Arrow("inhibition", "movers", "q"): 4 / 3 * full,
+        Arrow("movers", "logits", "logits"): full,
+    }
+    assert {name: float(lost) for name, lost in found.items()} == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("senders", "receivers", "inputs", "message"),
+    [
+        ({}, {}, "q", "no senders, or a family without heads"),
+        ({"a": [(0, 0, "S2")]}, {"b": []}, "q", "no senders, or a family without heads"),
+        ({"a": [(0, 0, "S2")]}, {"b": [(1, 0, "END")]}, ["qo"], "unknown input 'qo'"),
+        ({"a": [(0, 0, "S3")]}, {"b": [(1, 0, "END")]}, "q", "no such position"),
+        ({"a": [(0, 9, "S2")]}, {"b": [(1, 0, "END")]}, "q", "no head 0.9"),
+    ],
+)
+def test_bad_arrows_are_named(tiny, pair, senders, receivers, inputs, message):
+    with pytest.raises((PatchError, HeadError), match=message):
+        arrows(tiny, *pair, senders, receivers, inputs)

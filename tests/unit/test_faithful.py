@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zlib import crc32
+
 import pytest
 import torch
 
@@ -12,13 +14,17 @@ from labcode.faithful import (
     completeness,
     correlation,
     divergence,
+    equivalence_test,
     faithfulness,
-    greedy_sets,
+    greedy,
+    independence_test,
     minimality,
+    minimality_test,
     random_circuit,
     random_sets,
     ratio,
     share_of,
+    standard_sets,
     within,
 )
 from labcode.toy import MOVER, NEGATIVE
@@ -130,11 +136,39 @@ def test_a_circuit_that_forgets_a_head_is_incomplete(runner):
 def test_greedy_search_finds_the_worst_set(runner):
     """In the circuit without 2.1: F(M\\K) - F(C\\K) is -2 for K = {2.0}, and at most that for any other K."""
     circuit = [(0, 1, "S1+1"), *CHAIN[:3]]
-    for removed in greedy_sets(runner, circuit, n=3, candidates=4):
-        (row,) = completeness(runner, circuit, {"found": removed})
-        assert row.score.mean == pytest.approx(-NEGATIVE, abs=1e-3)
-    again = [greedy_sets(runner, circuit, n=2, candidates=1, seed=4) for _ in range(2)]
+    for row in greedy(runner, circuit, n=3, candidates=4):
+        assert near(row.score, -NEGATIVE)
+        assert row.score.n == 4, "half the prompts chose, the other half is reported"
+        (again,) = completeness(runner, circuit, {"found": row.removed})
+        assert near(again.score, -NEGATIVE)
+    again = [greedy(runner, circuit, n=2, candidates=1, seed=4) for _ in range(2)]
     assert again[0] == again[1]
+
+
+def test_a_greedy_set_is_not_judged_by_the_prompts_that_chose_it():
+    """Nothing but noise: the search finds a large score where it looks, and the other half shows none of it."""
+
+    class Noise:
+        draws = torch.arange(100) // 2
+
+        def values(self, states):
+            seeds = [crc32(repr((type(state).__name__, sorted(state.nodes))).encode()) for state in states]
+            return torch.stack([torch.randn(100, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+    circuit = [(0, i, "END") for i in range(8)]
+    found = greedy(Noise(), circuit, n=20, steps=6, candidates=8)
+    chosen = [completeness(Noise(), circuit, {"k": row.removed})[0].score.mean for row in found]
+    assert sum(abs(row.score.mean) for row in found) < 0.75 * sum(map(abs, chosen))
+
+
+def test_the_sets_that_every_circuit_is_asked_about(runner):
+    families = {"before": CHAIN[:2], "movers": CHAIN[2:]}
+    sets = standard_sets(families)
+    assert sets == {"nothing": [], "the whole circuit": CHAIN, **families}
+    rows = {row.name: row for row in completeness(runner, CHAIN, sets)}
+    assert near(rows["nothing"].model, FULL)
+    assert near(rows["nothing"].circuit, FULL)
+    assert near(rows["the whole circuit"].circuit, 0)
 
 
 def test_minimality_finds_the_set_that_makes_a_head_matter(runner):
@@ -190,6 +224,111 @@ def test_random_sets_and_circuits(toy):
     assert drawn == random_circuit(toy, CHAIN, seed=2)
 
 
+@pytest.fixture(scope="module")
+def wide(tiny_gpt2):
+    """Three layers of four heads."""
+    return tiny_gpt2.bridge
+
+
+def test_a_random_chain_keeps_what_the_layers_allow(wide):
+    nodes = [(0, 1, "S1+1"), (1, 2, "S2"), (0, 3, "S2"), (2, 0, "END"), (2, 1, "END")]
+    for seed in range(50):
+        drawn = random_circuit(wide, nodes, seed, chain=True)
+        assert [node[2] for node in drawn] == [node[2] for node in nodes]
+        assert len(set(drawn)) == len(nodes)
+        assert not {node[:2] for node in drawn} & {node[:2] for node in nodes}
+        before, first, second, *ends = (node[0] for node in drawn)
+        assert before < max(first, second), "what is written at S1+1 can be read at S2"
+        assert max(before, first, second) < max(ends), "and what stands at S2 at END"
+    assert drawn == random_circuit(wide, nodes, 49, chain=True)
+
+
+def test_a_chain_without_other_heads_is_named(toy):
+    every = [(layer, head, "END") for layer in range(3) for head in range(2)]
+    with pytest.raises(PatchError, match="no random circuit of 6 other heads"):
+        random_circuit(toy, every, chain=True)
+
+
+DRAWS = torch.arange(60) // 2
+
+
+def pairs(rng, n=30):
+    """A value for each prompt, much alike within a draw."""
+    return torch.randn(n, generator=rng).repeat_interleave(2) + 0.3 * torch.randn(2 * n, generator=rng)
+
+
+def test_equivalence_keeps_its_level_and_finds_a_shift():
+    rng = torch.Generator().manual_seed(1)
+    middle = float(torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(0.6)))
+    edge = [equivalence_test(pairs(rng) + middle * 1.02, torch.zeros(60), DRAWS).p for _ in range(400)]
+    assert sum(p <= 0.05 for p in edge) / 400 <= 0.07, "at the border of the null"
+    assert all(equivalence_test(pairs(rng) + 2, torch.zeros(60), DRAWS).p < 0.01 for _ in range(20))
+    found = equivalence_test(torch.tensor([1.0, 1, -1, -1, 2, 2, 0, 0]), torch.zeros(8), torch.arange(8) // 2)
+    assert (found.share.mean, found.share.n) == (pytest.approx(2 / 3), 3)
+    # Three draws: 2 of 3 and 1 of 3 are as near to one half as one can be, so all outcomes are as far.
+    assert found.p == pytest.approx(1)
+    assert equivalence_test(torch.ones(8), torch.ones(8), torch.arange(8)).p == 1
+
+
+def test_independence_keeps_its_level_and_finds_a_curve():
+    """Prompts of a draw are alike, which a test that shuffles prompts would take for dependence."""
+    rng = torch.Generator().manual_seed(2)
+
+    def p(a, b):
+        return independence_test(a, b, DRAWS, n_permutations=99).p
+
+    nothing = [p(pairs(rng), pairs(rng)) for _ in range(200)]
+    assert sum(p <= 0.05 for p in nothing) / 200 <= 0.1
+    curved = []
+    for _ in range(20):
+        a = pairs(rng)
+        curved.append(p(a, (a**2 + 0.3 * torch.randn(60, generator=rng))))
+    assert sum(p <= 0.05 for p in curved) >= 18, "no straight line, yet far from independent"
+    a = pairs(rng)
+    assert independence_test(a, 3 * a, DRAWS).hsic == pytest.approx(1)
+    assert independence_test(a, torch.ones(60), DRAWS) == (0, 1)
+    uneven = torch.arange(60).clamp(max=50)  # the last draw alone has ten prompts
+    assert independence_test(a, a, uneven).p < 0.01
+
+
+class Worths:
+    """A runner in which every node adds its own amount."""
+
+    draws = torch.arange(8) // 2
+
+    def __init__(self, model, worth):
+        self.model, self.worth = model, worth
+
+    def values(self, states):
+        return torch.stack([sum(map(self.worth, state.nodes), torch.zeros(8)) for state in states])
+
+
+def test_minimality_rejects_what_is_no_better_than_chance(wide):
+    """Random nodes are worth 0 to 1.1, evenly; a node at their ninth decile sits at the border of the null."""
+    circuit = [(0, 0, "END"), (1, 0, "END"), (2, 0, "S2")]
+    mine = dict(zip(circuit, (5.0, 0.0, 0.95), strict=True))
+    random_ = {(layer, head): (4 * layer + head) / 10 for layer in range(3) for head in range(4)}
+    tested = Worths(wide, lambda node: mine.get(node, random_[node[:2]]))
+    strong, idle, border = minimality_test(tested, circuit, n=100)
+    assert (strong.node, strong.effect, strong.share, strong.p) == (circuit[0], pytest.approx(5), 1, 1)
+    assert idle.p < 1e-6
+    assert 0.7 < border.share < 0.95
+    every = [(layer, head, "END") for layer in range(3) for head in range(4)]
+    with pytest.raises(PatchError, match="the circuit holds every head"):
+        minimality_test(tested, every)
+
+
+def test_minimality_keeps_its_level(wide):
+    """A node that beats nine of ten random ones, the border of the null, is rejected in one of twenty tests at most."""
+    circuit = [(0, 0, "END")]
+    beaten = {(layer, head) for layer in range(3) for head in range(4)} - {(0, 0), (2, 3)}  # ten of eleven others
+    tested = Worths(wide, lambda node: 1.0 if node in circuit else 0.5 if node[:2] in beaten else 2.0)
+    rejected = sum(minimality_test(tested, circuit, 60, 10 / 11, seed)[0].p <= 0.05 for seed in range(300))
+    assert rejected / 300 <= 0.07
+    weak = Worths(wide, lambda node: 1.0 if node in circuit else 0.5 if node[1] < 2 else 2.0)
+    assert all(minimality_test(weak, circuit, 60, 0.9, seed)[0].p <= 0.05 for seed in range(20))
+
+
 def test_a_ratio_of_means_with_its_interval():
     groups = torch.tensor([0, 0, 1, 1])
     whole = torch.tensor([1.0, 3.0, 2.0, 2.0])
@@ -208,15 +347,16 @@ def test_too_few_prompts_and_empty_sets_are_named(toy, runner):
         faithfulness(one, {"chain": CHAIN})
     with pytest.raises(PatchError, match="1 draw of prompts is too few"):
         completeness(one, CHAIN, {"all": CHAIN})
-    with pytest.raises(PatchError, match="1 draws of prompts are too few"):
-        minimality(one, {"movers": [MOVES]})
+    for search in (lambda: minimality(one, {"movers": [MOVES]}), lambda: greedy(one, CHAIN)):
+        with pytest.raises(PatchError, match="1 draws of prompts are too few"):
+            search()
     with pytest.raises(PatchError, match="the set 'backup' is empty"):
         minimality(runner, {"movers": [MOVES], "backup": []})
     with pytest.raises(PatchError, match="the set 'backup' is empty"):
-        completeness(runner, CHAIN, {"backup": []})
+        standard_sets({"backup": []})
     with pytest.raises(PatchError, match="no sets of nodes"):
         completeness(runner, CHAIN, {})
-    for search in (lambda: random_sets([], 2), lambda: greedy_sets(runner, [])):
+    for search in (lambda: random_sets([], 2), lambda: greedy(runner, []), lambda: minimality_test(runner, [])):
         with pytest.raises(PatchError, match="an empty circuit"):
             search()
     with pytest.raises(PatchError, match="7 nodes at S2: this model has 6 heads"):
