@@ -36,7 +36,7 @@ import torch
 from labcode.circuit import Keep, check_states, kept_heads
 from labcode.errors import PatchError
 from labcode.faithful import divergence
-from labcode.forward import Network, Suffix, record, rotate
+from labcode.forward import Linear, Network, Suffix, record, rotate
 from labcode.heads import Head, Node, check_heads
 from labcode.metrics import logit_difference, restoration
 from labcode.patching import first_difference
@@ -748,3 +748,83 @@ class _Letters:
             value = self.net.logit_difference(x[:, -1], right, wrong)
             lost[sender, into, prompt[one]] = self.clean[prompt[one]] - value
         return lost
+
+
+class Composition(NamedTuple):
+    """How well what one head writes fits what another one reads.
+
+    Attributes:
+        score: 0 where nothing that is written is read, at most 1.
+        baseline: the mean score of all other pairs of heads of the same two layers.
+        rank: the share of these pairs whose score is smaller.
+    """
+
+    score: float
+    baseline: float
+    rank: float
+
+
+def composition(model: TransformerBridge, sender: Head, receiver: Head, kind: Literal["q", "k", "v"]) -> Composition:
+    """The composition score of two heads (Elhage et al. 2021), from weights alone.
+
+    ||W_OV W_read|| / (||W_OV|| ||W_read||) in Frobenius norms, where W_OV = W_V W_O of the sender, and W_read of the
+    receiver is W_Q W_K^T for "q", its transpose for "k", and its W_V W_O for "v". Of grouped keys and values each head
+    takes those of its group. Vectors are rows, so the sender stands on the left.
+
+    The weights are those that the model runs with. Where compatibility mode has folded the norms' weights into the
+    matrices that read, they are in; where it has not, they are multiplied in here. What the norm divides by differs
+    from prompt to prompt, and drops out of a ratio. Biases are left out. Rotary positions turn queries and keys by
+    their distance; here it is 0.
+
+    Raises:
+        PatchError: a sender that isn't in an earlier layer, an unknown kind.
+        HeadError: a head that this model does not have.
+
+    Limits: a score says that a way is open, not that anything goes there. Two matrices of low rank in a large space
+    score low by themselves, so compare with `baseline`; MLPs between the two do not count.
+    """
+    check_heads(model, [sender, receiver])
+    if kind not in ("q", "k", "v") or sender[0] >= receiver[0]:
+        raise PatchError(
+            f"{kind!r} from {sender[0]}.{sender[1]} to {receiver[0]}.{receiver[1]}: choose 'q', 'k' or 'v', and a "
+            "sender in an earlier layer than the receiver",
+            see="unknown-kind",
+        )
+    network = Network(model)
+    left, write = (part.double() for part in _circuits(network, sender[0], "v"))
+    read, right = (part.double() for part in _circuits(network, receiver[0], kind))
+    write_norm, read_norm = _norm(left, write), _norm(read, right)  # [head] each
+    middle = torch.einsum("sad,rdb->srab", write.transpose(1, 2), read)
+    squares = torch.einsum("saA,srab,rbB,srAB->sr", _gram(left), middle, _gram(right), middle)
+    scores = squares.clamp(min=0).sqrt() / (write_norm[:, None] * read_norm).clamp(min=1e-30)
+    score = scores[sender[1], receiver[1]]
+    others = torch.ones_like(scores).bool()
+    others[sender[1], receiver[1]] = False
+    return Composition(float(score), float(scores[others].mean()), float((scores[others] < score).float().mean()))
+
+
+def _circuits(
+    network: Network, layer: int, kind: str
+) -> tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "head d_model d_head"]]:
+    """What a layer's heads read by, and what follows: W_V and W_O^T ("v"), W_Q and W_K ("q"), W_K and W_Q ("k")."""
+    weights, n = network.layers[layer], (-1, network.d_head)
+    scale = weights.norm1[0]
+
+    def reads(linear: Linear) -> Tensor:
+        matrix = linear.weight if scale is None else linear.weight * scale
+        heads = matrix.unflatten(0, n).transpose(1, 2)
+        return heads.repeat_interleave(network.n_heads // len(heads), 0)
+
+    if kind == "v":
+        return reads(weights.v), weights.o.weight.unflatten(1, n).transpose(0, 1)
+    q, k = reads(weights.q), reads(weights.k)
+    return (q, k) if kind == "q" else (k, q)
+
+
+def _gram(x: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, "head d_head d_head"]:
+    return x.transpose(1, 2) @ x
+
+
+def _norm(a: Float[Tensor, "head d_model d_head"], b: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, " head"]:
+    """The Frobenius norm of a b^T, without the large matrix."""
+    return (_gram(a) * _gram(b)).sum((1, 2)).clamp(min=0).sqrt()

@@ -8,7 +8,21 @@ import pytest
 import torch
 
 from labcode import edges, prompts
-from labcode.edges import Arrow, Edge, Graph, area, arrows, curve, eap, eap_ig, faithfulness, of_heads, prune, run
+from labcode.edges import (
+    Arrow,
+    Edge,
+    Graph,
+    area,
+    arrows,
+    composition,
+    curve,
+    eap,
+    eap_ig,
+    faithfulness,
+    of_heads,
+    prune,
+    run,
+)
 from labcode.errors import HeadError, MetricError, PatchError
 from labcode.metrics import end_logits, logit_difference
 from labcode.patching import path_patch
@@ -511,3 +525,72 @@ def test_the_arrows_of_the_hand_wired_circuit(toy):
 def test_bad_arrows_are_named(tiny, pair, senders, receivers, inputs, message):
     with pytest.raises((PatchError, HeadError), match=message):
         arrows(tiny, *pair, senders, receivers, inputs)
+
+
+def dense(model, sender, receiver, kind):
+    """Elhage et al. 2021, with whole matrices, and every factor of the norm written out."""
+    group = model.cfg.n_heads // (model.cfg.n_key_value_heads or model.cfg.n_heads)
+
+    def of(name, layer, head):
+        attn, scale = model.blocks[layer].attn, getattr(model.blocks[layer].ln1, "w", None)
+        if name == "O":
+            return attn.W_O[head]
+        matrix = getattr(attn, f"W_{name}")[head if name == "Q" else head // group]
+        return matrix if scale is None else scale[:, None] * matrix
+
+    write = of("V", *sender) @ of("O", *sender)
+    pair = {"q": ("Q", "K"), "k": ("K", "Q"), "v": ("V", "O")}[kind]
+    a, b = (of(name, *receiver) for name in pair)
+    read = a @ (b if kind == "v" else b.T)
+    return float((write @ read).norm() / write.norm() / read.norm())
+
+
+@pytest.mark.parametrize("kind", ["q", "k", "v"])
+def test_composition_is_that_of_the_whole_matrices(tiny, kind):
+    found = composition(tiny, (0, 1), (2, 3), kind)
+    every = {(a, b): dense(tiny, (0, a), (2, b), kind) for a in range(4) for b in range(4)}
+    assert found.score == pytest.approx(every.pop((1, 3)), rel=1e-4)
+    assert found.baseline == pytest.approx(sum(every.values()) / 15, rel=1e-4)
+    assert found.rank == pytest.approx(sum(score < found.score for score in every.values()) / 15)
+    assert 0 < found.score < 1
+
+
+def test_a_norm_that_is_not_folded_in_is_multiplied_in(tiny, monkeypatch):
+    before = composition(tiny, (0, 1), (1, 0), "q").score
+    width = torch.linspace(0.1, 3, tiny.cfg.d_model)
+    network = edges.Network(tiny)
+    scaled = [layer._replace(norm1=(width, None)) for layer in network.layers]
+    monkeypatch.setattr(network, "layers", scaled)
+    monkeypatch.setattr(edges, "Network", lambda model: network)
+    after = composition(tiny, (0, 1), (1, 0), "q").score
+    write, read = (
+        [part.double() for part in edges._circuits(network, layer, kind)] for layer, kind in ((0, "v"), (1, "q"))
+    )
+    matrices = write[0][1] @ write[1][1].T, read[0][0] @ read[1][0].T
+    assert after == pytest.approx(float((matrices[0] @ matrices[1]).norm() / matrices[0].norm() / matrices[1].norm()))
+    assert after != pytest.approx(before, rel=1e-3)
+
+
+def test_composition_of_the_hand_wired_circuit(toy):
+    """1.0 copies names out of the space that 0.0 writes to; 2.0 asks there whom to leave out; none read 0.1."""
+    assert composition(toy, (0, 0), (1, 0), "v").score > 0.3
+    assert composition(toy, (0, 0), (1, 0), "k").score > 0.1
+    assert composition(toy, (1, 0), (2, 0), "q").score > 0.1
+    for kind in "qkv":
+        assert composition(toy, (0, 1), (2, 0), kind).score == 0
+        assert composition(toy, (0, 0), (1, 1), kind).score == 0, "1.1 reads nothing"
+    assert composition(toy, (1, 0), (2, 0), "v").score == 0
+    assert composition(toy, (0, 0), (1, 0), "v").rank == 1
+
+
+@pytest.mark.parametrize(
+    ("sender", "receiver", "kind", "message"),
+    [
+        ((1, 0), (1, 1), "q", "a sender in an earlier layer"),
+        ((0, 0), (1, 1), "o", "choose 'q', 'k' or 'v'"),
+        ((0, 9), (1, 1), "q", "no head 0.9"),
+    ],
+)
+def test_composition_of_no_such_pair_is_named(tiny, sender, receiver, kind, message):
+    with pytest.raises((PatchError, HeadError), match=message):
+        composition(tiny, sender, receiver, kind)
