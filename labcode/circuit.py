@@ -1,6 +1,6 @@
 """Circuits: what is left of the answer when heads are taken out, or when only some keep their own output.
 
-`ablate` takes heads out in one of four ways. What "out" means is a choice, and results depend on it: what a head writes
+`ablate` takes heads out in one of five ways. What "out" means is a choice, and results depend on it: what a head writes
 (its z) is replaced by
 
 * "zero": nothing. Simple, but a state that the model never sees: what the head writes whatever the prompt goes too.
@@ -10,13 +10,15 @@
   2022, section 2.1, where the reference holds three unrelated names. It keeps everything but who is who.
 * "resample": its value at the same position in one other prompt of the same template, drawn at random. A state that the
   model does see, at the price of that prompt's noise. All heads take theirs from the same prompt.
+* "corrupted": its value at the same position in the reference prompt of the same number, as in activation patching.
 
-`Runner` runs a model in many states at once, each keeping (`Keep`) or losing (`Out`) heads at named positions, with the
-template mean in place of the others. States share most of their arithmetic. The stream at one position after one layer
-depends on little: where every head there gets the mean, only on itself one layer before; where some head keeps its own
-output, also on the streams at this position and to its left, which that head can read. So states that differ elsewhere,
-or later, share it, and it is computed once: a *row*. Whoever is read by no head any more is dropped, but for END, which
-holds the answer. `schedule` is the bookkeeping, with whole numbers; `_run` is the arithmetic.
+`Runner` runs a model in many states at once, each keeping (`Keep`) or losing (`Out`) heads at named positions, with one
+of these, by default the template mean, in place of the others. States share most of their arithmetic. The stream at one
+position after one layer depends on little: where every head there is replaced, only on itself one layer before; where
+some head keeps its own output, also on the streams at this position and to its left, which that head can read. So
+states that differ elsewhere, or later, share it, and it is computed once: a *row*. Whoever is read by no head any more
+is dropped, but for END, which holds the answer. `schedule` is the bookkeeping, with whole numbers; `_run` is the
+arithmetic.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -36,6 +38,7 @@ from labcode.forward import Network, Run, Suffix, record
 from labcode.heads import Head, Node, check_heads
 from labcode.metrics import end_logits, logit_difference
 from labcode.progress import progress
+from labcode.prompts import build, corrupt
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -44,7 +47,8 @@ if TYPE_CHECKING:
 
     from labcode.prompts import Population
 
-How = Literal["zero", "mean", "template-mean", "resample"]
+How = Literal["zero", "mean", "template-mean", "resample", "corrupted"]
+LEAST = 8  # reference prompts in a mean: with few, the mean of a template still knows single names
 MAX_HEADS = 62  # so many fit in the bits of one whole number
 # Bounds that keep the working memory at about half a GB for the embedded model.
 PROMPTS_AT_ONCE = 20
@@ -141,17 +145,10 @@ def ablate(
     a small role.
     """
     outputs = _outputs(model, heads, mlps)
-    if how not in ("zero", "mean", "template-mean", "resample"):
-        raise PatchError(
-            f"unknown ablation {how!r}: choose 'zero', 'mean', 'template-mean' or 'resample'", see="unknown-ablation"
-        )
+    _check_how(how, reference)
     if at != "all" and at not in pop.positions:
         raise PatchError(
             f"unknown position {at!r}: choose 'all' or among {', '.join(pop.positions)}", see="unknown-position"
-        )
-    if how != "zero" and reference is None:
-        raise PatchError(
-            f"{how!r} needs a reference population, such as corrupt(model, pop, 'abc')", see="no-reference"
         )
     baseline = None
     if reference is not None and how != "zero":
@@ -197,6 +194,15 @@ class Baseline:
         return pad(rows, (0, 0) * (rows.ndim - 2) + (0, missing))[:, :n_pos]
 
 
+def _check_how(how: str, reference: Population | None) -> None:
+    if how not in get_args(How):
+        raise PatchError(f"unknown ablation {how!r}: choose one of {', '.join(get_args(How))}", see="unknown-ablation")
+    if how != "zero" and reference is None:
+        raise PatchError(
+            f"{how!r} needs a reference population, such as corrupt(model, pop, 'abc')", see="no-reference"
+        )
+
+
 def _outputs(model: TransformerBridge, heads: Sequence[Head], mlps: Sequence[int]) -> dict[str, list[int] | None]:
     """Names of the hooks, with the heads that are ablated at each; None for an MLP."""
     cfg = model.cfg
@@ -233,6 +239,15 @@ def _partners(pop: Population, reference: Population, how: str, seed: int) -> li
     """For each prompt, the reference prompts that stand in for it; None where all do."""
     if how == "mean":
         return None
+    if how == "corrupted":
+        shapes = ([shape_of(one, i) for i in range(len(one))] for one in (pop, reference))
+        if next(shapes) != next(shapes):
+            raise PatchError(
+                "the reference prompts do not align with the prompts one by one: make them with corrupt(model, pop, "
+                "'abc') or 'swap'",
+                see="misaligned-prompts",
+            )
+        return [[number] for number in range(len(pop))]
     groups: dict[tuple[object, ...], list[int]] = {}
     for number in range(len(reference)):
         groups.setdefault(shape_of(reference, number), []).append(number)
@@ -267,91 +282,148 @@ def _replace(activation: Tensor, hook: Any, heads: list[int] | None, where: Tens
     return changed
 
 
+def references(model: TransformerBridge, pop: Population, least: int = LEAST, seed: int = 0) -> Population:
+    """Twins of these prompts with three unrelated names, at least `least` of them for each template.
+
+    Prompts of a template that has too few are taken several times, with new names each time.
+
+    Raises:
+        PromptError: as `corrupt`.
+    """
+    shapes = [shape_of(pop, number) for number in range(len(pop))]
+    copies = {shape: -(-least // shapes.count(shape)) for shape in shapes}
+    twins = [prompt for prompt, shape in zip(pop.prompts, shapes, strict=True) for _ in range(copies[shape])]
+    return corrupt(model, build(model, twins), "abc", seed)
+
+
 class Means:
-    """Mean z of every head, for the templates of a population.
+    """What takes the place of z of every head, for the prompts of a population: a mean over reference prompts.
 
     Args:
         pop: the prompts that will be run.
-        reference: the prompts whose outputs are averaged; several for each template make a better mean.
+        reference: the prompts whose outputs are averaged, such as `references(model, pop)`; "zero" needs none.
+        how: see the top of this module. "resample" and "corrupted" are means of a single prompt.
+        least: so many reference prompts a mean has at least, for each template where it is by template.
+        seed: of the draw for "resample".
 
     Raises:
-        PatchError: a prompt whose template the reference lacks, with S2 and END at the same positions.
+        PatchError: an unknown `how`, no reference, too few reference prompts, or none with a prompt's template and with
+            S2 and END at the same positions.
     """
 
-    def __init__(self, model: TransformerBridge, pop: Population, reference: Population, batch_size: int = 16) -> None:
-        cfg = model.cfg
-        wanted = sorted({shape_of(pop, number) for number in range(len(pop))}, key=str)
-        self._group = {shape: number for number, shape in enumerate(wanted)}
-        shapes = [shape_of(reference, number) for number in range(len(reference))]
-        for number, prompt in enumerate(pop.prompts):
-            if shape_of(pop, number) not in shapes:
+    def __init__(
+        self,
+        model: TransformerBridge,
+        pop: Population,
+        reference: Population | None,
+        batch_size: int = 16,
+        *,
+        how: How = "template-mean",
+        least: int = LEAST,
+        seed: int = 0,
+    ) -> None:
+        _check_how(how, reference)
+        cfg, self.how = model.cfg, how
+        keys = [self._key(pop, number) for number in range(len(pop))]
+        self._group = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        width = 1 if how in ("zero", "mean") else int(pop.end.max()) + 1
+        self._sums = torch.zeros(len(self._group), cfg.n_layers, width, cfg.n_heads, cfg.d_head)
+        if reference is None:
+            return
+        partners = _partners(pop, reference, how, seed) or [list(range(len(reference)))] * len(pop)
+        chosen = dict(zip(keys, partners, strict=True))
+        for prompt, rows in zip(pop.prompts, partners, strict=True):
+            if how in ("mean", "template-mean") and len(rows) < least:
                 raise PatchError(
-                    f"no reference prompt has the template of {prompt.text!r}, with S2 and END at the same positions: "
-                    "make the reference with corrupt(model, pop, 'abc')",
-                    see="no-resample-partner",
+                    f"a mean of {len(rows)} reference prompts for {prompt.text!r}, and at least {least} are asked for: "
+                    "make them with circuit.references(model, pop), which takes as many for each template",
+                    see="few-references",
                 )
-        width = int(pop.end.max()) + 1
-        self._sums = torch.zeros(len(wanted), cfg.n_layers, width, cfg.n_heads, cfg.d_head)
-        counts = torch.zeros(len(wanted))
-        names = [f"blocks.{layer}.attn.hook_z" for layer in range(cfg.n_layers)]
-        rows = [number for number, shape in enumerate(shapes) if shape in self._group]
-        for start in range(0, len(rows), batch_size):
-            chosen = rows[start : start + batch_size]
-            piece = reference.subset(chosen)
+        self._add(model, reference, [chosen[key] for key in self._group], batch_size)
+
+    def _add(self, model: TransformerBridge, reference: Population, chosen: list[list[int]], batch_size: int) -> None:
+        """Fill in the means of these reference prompts, group by group."""
+        groups_of: dict[int, list[int]] = {}
+        for group, rows in enumerate(chosen):
+            for row in rows:
+                groups_of.setdefault(row, []).append(group)
+        names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
+        width, order = self._sums.shape[2], sorted(groups_of)
+        counts = torch.zeros(len(chosen))
+        for start in range(0, len(order), batch_size):
+            piece = reference.subset(order[start : start + batch_size])
             with torch.no_grad():
                 _, cache = model.run_with_cache(
-                    piece.tokens.to(cfg.device), names_filter=names, stop_at_layer=cfg.n_layers
+                    piece.tokens.to(model.cfg.device), names_filter=names, stop_at_layer=model.cfg.n_layers
                 )
-            n_pos = min(width, piece.tokens.shape[1])
-            for row, number in enumerate(chosen):
-                group = self._group[shapes[number]]
-                for layer, name in enumerate(names):
-                    self._sums[group, layer, :n_pos] += cache[name][row, :n_pos].cpu()
-                counts[group] += 1
+            z = torch.stack([cache[name].cpu() for name in names], 1)  # [batch layer pos head d_head]
+            for i, row in enumerate(order[start : start + batch_size]):
+                # Over all positions but the first, or position by position.
+                own = z[i, :, 1 : int(piece.lengths[i])].sum(1, keepdim=True) if width == 1 else z[i, :, :width]
+                for group in groups_of[row]:
+                    self._sums[group, :, : own.shape[1]] += own
+                    counts[group] += int(piece.lengths[i]) - 1 if width == 1 else 1
         self._sums /= counts[:, None, None, None, None]
+
+    def _key(self, pop: Population, number: int) -> tuple[object, ...]:
+        """What prompts with the same replacements have in common."""
+        if self.how in ("zero", "mean"):
+            return ()
+        shape = shape_of(pop, number)
+        return shape if self.how == "template-mean" else (*shape, pop.prompts[number].text)
 
     def of(self, pop: Population, layer: int, n_pos: int) -> Float[Tensor, "batch pos head d_head"]:
         """What takes the place of the heads' output in one layer, for each of these prompts.
 
         Raises:
-            PatchError: a template that was not among those of the population given.
+            PatchError: a template, or where it counts a prompt, that was not in the population given.
         """
-        shapes = [shape_of(pop, number) for number in range(len(pop))]
-        for shape, prompt in zip(shapes, pop.prompts, strict=True):
-            if shape not in self._group:
+        groups = []
+        for number, prompt in enumerate(pop.prompts):
+            key = self._key(pop, number)
+            if key not in self._group:
                 raise PatchError(
                     f"these means do not hold the template of {prompt.text!r}: measure them with it",
                     see="no-resample-partner",
                 )
-        groups = [self._group[shape] for shape in shapes]
-        return self._sums[groups, layer, :n_pos]
+            groups.append(self._group[key])
+        found = self._sums[groups, layer]
+        return found.expand(-1, n_pos, -1, -1) if found.shape[1] == 1 else found[:, :n_pos]
 
 
 class Runner:
     """A model on some prompts, set up once and then run in as many states as one likes.
 
     Heads that a state does not keep get their mean over the reference prompts of the same template, position by
-    position (Wang et al. 2022, section 2.1). MLPs are kept and recomputed. The first position is never replaced: its
-    token is the same in every prompt.
+    position (Wang et al. 2022, section 2.1), or what else `how` says. MLPs are kept and recomputed. The first position
+    is never replaced: its token is the same in every prompt.
 
     Args:
         pop: the prompts that are run.
-        reference: prompts of the same templates that know nothing of who is who: `corrupt(model, pop, "abc")`, or that
-            of a larger population for better means.
+        reference: prompts of the same templates that know nothing of who is who: `references(model, pop)`.
         means: those of another runner of the same model, whose templates include these; else they are measured.
+        how, least, seed: of the means, where they are measured, as for `Means`.
 
     Attributes:
         model, pop, means: as given, or measured. draws: of the prompts, for intervals.
 
     Raises:
-        PatchError: a template that the reference lacks, a model that is not on the CPU, or one under hooks.
+        PatchError: as `Means`; a model that is not on the CPU, or one under hooks.
 
     Limits: a mean of few reference prompts is noisy; and the state with everything replaced is one that the model never
     saw in training.
     """
 
     def __init__(
-        self, model: TransformerBridge, pop: Population, reference: Population, *, means: Means | None = None
+        self,
+        model: TransformerBridge,
+        pop: Population,
+        reference: Population | None,
+        *,
+        means: Means | None = None,
+        how: How = "template-mean",
+        least: int = LEAST,
+        seed: int = 0,
     ) -> None:
         if str(model.cfg.device) != "cpu":
             raise PatchError(
@@ -362,7 +434,7 @@ class Runner:
                 f"{model.cfg.n_heads} heads in a layer: circuits know up to {MAX_HEADS}", see="unsupported-model"
             )
         self.model, self.pop, self.draws = model, pop, pop.draws
-        self.means = means or Means(model, pop, reference)
+        self.means = means or Means(model, pop, reference, how=how, least=least, seed=seed)
         self._pieces = list(pop.chunks(PROMPTS_AT_ONCE))
         network = Network(model)
         self._suffixes = [_recorded(model, network, piece) for piece in self._pieces]

@@ -32,10 +32,10 @@ from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 from labcode.circuit import Keep, check_states, kept_heads
 from labcode.errors import PatchError
-from labcode.faithful import divergence
 from labcode.forward import Linear, Network, Suffix, record, rotate
 from labcode.heads import Head, Node, check_heads
 from labcode.metrics import logit_difference, restoration
@@ -493,6 +493,12 @@ def prune(
             kept, now = without, after
     left = set(graph.chosen(graph.connected(kept)))
     return [edge for edge in ranking if edge in left]
+
+
+def divergence(p: Float[Tensor, " batch"], q: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """KL(p || q) of IO against S, in nats, from logit differences: the rest of the vocabulary is left out."""
+    yes, no = p.sigmoid(), (-p).sigmoid()
+    return yes * (F.logsigmoid(p) - F.logsigmoid(q)) + no * (F.logsigmoid(-p) - F.logsigmoid(-q))
 
 
 class Point(NamedTuple):

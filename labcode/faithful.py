@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch.nn import functional as F
 
 from labcode.circuit import Keep, Out, Runner
+from labcode.edges import divergence
 from labcode.errors import PatchError
 from labcode.heads import Head, Node
 from labcode.metrics import Interval, bootstrap, bootstrap_ratios, share
@@ -44,7 +44,7 @@ class Faithfulness:
         error: the mean over prompts of |F(C) - F(M)|, in nats: what a prompt is off, where `gap` lets errors cancel.
         near: the share of prompts on which F(C) is within `NEAR` of F(M), above or below.
         correlation: of F(C) and F(M) over prompts; 0 where one of them is the same on all prompts.
-        divergence: the mean `divergence` of the circuit from the model, in nats.
+        divergence: the mean `edges.divergence` of the circuit from the model, in nats.
         accuracy: the share of prompts on which the circuit prefers IO. model_accuracy: the same of the model.
         n_heads: heads of the circuit, whatever the number of positions at which they act.
     """
@@ -132,22 +132,18 @@ def within(value: Float[Tensor, " batch"], model: Float[Tensor, " batch"], far: 
     return (value - model).abs() <= far * model.abs()
 
 
-def divergence(p: Float[Tensor, " batch"], q: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """KL(p || q) of IO against S, in nats, from logit differences: the rest of the vocabulary is left out."""
-    yes, no = p.sigmoid(), (-p).sigmoid()
-    return yes * (F.logsigmoid(p) - F.logsigmoid(q)) + no * (F.logsigmoid(-p) - F.logsigmoid(-q))
+def share_of(passed: Bool[Tensor, " batch"], draws: Int[Tensor, " batch"], level: float = 0.95) -> Interval:
+    """The share of prompts that pass, with Wilson's interval for as many observations as there are draws.
 
-
-def share_of(passed: Bool[Tensor, " batch"], draws: Int[Tensor, " batch"]) -> Interval:
-    """The share of prompts that pass: a bootstrap over draws, cut off at 0 and 1.
-
-    Where all or none pass, a bootstrap has no width: there the interval is that of as many draws (`metrics.share`).
+    Prompts of a draw are not independent, so to count draws is the careful choice. A bootstrap would have no width
+    where nearly all or nearly none pass.
     """
-    if passed.all() or not passed.any():
-        n = len(draws.unique())
-        return replace(share(n if passed[0] else 0, n), n=len(passed))
-    found = bootstrap(passed.float(), draws)
-    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+    from scipy.stats import norm
+
+    found, n, z = float(passed.float().mean()), len(draws.unique()), float(norm.ppf((1 + level) / 2))
+    middle = (found + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(found * (1 - found) / n + (z / (2 * n)) ** 2) / (1 + z * z / n)
+    return Interval(found, max(0.0, middle - half), min(1.0, middle + half), len(passed))
 
 
 def correlation(
@@ -155,7 +151,7 @@ def correlation(
 ) -> Interval:
     """Pearson's correlation over prompts, with Fisher's interval for as many observations as there are draws.
 
-    Prompts of a draw are not independent, so to count draws is the careful choice. Three or fewer tell nothing.
+    Draws are counted as in `share_of`; three or fewer tell nothing.
     """
     from scipy.stats import norm
 

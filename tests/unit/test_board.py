@@ -12,7 +12,7 @@ from markup import Structure
 from labbook.show import diagram
 from labbook.show.board import Group, board, states, to_html
 from labcode import prompts
-from labcode.circuit import Keep, Out, Runner
+from labcode.circuit import Keep, Out, Runner, references
 from labcode.errors import PatchError
 from labcode.toy import MOVER, NEGATIVE
 
@@ -29,7 +29,7 @@ GROUPS = (
 def found(toy):
     pop = prompts.population(toy, 4, seed=1, templates=prompts.TEMPLATES[:1])
     tried = states(GROUPS)
-    return board(GROUPS, Runner(toy, pop, prompts.corrupt(toy, pop, "abc")).values(tried), pop.draws)
+    return board(GROUPS, Runner(toy, pop, references(toy, pop)).values(tried), pop.draws)
 
 
 def test_states_tick_by_bits():
@@ -83,7 +83,7 @@ def test_a_board_of_too_many_families_or_none_is_refused(n):
 
 def test_values_of_other_states_are_refused(found, toy):
     pop = prompts.population(toy, 4, seed=1, templates=prompts.TEMPLATES[:1])
-    run = Runner(toy, pop, prompts.corrupt(toy, pop, "abc")).values([Out(), Keep()])
+    run = Runner(toy, pop, references(toy, pop)).values([Out(), Keep()])
     with pytest.raises(PatchError, match="2 states for a board of 3 families"):
         board(GROUPS, run, pop.draws)
 

@@ -15,7 +15,7 @@ FULL = MOVER - NEGATIVE
 
 
 def values(model, pop, reference, states):
-    return Runner(model, pop, reference).values(states)
+    return Runner(model, pop, reference, least=1).values(states)
 
 
 def slow(model, pop, reference, states):
@@ -179,23 +179,74 @@ def test_states_that_do_not_exist_are_named(toy, states, message):
 def test_a_template_without_a_twin_is_named(tiny, several):
     pop, reference = several
     missing = [i for i in range(len(reference)) if reference.prompts[i].template != pop.prompts[0].template]
-    with pytest.raises(PatchError, match="no reference prompt has the template of"):
+    with pytest.raises(PatchError, match="no other reference prompt has the template of"):
         values(tiny, pop, reference.subset(missing), [Out()])
 
 
 def test_means_of_other_templates_are_refused(tiny, several):
     pop, reference = several
     known = [i for i in range(len(pop)) if pop.prompts[i].template == pop.prompts[0].template]
-    means = Means(tiny, pop.subset(known), reference)
+    means = Means(tiny, pop.subset(known), reference, least=1)
     shared = Runner(tiny, pop.subset(known), reference, means=means).values(STATES[:3])
     torch.testing.assert_close(shared, values(tiny, pop, reference, STATES[:3])[:, known], atol=1e-5, rtol=0)
     with pytest.raises(PatchError, match="these means do not hold the template of"):
         Runner(tiny, pop, reference, means=means).values([Keep()])
 
 
+@pytest.mark.parametrize("how", ["zero", "mean", "template-mean", "resample", "corrupted"])
+def test_every_way_of_taking_out_is_that_of_an_ablation(tiny, several, how):
+    """For zero without the first position, which a runner never replaces."""
+    pop, reference = several
+    if how == "corrupted":
+        reference = reference.subset(range(len(pop)))
+    nodes, places = [(0, 2, "S2"), (1, 3, "S2")], {"at": "S2"}
+    expected = ablate(tiny, pop, [node[:2] for node in nodes], how, reference=reference, seed=3, **places)
+    runner = Runner(tiny, pop, None if how == "zero" else reference, how=how, least=1, seed=3)
+    torch.testing.assert_close(runner.values([Out(nodes)])[0], expected, atol=1e-5, rtol=0)
+    assert (expected - ablate(tiny, pop)).abs().max() > 1e-4
+
+
+def test_corrupted_is_the_corrupted_prompts_own_output(toy):
+    """The reference is the swapped prompt: its name mover writes S."""
+    clean = prompts.canonical(toy)
+    runner = Runner(toy, clean, prompts.corrupt(toy, clean, "swap"), how="corrupted")
+    assert float(runner.values([Out([(2, 0, "END")])])) == pytest.approx(-NEGATIVE - MOVER, abs=1e-4)
+
+
+def test_references_are_enough_for_each_template(tiny, several):
+    pop, _ = several
+    shapes = [circuit.shape_of(pop, i) for i in range(len(pop))]
+    found = circuit.references(tiny, pop, 5)
+    made = [circuit.shape_of(found, i) for i in range(len(found))]
+    assert found.corruption == "abc"
+    assert all(5 <= made.count(shape) < 5 + shapes.count(shape) for shape in shapes)
+    Runner(tiny, pop, found, least=5)
+    with pytest.raises(PatchError, match="and at least 6 are asked for"):
+        Runner(tiny, pop, found.subset(range(5)), how="mean", least=6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "a mean of 1 reference prompts for '.*', and at least 8 are asked for"),
+        ({"how": "median"}, "unknown ablation 'median'"),
+        ({"how": "corrupted"}, "do not align with the prompts one by one"),
+    ],
+)
+def test_means_that_cannot_be_taken_are_named(toy, options, message):
+    clean = prompts.canonical(toy)
+    one = prompts.corrupt(toy, clean, "abc")
+    if options.get("how") == "corrupted":
+        one = circuit.references(toy, clean, 2)
+    with pytest.raises(PatchError, match=message):
+        Means(toy, clean, one, **options)
+    with pytest.raises(PatchError, match="'mean' needs a reference population"):
+        Means(toy, clean, None, how="mean")
+
+
 def test_weights_that_are_not_numbers_are_named(tiny, several, monkeypatch):
     pop, reference = several
-    runner = Runner(tiny, pop, reference)
+    runner = Runner(tiny, pop, reference, least=1)
     monkeypatch.setattr(runner.means, "_sums", runner.means._sums * float("nan"))
     with pytest.raises(PatchError, match="no finite answer on"):
         runner.values([Keep()])

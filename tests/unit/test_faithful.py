@@ -7,13 +7,13 @@ from zlib import crc32
 import pytest
 import torch
 
-from labcode import prompts
-from labcode.circuit import Keep, Out, Runner
+from labcode import metrics, prompts
+from labcode.circuit import Keep, Out, Runner, references
+from labcode.edges import divergence
 from labcode.errors import PatchError
 from labcode.faithful import (
     completeness,
     correlation,
-    divergence,
     equivalence_test,
     faithfulness,
     greedy,
@@ -119,6 +119,9 @@ def test_a_share_of_prompts_stays_between_none_and_all():
         assert 0 <= found.low < found.high <= 1
         assert found.mean == pytest.approx(float(passed.float().mean()))
         assert found.n == 20
+    of_draws = metrics.share(7, 10)
+    found = share_of(torch.arange(20) < 14, draws)
+    assert (found.low, found.high) == pytest.approx((of_draws.low, of_draws.high))
 
 
 def test_a_circuit_that_forgets_a_head_is_incomplete(runner):
@@ -342,7 +345,7 @@ def test_a_ratio_of_means_with_its_interval():
 
 def test_too_few_prompts_and_empty_sets_are_named(toy, runner):
     pop = prompts.canonical(toy)
-    one = Runner(toy, pop, prompts.corrupt(toy, pop, "abc"))
+    one = Runner(toy, pop, references(toy, pop))
     with pytest.raises(PatchError, match="1 draw of prompts is too few for an interval"):
         faithfulness(one, {"chain": CHAIN})
     with pytest.raises(PatchError, match="1 draw of prompts is too few"):

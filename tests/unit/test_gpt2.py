@@ -119,5 +119,5 @@ def test_the_published_circuit_is_as_faithful_as_published(gpt2):
     pop = prompts.population(gpt2, 40, seed=5)
     twins = prompts.build(gpt2, list(pop.prompts) * 3)
     nodes = [(*head, FAMILIES[name].position) for name, heads in CIRCUIT.items() for head in heads]
-    runner = Runner(gpt2, pop, prompts.corrupt(gpt2, twins, "abc"))
+    runner = Runner(gpt2, pop, prompts.corrupt(gpt2, twins, "abc"), least=6)
     expect("wang.faithfulness", faithfulness(runner, {"published": nodes})["published"].share.mean)
