@@ -16,16 +16,18 @@ import datetime
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from labcode import families, frames, prompts
+from labcode.corpus import DATA
 from labcode.errors import EvidenceError
 from labcode.models import edition, pins
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -56,7 +58,11 @@ class Evidence:
 
     def judged(self, half: Half) -> families.Discovery:
         """The families by the measurements of one half."""
-        return families.judge({**self.tables[half], "draws": groups(self.populations[half][0])})
+        return families.judge(self.table(half))
+
+    def table(self, half: Half) -> dict[str, Tensor]:
+        """The measurements of one half and the group of each prompt, as `families.judge` takes them."""
+        return {**self.tables[half], "groups": groups(self.populations[half][0])}
 
 
 def groups(pop: Population) -> Tensor:
@@ -96,11 +102,11 @@ def measure(
     }
 
 
-def load(model: TransformerBridge, folder: Path) -> Evidence:
+def load(model: TransformerBridge, folder: Path = DATA) -> Evidence:
     """The record of this model, else measurements on fewer prompts, which are remembered.
 
     Args:
-        folder: where records are, `data` beside the chapters.
+        folder: where records are.
 
     Raises:
         EvidenceError: a record that cannot be read, or that lacks something.
@@ -170,14 +176,16 @@ def recheck(model: TransformerBridge, found: Evidence, day: datetime.date | None
     n, largest, where, texts = 0, 0.0, "", []
     for half, (pop, corrupted) in found.populations.items():
         rows = sorted(rng.sample(range(len(pop)), AT_ONCE))
+        layer = rng.randrange(model.cfg.n_layers)
         texts += [pop.prompts[row].text for row in rows]
         recorded = found.tables[half]
-        writers = [(int(layer), int(head)) for layer, head in recorded["writers"]]
+        writers = [(int(one), int(head)) for one, head in recorded["writers"]]
         again = families.measure(model, pop.subset(rows), corrupted.subset(rows), writers)
+        again["OV"] = families.copying(model, pop, [layer])
         for name, value in recorded.items():
             if name == "writers":
                 continue
-            old, new = value[..., rows], again[name]
+            old, new = value[layer : layer + 1] if name == "OV" else value[..., rows], again[name]
             both = ~(old.isnan() | new.isnan())  # which heads are asked at S1+1 depends on all prompts together
             n += int(both.sum())
             gap = float((old - new)[both].abs().max()) if both.any() else 0.0

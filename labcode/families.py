@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,11 +19,11 @@ import torch
 
 from labcode import prompts
 from labcode.errors import FamilyError, ModelError
-from labcode.heads import Head, Node, position_attentions
-from labcode.metrics import Interval, bootstrap_cells
+from labcode.heads import Head, Node, copy_scores, position_attentions
+from labcode.metrics import Interval, bootstrap_cells, screen, tossed
 from labcode.models import build_once, cache_dir, weights_key
 from labcode.patching import exchanged, path_patch, sweep
-from labcode.residual import decompose
+from labcode.residual import Decomposition, decompose
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -32,12 +32,27 @@ if TYPE_CHECKING:
 
     from labcode.prompts import Population
 
-# A definition asks for both kinds of evidence, where a head looks and what it costs to intervene on it. The thresholds
-# are round numbers from the literature, not fitted: an effect of one fiftieth of the gap between clean and corrupted
-# runs is twice what Wang et al. (2022, section 4.2) ask of a head before they call it needed, and a tenth of a head's
-# attention is several times an even share over a sentence.
-LOOKS = 0.1  # mean attention that counts as looking somewhere
-EFFECT = 0.02  # mean effect that counts, as a share of the gap; its interval must lie on the same side of 0
+# What counts, with its reason. Both were written down before the search, and no model was asked what it would like.
+LOOKS = 2
+"""A head looks somewhere if it gives the place at least this many times an even share of its attention, on average.
+
+An even share is what a head without any preference gives each position that it can see, so it depends on how many there
+are: an eighth at the eighth token. Twice of that cannot be given to more than half of the positions.
+"""
+EFFECT = 0.02
+"""An effect that counts is worth at least this share of the gap between clean and corrupted runs, and is no accident.
+
+No accident: it exceeds the threshold of `metrics.screen` over all heads of the model, whose chance to let any head pass
+where nothing is there is one in twenty. With enough prompts a screen passes effects too small to care about. One
+fiftieth is the size that Wang et al. (2022, appendix F) ask of a head to call it important.
+"""
+
+COPIES = 0.2
+"""An OV circuit copies names if it puts so many more of them among its first five tokens than among its last five.
+
+The average head of GPT-2 small stays below this share of names (Wang et al. 2022, section 3.1). The last five count
+against it, since what suppresses a name does not copy it; suppressing is the same the other way round.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,18 +61,16 @@ class Criterion:
 
     Attributes:
         text: the condition in words.
-        kind: "looks" (observational) or "acts" (an intervention, or what is written to the logits).
+        kind: "looks" (attention, observed), "acts" (what an intervention costs, or what is written to the logits) or
+            "weights" (what the OV circuit does to a name, without any sentence).
         measure: the name of the measurement, as `measure` calls it.
         sign: +1 where it has to reach the threshold from above, -1 where it has to fall below its negative.
-        over: name of another measurement that this one has to exceed, if any, instead of a threshold: the interval of
-            the difference has to lie above 0.
     """
 
     text: str
-    kind: str
+    kind: Literal["looks", "acts", "weights"]
     measure: str
     sign: int = 1
-    over: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,7 @@ class Family:
         name: key in `FAMILIES`. title: the name in running text.
         position: where its heads act: S1+1, S2 or END.
         definition: one sentence.
+        strength: the measurement by which its members are ordered.
         colour: kept through the whole book.
     """
 
@@ -76,27 +90,28 @@ class Family:
     position: str
     definition: str
     criteria: tuple[Criterion, ...]
+    strength: str
     colour: str
 
 
 def _look(source: str, target: str) -> Criterion:
-    text = f"attention {source} → {target} at least {LOOKS}"
-    return Criterion(text, "looks", f"attention {source}→{target}")
+    return Criterion(
+        f"attention {source} → {target} at least {LOOKS} times an even share", "looks", f"attention {source}→{target}"
+    )
 
 
 def _costs(place: str) -> Criterion:
-    text = f"corrupting it at {place} loses at least {EFFECT:.0%} of the gap"
-    return Criterion(text, "acts", f"total {place}")
+    return Criterion(f"corrupting it at {place} loses at least {EFFECT:.0%} of the gap", "acts", f"total {place}")
 
 
-def _more(text: str, measure: str, over: str) -> Criterion:
-    return Criterion(text, "acts", measure, over=over)
+def _moves(measure: str, what: str, sign: int = 1) -> Criterion:
+    return Criterion(f"{what} by at least {EFFECT:.0%} of the gap", "acts", measure, sign)
 
 
-_WRITES_FOR = Criterion(f"its wire to the logits is worth at least {EFFECT:.0%} of the gap", "acts", "direct")
-_WRITES_AGAINST = Criterion(
-    f"its wire to the logits is worth at most −{EFFECT:.0%} of the gap", "acts", "direct", sign=-1
-)
+_COPIES = Criterion(f"its OV circuit copies at least {COPIES:.0%} of the names", "weights", "OV")
+_RULES_OUT = Criterion(f"its OV circuit suppresses at least {COPIES:.0%} of the names", "weights", "OV", -1)
+_FOR = Criterion(f"its wire to the logits is worth at least {EFFECT:.0%} of the gap", "acts", "direct")
+_AGAINST = Criterion(f"its wire to the logits is worth at most −{EFFECT:.0%} of the gap", "acts", "direct", -1)
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -107,6 +122,7 @@ FAMILIES: dict[str, Family] = {
             "S1+1",
             "At the word after the first S it looks back at S, and corrupting it there costs part of the answer.",
             (_look("S1+1", "S1"), _costs("S1+1")),
+            "total S1+1",
             "#999999",
         ),
         Family(
@@ -115,6 +131,7 @@ FAMILIES: dict[str, Family] = {
             "S2",
             "At the second S it looks at the first, and corrupting it there costs part of the answer.",
             (_look("S2", "S1"), _costs("S2")),
+            "total S2",
             "#E69F00",
         ),
         Family(
@@ -123,6 +140,7 @@ FAMILIES: dict[str, Family] = {
             "S2",
             "At the second S it looks at the word after the first, and corrupting it there costs part of the answer.",
             (_look("S2", "S1+1"), _costs("S2")),
+            "total S2",
             "#F0E442",
         ),
         Family(
@@ -132,58 +150,67 @@ FAMILIES: dict[str, Family] = {
             "At END it looks at the second S, and part of the answer is lost when the writers' queries hear it wrong.",
             (
                 _look("END", "S2"),
-                Criterion(
-                    f"its wire to the writers' queries is worth at least {EFFECT:.0%} of the gap", "acts", "query"
-                ),
+                Criterion(f"its wire to the writers' queries is worth {EFFECT:.0%} of the gap", "acts", "query"),
             ),
+            "query",
             "#56B4E9",
         ),
         Family(
             "name mover",
             "name movers",
             "END",
-            "At END it looks at IO and writes for the answer, more by raising IO than by lowering S.",
-            (_look("END", "IO"), _WRITES_FOR, _more("raises IO more than it lowers S", "for IO", "against S")),
+            "At END it looks at IO and raises IO, which is for the answer: it copies.",
+            (_look("END", "IO"), _moves("for IO", "it raises IO"), _FOR, _COPIES),
+            "direct",
             "#0072B2",
         ),
         Family(
             "suppressor",
             "subject suppressors",
             "END",
-            "At END it looks at the second S and writes for the answer, more by lowering S than by raising IO.",
-            (_look("END", "S2"), _WRITES_FOR, _more("lowers S more than it raises IO", "against S", "for IO")),
+            "At END it looks at S and lowers S, which is for the answer: it rules out what it looks at.",
+            (_look("END", "S"), _moves("against S", "it lowers S"), _FOR, _RULES_OUT),
+            "direct",
             "#009E73",
         ),
         Family(
             "negative",
             "negative name movers",
             "END",
-            "At END it looks at IO and writes against the answer.",
-            (_look("END", "IO"), _WRITES_AGAINST),
+            "At END it looks at IO and lowers IO, which is against the answer: it rules out what it looks at.",
+            (_look("END", "IO"), _moves("for IO", "it lowers IO", -1), _AGAINST, _RULES_OUT),
+            "direct",
             "#D55E00",
         ),
         Family(
-            "backup",
-            "backup writers",
+            "subject mover",
+            "subject movers",
             "END",
-            "At END it looks at IO, and writes for the answer once the writers are out, more than before.",
+            "At END it looks at S and raises S, which is against the answer: it copies.",
+            (_look("END", "S"), _moves("against S", "it raises S", -1), _AGAINST, _COPIES),
+            "direct",
+            "#7A5195",
+        ),
+        Family(
+            "backup",
+            "backup name movers",
+            "END",
+            "At END it looks at IO, and raises IO once the writers are out, more than it did before.",
             (
                 _look("END", "IO"),
-                Criterion(
-                    f"its attribution with the writers out is at least {EFFECT:.0%} of the gap",
-                    "acts",
-                    "attribution, alone",
-                ),
-                _more("writes more with the writers out", "attribution, alone", "attribution"),
+                _moves("for IO, alone", "with the writers out it raises IO"),
+                _moves("for IO, gained", "with the writers out it raises IO more than before"),
+                _COPIES,
             ),
+            "for IO, alone",
             "#CC79A7",
         ),
     )
 }
 
 UNKNOWN: dict[str, Criterion] = {
-    "writes for the answer": _WRITES_FOR,
-    "writes against the answer": _WRITES_AGAINST,
+    "writes for the answer": _FOR,
+    "writes against the answer": _AGAINST,
     "acts at S2": _costs("S2"),
     "acts at END": _costs("END"),
 }
@@ -191,14 +218,6 @@ UNKNOWN: dict[str, Criterion] = {
 
 PAIRS = (("S1+1", "S1"), ("S2", "S1"), ("S2", "S1+1"), ("END", "IO"), ("END", "S1"), ("END", "S2"))
 """From where to where attention is read: those pairs of positions that some family of the literature is known for."""
-
-
-def measured(model: TransformerBridge, n: int = 24, seed: int = 21) -> dict[str, Tensor]:
-    """What `discover` judges: `measure` on `n` prompts and their three-names twins, and the draw of each prompt."""
-    pop = prompts.population(model, n=n, seed=seed)
-    corrupted = prompts.corrupt(model, pop, "abc", seed=seed)
-    found = remember("heads", model, (pop, corrupted), lambda: measure(model, pop, corrupted))
-    return found | {"draws": pop.draws}
 
 
 def measure(
@@ -217,50 +236,70 @@ def measure(
     query               what is lost when the wire from the head at END to the queries of all writers does
     for IO, against S   the head's direct attribution at END, clean minus corrupted, split: how much it raises the
                         logit of IO, and lowers that of S, relative to the mean logit of all names
-    attribution         the sum of these two: its direct attribution to the logit difference
-    attribution, alone  the same while all writers' outputs at END come from the corrupted run
+    for IO, alone       the same while all writers' outputs at END come from the corrupted run, and the final norm's
+                        scale stays what it was: without the writers the stream is shorter, and the norm would then
+                        multiply what every head writes, whether it changed or not
+    OV                  1 for each of the names that the head's OV circuit copies, -1 for each that it suppresses
+                        (`heads.copy_scores`); its last axis is the names of these prompts, and not the prompts
     ==================  ==========================================================================================
 
-    and, per prompt or head only, `clean` and `corrupted` [batch], the logit differences of the two runs, and `writers`
-    [writer 2], the heads called writers above.
+    and, per prompt or head only, `clean` and `corrupted` [batch], the logit differences of the two runs, `even P`
+    [batch], an even share of the attention at P, and `writers` [writer 2], the heads called writers above, as `writing`
+    picks them.
 
     Args:
         corrupted: the same prompts with three unrelated names, as `prompts.corrupt(model, pop, "abc")` makes them.
-        writers: the heads called writers above; by default those that `writing` picks on these very prompts.
+        writers: heads to take for the writers, found on other prompts; `writing` picks them on these if None.
 
     Source: Wang et al. 2022 (arXiv 2211.00593), sections 3.1 to 3.3. Limits: one corruption, one head at a time; two
     heads that stand in for each other show in neither `total`.
     """
     looking = position_attentions(model, pop, PAIRS)
     found = {f"attention {a}→{b}": seen for (a, b), seen in zip(PAIRS, looking, strict=True)}
+    found |= {f"even {place}": 1.0 / (pop.positions[place] + 1) for place in ("S1+1", "S2", "END")}
     for place in ("S2", "END"):
         grid = sweep(model, pop, corrupted, "z", at=place, direction="noising")
         found[f"total {place}"] = grid.clean - grid.values
-    found["total S1+1"] = _at_the_next_word(model, pop, corrupted, found["attention S1+1→S1"].mean(-1) >= LOOKS)
+    found["total S1+1"] = _at_the_next_word(
+        model, pop, corrupted, found["attention S1+1→S1"].mean(-1) >= LOOKS * found["even S1+1"].mean()
+    )
     grid = path_patch(model, pop, corrupted, sender_at="END")
     found |= {"direct": grid.clean - grid.values, "clean": grid.clean, "corrupted": grid.corrupted}
     if writers is None:
         writers = writing(found["direct"], grid.clean - grid.corrupted, pop.draws)
     wires = path_patch(model, pop, corrupted, "q", writers, sender_at="END", receiver_at="END")
     found["query"] = wires.clean - wires.values
-    found["for IO"], found["against S"] = _writes(model, pop, corrupted, ())
-    found["attribution"] = found["for IO"] + found["against S"]
-    found["attribution, alone"] = sum(_writes(model, pop, corrupted, writers), torch.tensor(0.0))
-    return found | {"writers": torch.tensor(writers)}
+    here, there = (decompose(model, run, batch_size=len(run)) for run in (pop, corrupted))
+    clean, other = (_by_name(model, parts, pop, parts.scale) for parts in (here, there))
+    found["for IO"], found["against S"] = clean[0] - other[0], other[1] - clean[1]
+    with exchanged(model, pop, corrupted, writers):
+        alone, still = (decompose(model, run, batch_size=len(run)) for run in (pop, corrupted))
+    found["for IO, alone"] = _by_name(model, alone, pop, here.scale)[0] - _by_name(model, still, pop, there.scale)[0]
+    return found | {"OV": copying(model, pop), "writers": torch.tensor(writers)}
+
+
+def copying(
+    model: TransformerBridge, pop: Population, layers: Sequence[int] | None = None
+) -> Float[Tensor, "layer head name"]:
+    """1 where a head's OV circuit copies a name of these prompts, -1 where it suppresses it, else 0: weights alone."""
+    names = sorted({name for prompt in pop.prompts for name in (prompt.io, prompt.s)})
+    scores = copy_scores(model, names, layers)
+    return (scores.ranks < 5).float() - (scores.negated < 5).float()
 
 
 def writing(
-    direct: Float[Tensor, "layer head batch"], gap: Float[Tensor, " batch"], draws: Int[Tensor, " batch"]
+    direct: Float[Tensor, "layer head batch"], gap: Float[Tensor, " batch"], groups: Int[Tensor, " batch"]
 ) -> list[Head]:
-    """The writers: heads outside layer 0 whose mean wire to the logits is worth `EFFECT` of the gap, surely above 0.
+    """The writers: heads outside layer 0 whose wire to the logits is worth `EFFECT` of the gap, and no accident.
 
     Where there is none, the head with the largest mean stands in for them.
     """
     n_heads = direct.shape[1]
-    cells = bootstrap_cells(direct.flatten(0, 1), draws)
-    later = range(n_heads, len(cells))  # nobody can tell a head of layer 0 anything
-    chosen = [i for i in later if cells[i].mean >= EFFECT * float(gap.mean()) and cells[i].low > 0]
-    return [divmod(i, n_heads) for i in chosen or [max(later, key=lambda i: cells[i].mean)]]
+    means = direct.mean(-1).flatten()
+    sure = set(screen(direct.flatten(0, 1), groups).chosen)
+    later = range(n_heads, len(means))  # nobody can tell a head of layer 0 anything
+    chosen = [i for i in later if means[i] >= EFFECT * float(gap.mean()) and i in sure]
+    return [divmod(i, n_heads) for i in chosen or [max(later, key=lambda i: float(means[i]))]]
 
 
 def _at_the_next_word(
@@ -274,20 +313,10 @@ def _at_the_next_word(
     return lost
 
 
-def _writes(
-    model: TransformerBridge, pop: Population, corrupted: Population, out: Sequence[Head]
-) -> tuple[Float[Tensor, "layer head batch"], Float[Tensor, "layer head batch"]]:
-    """What each head adds for IO and against S at END, clean minus corrupted, with the heads in `out` corrupted."""
-    with exchanged(model, pop, corrupted, out):
-        clean, other = _by_name(model, pop, pop), _by_name(model, corrupted, pop)
-    return clean[0] - other[0], other[1] - clean[1]
-
-
 def _by_name(
-    model: TransformerBridge, run: Population, answers: Population
+    model: TransformerBridge, parts: Decomposition, answers: Population, scale: Float[Tensor, " batch"]
 ) -> tuple[Float[Tensor, "layer head batch"], Float[Tensor, "layer head batch"]]:
     """Direct attribution of each head to the logits of IO and of S, relative to the mean over all names."""
-    parts = decompose(model, run, batch_size=len(run))
     kept, _ = prompts.single_token_names(model)
     ids = torch.tensor([prompts.token_id(model, " " + name) for name in kept])
     names = model.W_U[:, ids].mean(-1)  # [d_model]
@@ -295,9 +324,12 @@ def _by_name(
     found = []
     for answer in (answers.io_ids, answers.s_ids):
         direction = (model.W_U[:, answer] - names[:, None]).T.cpu()  # [batch d_model]
-        share = torch.einsum("tbm,bm->tb", terms, direction) / parts.scale
+        share = torch.einsum("tbm,bm->tb", terms, direction) / scale
         found.append(share.unflatten(0, (model.cfg.n_layers, model.cfg.n_heads)))
     return found[0], found[1]
+
+
+Unit = Literal["attention", "share of the gap", "share of the names"]
 
 
 @dataclass(frozen=True)
@@ -305,17 +337,28 @@ class Measurement:
     """The mean of one measurement over the prompts, with its 95 % interval, for every head.
 
     Attributes:
-        unit: "attention" or "share of the gap".
+        sure: whether the mean is no accident among all heads (`metrics.screen`). It is asked of effects only: attention
+            is never negative, so its sign says nothing.
+        least: what a mean has to reach to count: `LOOKS` even shares, `EFFECT` or `COPIES`.
+        unit: of the means.
+        n: the number of prompts, or of names.
     """
 
     mean: Float[Tensor, "layer head"]
     low: Float[Tensor, "layer head"]
     high: Float[Tensor, "layer head"]
-    unit: str
+    sure: Bool[Tensor, "layer head"]
+    least: float
+    unit: Unit
+    n: int
 
-    def at(self, head: Head, n: int = 0) -> Interval:
-        """The interval of one head; `n` is the number of prompts, for the record."""
-        return Interval(float(self.mean[head]), float(self.low[head]), float(self.high[head]), n)
+    def at(self, head: Head) -> Interval:
+        """The interval of one head."""
+        return Interval(float(self.mean[head]), float(self.low[head]), float(self.high[head]), self.n)
+
+    def counts(self, sign: int = 1) -> Bool[Tensor, "layer head"]:
+        """Which heads reach the threshold, above it for a `sign` of +1, below its negative for -1."""
+        return (sign * self.mean >= self.least) & self.sure
 
 
 @dataclass(frozen=True)
@@ -333,23 +376,24 @@ class Discovery:
     """Families of one model, found on one population.
 
     Attributes:
-        families: members by family name, those with the largest effect first. A head is in one family for each position
-            at most: duplicate and induction heads are told apart by where they look more, backups are no other writers.
+        families: members by family name, those with the largest effect first. Families that share a position share no
+            head: duplicate and induction heads are told apart by where they look more, and so are those that look at IO
+            and at S; a backup is no name mover.
         unknown: heads that matter and pass no definition, by what they do (`UNKNOWN`).
         evidence: every measurement, for every head; effects are shares of the gap.
-        near_misses: heads that meet some criteria of a family and not all; most of them look and do not act.
         writers: the heads whose queries were asked in "query".
         gap: mean clean minus mean corrupted logit difference.
         n: number of prompts.
+        n_groups: number of groups, the effective size of the sample.
     """
 
     families: dict[str, list[Head]]
     unknown: dict[str, list[Head]]
     evidence: dict[str, Measurement]
-    near_misses: list[NearMiss]
     writers: list[Head]
     gap: Interval
     n: int
+    n_groups: int
 
     def nodes(self, name: str) -> list[Node]:
         """The members of a family with the position at which they act.
@@ -360,11 +404,32 @@ class Discovery:
         if name in UNKNOWN:
             place = "S2" if name == "acts at S2" else "END"
             return [(*head, place) for head in self.unknown[name]]
-        if name not in FAMILIES:
-            raise FamilyError(
-                f"unknown family {name!r}: choose among {', '.join([*FAMILIES, *UNKNOWN])}", see="unknown-family"
-            )
-        return [(*head, FAMILIES[name].position) for head in self.families[name]]
+        return [(*head, _family(name).position) for head in self.families[name]]
+
+    def failed(self, name: str, head: Head) -> list[Criterion]:
+        """The criteria of a family that a head does not meet.
+
+        Raises:
+            FamilyError: an unknown family.
+        """
+        return [one for one in _family(name).criteria if not passing(self.evidence, one)[head]]
+
+    @property
+    def near_misses(self) -> list[NearMiss]:
+        """Heads that meet some criteria of a family and not all; most of them look and do not act."""
+        met = {
+            (name, one.text): passing(self.evidence, one)
+            for name, family in FAMILIES.items()
+            for one in family.criteria
+        }
+        misses = []
+        for name, family in FAMILIES.items():
+            of_all = torch.stack([met[name, one.text] for one in family.criteria])  # [criterion layer head]
+            for layer, head in (of_all.any(0) & ~of_all.all(0)).nonzero().tolist():
+                passed = {one.text: bool(met[name, one.text][layer, head]) for one in family.criteria}
+                met_, missed = (tuple(text for text, yes in passed.items() if yes is want) for want in (True, False))
+                misses.append(NearMiss((layer, head), name, met_, missed))
+        return misses
 
     @property
     def circuit(self) -> list[Node]:
@@ -377,62 +442,105 @@ class Discovery:
         return sorted({*self.circuit, *(node for name in UNKNOWN for node in self.nodes(name))})
 
 
-def discover(model: TransformerBridge, n: int = 24, seed: int = 21) -> Discovery:
-    """Measure every head on `n` prompts and apply the criteria of `FAMILIES`.
+def _family(name: str) -> Family:
+    if name not in FAMILIES:
+        raise FamilyError(
+            f"unknown family {name!r}: choose among {', '.join([*FAMILIES, *UNKNOWN])}", see="unknown-family"
+        )
+    return FAMILIES[name]
 
-    The measurement is remembered, so only the first call of a model takes its minutes.
-    """
-    return judge(measured(model, n, seed))
 
-
-def judge(table: dict[str, Tensor], rows: Sequence[int] | None = None) -> Discovery:
+def judge(table: Mapping[str, Tensor], rows: Sequence[int] | None = None) -> Discovery:
     """Apply the criteria to measurements, or to those of some prompts.
 
+    Args:
+        table: what `measure` returns, and `groups` [batch]: prompts of one group are not independent of each other.
+        rows: the prompts.
+
     Raises:
-        FamilyError: fewer than two draws: no interval, so no verdict.
+        FamilyError: fewer than two groups of prompts: no interval, so no verdict.
     """
-    index = torch.arange(len(table["draws"])) if rows is None else torch.tensor(list(rows))
-    draws = table["draws"][index]
-    if draws.unique().numel() < 2:
+    index = torch.arange(len(table["groups"])) if rows is None else torch.tensor(list(rows))
+    groups = table["groups"][index]
+    n_groups = groups.unique().numel()
+    if n_groups < 2:
         raise FamilyError(
-            f"{draws.unique().numel()} draw of prompts is too few for an interval: take at least 4 prompts",
-            see="too-few-draws",
+            f"{n_groups} group of prompts is too few for an interval: take at least 4 prompts", see="too-few-draws"
         )
-    gaps = (table["clean"] - table["corrupted"])[index]
-    gap = bootstrap_cells(gaps[None], draws)[0]
-    per_head = {key: values[..., index] for key, values in table.items() if values.ndim == 3}
-    for criterion in (one for family in FAMILIES.values() for one in family.criteria if one.over):
-        per_head[f"{criterion.measure} − {criterion.over}"] = per_head[criterion.measure] - per_head[criterion.over]
-    found = {key: _measurement(key, values, draws, gap.mean) for key, values in per_head.items()}
-    heads = [(int(a), int(b)) for a, b in torch.cartesian_prod(*map(torch.arange, found["direct"].mean.shape))]
-    families: dict[str, list[Head]] = {name: [] for name in FAMILIES}
-    misses: list[NearMiss] = []
-    for head in heads:
-        for family in FAMILIES.values():
-            met = [criterion.text for criterion in family.criteria if passes(found, criterion, head)]
-            missed = [criterion.text for criterion in family.criteria if criterion.text not in met]
-            if not missed:
-                families[family.name].append(head)
-            elif met:
-                misses.append(NearMiss(head, family.name, tuple(met), tuple(missed)))
-    _one_family_each(families, found)
-    for name, members in families.items():
-        size = found[FAMILIES[name].criteria[1].measure].mean
-        members.sort(key=lambda head: -abs(float(size[head])))
-    unknown = _unknown({head for members in families.values() for head in members}, heads, found)
+    gap = bootstrap_cells((table["clean"] - table["corrupted"])[index][None], groups)[0]
+    found = {}
+    for key, values in _cells(table).items():
+        if key == "OV":
+            found[key] = _measurement(values, torch.arange(values.shape[-1]), "share of the names", COPIES)
+        elif key.startswith("attention"):
+            even = table["even " + key.removeprefix("attention ").split("→")[0]][index].mean()
+            found[key] = _measurement(values[..., index], groups, "attention", LOOKS * float(even))
+        else:
+            found[key] = _measurement(values[..., index] / (gap.mean or torch.nan), groups, "share of the gap", EFFECT)
+    members = _members({family: _meets(found, family) for family in FAMILIES}, found)
+    families = {name: _by_size(mask, found[FAMILIES[name].strength]) for name, mask in members.items()}
+    placed = torch.stack(list(members.values())).any(0)
+    unknown: dict[str, list[Head]] = {}
+    for name, criterion in UNKNOWN.items():
+        new = passing(found, criterion) & ~placed
+        unknown[name], placed = [(a, b) for a, b in new.nonzero().tolist()], placed | new
     writers = [(int(a), int(b)) for a, b in table["writers"]]
-    return Discovery(families, unknown, found, misses, writers, gap, len(index))
+    return Discovery(families, unknown, found, writers, gap, len(index), n_groups)
 
 
-def passes(found: dict[str, Measurement], criterion: Criterion, head: Head) -> bool:
-    """Whether a head meets a criterion: reaches the threshold, effects with an interval on the same side of 0."""
-    seen = found[criterion.measure]
-    if criterion.over:
-        return bool(found[f"{criterion.measure} − {criterion.over}"].low[head] > 0)
-    if seen.unit == "attention":
-        return bool(seen.mean[head] >= LOOKS)
-    edge = seen.low[head] if criterion.sign > 0 else -seen.high[head]
-    return bool(criterion.sign * seen.mean[head] >= EFFECT and edge > 0)
+def _cells(table: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "layer head batch"]]:
+    """The measurements of heads, and those that are made of two of them."""
+    cells = {key: values for key, values in table.items() if values.ndim == 3}
+    cells["attention END→S"] = cells["attention END→S1"] + cells["attention END→S2"]
+    cells["for IO, gained"] = cells["for IO, alone"] - cells["for IO"]
+    return cells
+
+
+def passing(found: Mapping[str, Measurement], criterion: Criterion) -> Bool[Tensor, "layer head"]:
+    """Which heads meet a criterion."""
+    return found[criterion.measure].counts(criterion.sign)
+
+
+def _meets(found: Mapping[str, Measurement], name: str) -> Bool[Tensor, "layer head"]:
+    return torch.stack([passing(found, one) for one in FAMILIES[name].criteria]).all(0)
+
+
+def _members(meets: Mapping[str, Tensor], found: Mapping[str, Measurement]) -> dict[str, Bool[Tensor, "*n layer head"]]:
+    """One family for each head and position: where it looks more decides, and a name mover is no backup."""
+    members = dict(meets)
+    more = {
+        ("duplicate",): found["attention S2→S1"].mean >= found["attention S2→S1+1"].mean,
+        ("name mover", "negative", "backup"): found["attention END→IO"].mean >= found["attention END→S"].mean,
+    }
+    others = {("duplicate",): ("induction",), ("name mover", "negative", "backup"): ("suppressor", "subject mover")}
+    for these, those in others.items():
+        one, other = (torch.stack([meets[name] for name in names]).any(0) for names in (these, those))
+        for name in these:
+            members[name] = meets[name] & ~(other & ~more[these])
+        for name in those:
+            members[name] = meets[name] & ~(one & more[these])
+    members["backup"] = members["backup"] & ~members["name mover"]
+    return members
+
+
+def _by_size(mask: Bool[Tensor, "layer head"], size: Measurement) -> list[Head]:
+    return sorted(((a, b) for a, b in mask.nonzero().tolist()), key=lambda head: -abs(float(size.mean[head])))
+
+
+def _measurement(
+    values: Float[Tensor, "layer head sample"], groups: Int[Tensor, " sample"], unit: Unit, least: float
+) -> Measurement:
+    asked = ~values.isnan().any(-1)
+    low, high = torch.full(asked.shape, torch.nan), torch.full(asked.shape, torch.nan)
+    sure = torch.full(asked.shape, unit != "share of the gap")
+    if asked.any():
+        intervals = bootstrap_cells(values[asked], groups)
+        low[asked], high[asked] = (torch.tensor([getattr(one, end) for one in intervals]) for end in ("low", "high"))
+        if unit == "share of the gap":
+            chosen = torch.zeros(int(asked.sum()), dtype=torch.bool)
+            chosen[screen(values[asked], groups).chosen] = True
+            sure[asked] = chosen
+    return Measurement(values.mean(-1), low, high, sure, least, unit, values.shape[-1])
 
 
 def jaccard(a: Iterable[object], b: Iterable[object]) -> float:
@@ -442,72 +550,63 @@ def jaccard(a: Iterable[object], b: Iterable[object]) -> float:
 
 
 def shuffled_control(
-    table: dict[str, Tensor], how: Literal["heads", "layers", "roles"], n: int = 50, seed: int = 0
-) -> Float[Tensor, " shuffle"]:
-    """How many heads pass some definition when it ought to mean nothing.
+    table: Mapping[str, Tensor], how: Literal["heads", "layers", "roles"], n: int = 500, seed: int = 0
+) -> dict[str, Int[Tensor, " shuffle"]]:
+    """How many heads each family has when its definition ought to mean nothing; "any" counts heads of any family.
 
     Args:
         how: "heads" gives every head the effects of another head, anywhere in the model, and leaves it its own
-            attention: what chance alone would pair. "layers" does so within each layer, which is harder to fail, since
-            heads that matter share layers. "roles" tosses a coin for each draw of prompts and, on heads, counts the
-            loss as a gain: as if nobody knew which name was the subject.
+            attention and OV circuit: what chance alone would pair. "layers" does so within each layer, which is harder
+            to fail, since heads that matter share layers. "roles" tosses a coin for each group of prompts and, on
+            heads, counts the loss as a gain: as if nobody knew which name was the subject.
         n: number of shuffles.
+
+    Raises:
+        FamilyError: an unknown shuffle.
     """
+    found = judge(table).evidence
     generator = torch.Generator().manual_seed(seed)
-    n_layers, n_heads = table["direct"].shape[:2]
-    draws, member = table["draws"].unique(return_inverse=True)
-    counts = []
-    for _ in range(n):
-        mixed = dict(table)
-        anywhere = torch.randperm(n_layers * n_heads, generator=generator)
-        inside = torch.stack([torch.randperm(n_heads, generator=generator) for _ in range(n_layers)])
-        sign = torch.randint(0, 2, (len(draws),), generator=generator)[member] * 2.0 - 1
-        for key, values in table.items():
-            if values.ndim != 3 or key.startswith("attention"):
-                continue
-            if how == "heads":
-                mixed[key] = values.flatten(0, 1)[anywhere].reshape(values.shape)
-            elif how == "layers":
-                mixed[key] = torch.take_along_dim(values, inside[..., None], dim=1)
-            elif how == "roles":
-                mixed[key] = values * sign
-            else:
-                raise FamilyError(f"unknown shuffle {how!r}: choose 'heads', 'layers' or 'roles'", see="unknown-family")
-        found = judge(mixed)
-        counts.append(len({head for members in found.families.values() for head in members}))
-    return torch.tensor(counts, dtype=torch.float)
+    n_layers, n_heads = found["direct"].mean.shape
+    if how == "heads":
+        order = torch.stack([torch.randperm(n_layers * n_heads, generator=generator) for _ in range(n)])
+    elif how == "layers":
+        inside = torch.rand(n, n_layers, n_heads, generator=generator).argsort(-1)
+        order = (inside + n_heads * torch.arange(n_layers)[:, None]).flatten(1)
+    elif how != "roles":
+        raise FamilyError(f"unknown shuffle {how!r}: choose 'heads', 'layers' or 'roles'", see="unknown-family")
+    signs = torch.randint(0, 2, (n, len(table["groups"].unique())), generator=generator) * 2 - 1
+    cells, groups = _cells(table), table["groups"]
+    gap = float((table["clean"] - table["corrupted"]).mean())
+
+    def counted(criterion: Criterion) -> Bool[Tensor, "shuffle layer head"]:
+        if criterion.kind != "acts":
+            return passing(found, criterion).expand(n, -1, -1)
+        if how == "roles":
+            return _tossed(cells[criterion.measure], groups, signs, criterion.sign * EFFECT * gap)
+        return passing(found, criterion).flatten()[order].unflatten(1, (n_layers, n_heads))
+
+    meets = {name: torch.stack([counted(one) for one in family.criteria]).all(0) for name, family in FAMILIES.items()}
+    members = _members(meets, found)
+    counts = {name: mask.flatten(1).sum(-1) for name, mask in members.items()}
+    return counts | {"any": torch.stack(list(members.values())).any(0).flatten(1).sum(-1)}
 
 
-def _measurement(
-    key: str, values: Float[Tensor, "layer head batch"], draws: Int[Tensor, " batch"], gap: float
-) -> Measurement:
-    looks = key.startswith("attention")
-    scaled = values if looks else values / (gap or torch.nan)
-    asked = ~scaled.isnan().any(-1)
-    low, high = torch.full(asked.shape, torch.nan), torch.full(asked.shape, torch.nan)
+def _tossed(
+    values: Float[Tensor, "layer head batch"],
+    groups: Int[Tensor, " batch"],
+    signs: Int[Tensor, "shuffle group"],
+    least: float,
+) -> Bool[Tensor, "shuffle layer head"]:
+    """Which heads have an effect of at least `least`, in its direction, once the signs of whole groups are tossed.
+
+    The threshold of a screen is that of the largest |t| over all tosses, so it is the same for each of them.
+    """
+    asked = ~values.isnan().any(-1)
+    passed = torch.zeros(len(signs), *asked.shape, dtype=torch.bool)
     if asked.any():
-        cells = bootstrap_cells(scaled[asked], draws)
-        low[asked], high[asked] = (torch.tensor([getattr(cell, end) for cell in cells]) for end in ("low", "high"))
-    return Measurement(scaled.mean(-1), low, high, "attention" if looks else "share of the gap")
-
-
-def _one_family_each(families: dict[str, list[Head]], found: dict[str, Measurement]) -> None:
-    """A head that looks at S1 and at the word after it goes where it looks more; a writer is no backup."""
-    same, after = found["attention S2→S1"].mean, found["attention S2→S1+1"].mean
-    both = set(families["duplicate"]) & set(families["induction"])
-    families["duplicate"] = [head for head in families["duplicate"] if head not in both or same[head] >= after[head]]
-    families["induction"] = [head for head in families["induction"] if head not in both or same[head] < after[head]]
-    writers = {*families["name mover"], *families["suppressor"]}
-    families["backup"] = [head for head in families["backup"] if head not in writers]
-
-
-def _unknown(known: set[Head], heads: list[Head], found: dict[str, Measurement]) -> dict[str, list[Head]]:
-    placed = set(known)
-    unknown: dict[str, list[Head]] = {}
-    for name, criterion in UNKNOWN.items():
-        unknown[name] = [head for head in heads if head not in placed and passes(found, criterion, head)]
-        placed |= set(unknown[name])
-    return unknown
+        means, threshold = tossed(values[asked], groups, signs)
+        passed[:, asked] = (means * (1 if least > 0 else -1) >= abs(least)) & threshold
+    return passed
 
 
 def remember(

@@ -287,7 +287,7 @@ class CopyScores:
 
 
 def copy_scores(
-    model: TransformerBridge, n: int | None = 24, layers: Sequence[int] | None = None, seed: int = 0
+    model: TransformerBridge, n: int | Sequence[str] | None = 24, layers: Sequence[int] | None = None, seed: int = 0
 ) -> CopyScores:
     """Whether each head, reading a name, would write that name: weights only, no sentence.
 
@@ -295,7 +295,8 @@ def copy_scores(
     the OV circuit of each head, and what comes out through the final norm and the unembedding.
 
     Args:
-        n: so many of the book's names, drawn at random; None for all. All heads and names together cost a minute.
+        n: so many of the book's names, drawn at random; None for all, or the names themselves. All heads and names
+            together cost a minute.
         layers: all by default. Rows of `ranks` are in their order.
 
     Raises:
@@ -306,7 +307,10 @@ def copy_scores(
     can mean that it expects other input (see `ov_ranks`).
     """
     known, _ = prompts.single_token_names(model)
-    names = known if n is None else random.Random(seed).sample(known, min(n, len(known)))
+    if n is None:
+        names = known
+    else:
+        names = random.Random(seed).sample(known, min(n, len(known))) if isinstance(n, int) else list(n)
     chosen = list(range(model.cfg.n_layers)) if layers is None else list(layers)
     if not names or not chosen:
         raise HeadError(

@@ -13,7 +13,7 @@ from labcode.forward import at_end_only
 from labcode.progress import progress
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -191,6 +191,7 @@ def bootstrap_ratios(
 
 
 FEW_GROUPS = 6
+CERTAIN = 1e9  # |t| of a mean without any error; finite, since quantiles interpolate
 
 
 def _member(groups: Int[Tensor, " batch"] | None, n: int) -> Int[np.ndarray, " batch"]:
@@ -268,26 +269,54 @@ def screen(
     Limits: flips take the distribution of each group to be symmetric about 0 where nothing is there. Fewer than six
     groups can be flipped in fewer than 20 ways that differ in |t|: then no cell is ever chosen.
     """
+    means = _group_means(values, groups)
+    n = means.shape[-1]
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(n_flips, n))
+    observed = _t_of(means, np.ones((1, n)))[:, 0]
+    largest = np.abs(_t_of(means, signs)).max(0)  # [flip]
+    at_least = 1 + (largest >= np.abs(observed)[:, None] - 1e-9).sum(-1)
+    return Screen(observed, float(np.quantile(largest, level)), at_least / (n_flips + 1), n)
+
+
+def tossed(
+    values: Float[Tensor, "cell batch"],
+    groups: Int[Tensor, " batch"],
+    signs: Int[Tensor, "toss group"],
+    level: float = 0.95,
+) -> tuple[Float[Tensor, "toss cell"], Bool[Tensor, "toss cell"]]:
+    """The means once the signs of whole groups are tossed, and which of them a `screen` would choose.
+
+    The largest |t| over all tosses is the same for every toss, so each is judged by the threshold of the whole.
+
+    Raises:
+        MetricError: no values, a NaN, or groups of another length.
+    """
+    means, signs_ = _group_means(values, groups), signs.double().numpy()
+    t = _t_of(means, signs_)  # [cell toss]
+    chosen = np.abs(t) > np.quantile(np.abs(t).max(0), level) * (1 + 1e-9)
+    size = np.bincount(_member(groups, values.shape[-1])) / values.shape[-1]
+    return torch.from_numpy(signs_ @ (means * size).T).float(), torch.from_numpy(chosen.T)
+
+
+def _group_means(values: Tensor, groups: Tensor | None) -> Float[np.ndarray, "cell group"]:
     table = values.detach().cpu().double().numpy()
     if table.size == 0 or np.isnan(table).any():
         raise MetricError(
             "no values, or NaN among them: look for it in the run that made them", see="nan-in-the-values"
         )
     member = _member(groups, table.shape[-1])
-    counts = np.bincount(member)
-    n = len(counts)
-    means = np.stack([np.bincount(member, weights=row) for row in table]) / counts  # [cell group]
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(n_flips, n))
-    square = (means**2).sum(-1)
+    return np.stack([np.bincount(member, weights=row) for row in table]) / np.bincount(member)
 
-    def t_of(mean: np.ndarray) -> np.ndarray:
-        spread = np.maximum(square.reshape(-1, *[1] * (mean.ndim - 1)) / n - mean**2, 0) / max(n - 1, 1)
-        return np.divide(mean, np.sqrt(spread), out=np.zeros_like(mean), where=spread > 1e-24)
 
-    observed = t_of(means.mean(-1))
-    largest = np.abs(t_of(means @ signs.T / n)).max(0)  # [flip]
-    at_least = 1 + (largest >= np.abs(observed)[:, None] - 1e-9).sum(-1)
-    return Screen(observed, float(np.quantile(largest, level)), at_least / (n_flips + 1), n)
+def _t_of(
+    means: Float[np.ndarray, "cell group"], signs: Float[np.ndarray, "toss group"]
+) -> Float[np.ndarray, "cell toss"]:
+    """The mean over groups in units of its standard error, for each toss of their signs."""
+    n = means.shape[-1]
+    mean = means @ signs.T / n
+    spread = np.maximum((means**2).sum(-1)[:, None] / n - mean**2, 0) / max(n - 1, 1)
+    no_error = np.where(np.abs(mean) > 1e-12, np.sign(mean) * CERTAIN, 0.0)  # every group says the same
+    return np.divide(mean, np.sqrt(spread), out=no_error, where=spread > 1e-24)
 
 
 def share(passed: int, n: int) -> Interval:

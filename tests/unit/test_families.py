@@ -7,16 +7,15 @@ import torch
 
 from labcode import families, prompts
 from labcode.errors import FamilyError
-from labcode.families import EFFECT, LOOKS, remember, source_key
+from labcode.families import COPIES, EFFECT, LOOKS, remember, source_key
 from labcode.report import CIRCUIT
 from labcode.toy import MOVER, NEGATIVE
 
 
 @pytest.fixture(scope="module")
-def table(toy, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return families.measured(toy, n=8, seed=3)
+def table(toy):
+    pop = prompts.population(toy, 16, seed=3)
+    return families.measure(toy, pop, prompts.corrupt(toy, pop, "abc", seed=3)) | {"groups": pop.draws}
 
 
 def test_the_toys_families_are_those_it_was_wired_with(table):
