@@ -404,7 +404,8 @@ class Discovery:
         if name in UNKNOWN:
             place = "S2" if name == "acts at S2" else "END"
             return [(*head, place) for head in self.unknown[name]]
-        return [(*head, _family(name).position) for head in self.families[name]]
+        place = _family(name).position
+        return [(*head, place) for head in self.families[name]]
 
     def failed(self, name: str, head: Head) -> list[Criterion]:
         """The criteria of a family that a head does not meet.
