@@ -11,8 +11,8 @@ circuit                                    heads kept or taken out, in many stat
 edges                                      circuits as sets of edges: who reads whose output, and what that is worth
 faithful                                   is what is left the circuit?
 families                                   the criteria of the head families, and the search for members
-evidence                                   what was measured once at full size, and measured again in part by each build
 corpus, sae, latents                       sparse autoencoders: text, train and judge, read and edit
+evidence                                   what was measured once at full size, and measured again in part by each build
 readable, superposition                    rules that say where a latent fires; a toy whose features are known
 plots, report                              figures; numbers, claims and published values. They import only `errors`
 

@@ -163,7 +163,7 @@ class Recheck:
     n: int
     largest: float
     where: str
-    prompts: tuple[str, ...]
+    prompts: Mapping[Half, tuple[str, ...]]
 
 
 def recheck(model: TransformerBridge, found: Evidence, day: datetime.date | None = None) -> Recheck:
@@ -173,11 +173,12 @@ def recheck(model: TransformerBridge, found: Evidence, day: datetime.date | None
         EvidenceError: a value differs by more than `TOLERANCE`.
     """
     rng = random.Random((day or datetime.datetime.now(datetime.UTC).date()).isoformat())
-    n, largest, where, texts = 0, 0.0, "", []
+    n, largest, where = 0, 0.0, ""
+    texts: dict[Half, tuple[str, ...]] = {}
     for half, (pop, corrupted) in found.populations.items():
         rows = sorted(rng.sample(range(len(pop)), AT_ONCE))
         layer = rng.randrange(model.cfg.n_layers)
-        texts += [pop.prompts[row].text for row in rows]
+        texts[half] = tuple(pop.prompts[row].text for row in rows)
         recorded = found.tables[half]
         writers = [(int(one), int(head)) for one, head in recorded["writers"]]
         again = families.measure(model, pop.subset(rows), corrupted.subset(rows), writers)
@@ -197,4 +198,4 @@ def recheck(model: TransformerBridge, found: Evidence, day: datetime.date | None
             "the code or the model has changed since; make it again with `make evidence`",
             see="evidence",
         )
-    return Recheck(n, largest, where, tuple(texts))
+    return Recheck(n, largest, where, texts)

@@ -19,6 +19,7 @@ BOOK = ROOT / "book"
 BACK = (
     *("predictions", "course-map", "glossary", "notation", "api", "troubleshooting", "further-reading", "teaching"),
     "cost",
+    "how-we-infer",
     "inside-the-lab",
 )
 CHAPTERS = {int(page.name[:2]): page for page in BOOK.glob("[0-9][0-9]-*.md")}

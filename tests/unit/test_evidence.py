@@ -45,6 +45,9 @@ def test_a_record_is_what_a_day_measures_again(found, tiny_gpt2):
     assert again.n >= 0.9 * 2 * evidence.AT_ONCE * (per_prompt - 12)  # at S1+1 only some heads are asked
     other = evidence.recheck(tiny_gpt2.bridge, found, datetime.date(2026, 1, 3))
     assert again.prompts != other.prompts
+    assert {half: len(texts) for half, texts in again.prompts.items()} == dict.fromkeys(
+        evidence.HALVES, evidence.AT_ONCE
+    )
 
 
 def test_a_changed_value_stops_the_build(found, tiny_gpt2):

@@ -255,3 +255,20 @@ def test_the_interval_of_a_share_is_that_of_wilsons_formula(passed, n):
     for too_many, none in ((0, 0), (3, 2)):
         with pytest.raises(MetricError, match="share"):
             metrics.share(too_many, none)
+
+
+def test_tossed_groups_are_the_table_with_other_signs():
+    table = torch.from_numpy(np.random.default_rng(9).normal(0.3, 1, (20, 24)))
+    groups = torch.arange(12).repeat_interleave(2)
+    signs = torch.randint(0, 2, (300, 12), generator=torch.Generator().manual_seed(1)) * 2 - 1
+    means, chosen = metrics.tossed(table, groups, signs)
+    for toss in range(0, 300, 60):
+        turned = table * signs[toss][groups]
+        torch.testing.assert_close(means[toss], turned.mean(-1).float())
+    assert 0.01 <= chosen.any(-1).float().mean() <= 0.05  # in one toss of twenty some cell passes, by construction
+
+
+def test_a_mean_that_every_group_agrees_on_is_chosen():
+    table = torch.zeros(3, 12)
+    table[1] = 2.0
+    assert metrics.screen(table).chosen == [1]
