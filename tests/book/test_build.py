@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from onekernel import BOOK, FEW, chapter, emptied, run, started
 
-from labbook._ext import execution
+from labbook._ext import execution, ledger
 from labcode import models
 
 ROOT = Path(__file__).parents[2]
@@ -141,6 +142,18 @@ def test_a_model_that_knows_nothing_gets_its_book_with_crosses(ignorant):
     assert "✗ does not hold on this run" in ignorant.text("01-behaviour")
     for page in code_pages():
         assert "Traceback" not in ignorant.text(page)
+
+
+TOYS = {"03-instruments", "13-superposition"}
+"""Chapters whose claims are about machines made by hand, the same on every build."""
+
+
+@pytest.mark.parametrize("page", [page for page in code_pages() if page not in TOYS])
+def test_nothing_is_found_in_a_model_that_knows_nothing(ignorant, page):
+    """The null of the whole book: what holds on random weights says nothing about those that were trained."""
+    glued = ignorant.pages.parents[1] / "jupyter_execute" / "book" / f"{page}.glue.json"
+    claims = ledger.parse(json.loads(glued.read_text())).claims if glued.is_file() else []
+    assert [claim["text"] for claim in claims if claim["holds"]] == []
 
 
 @pytest.mark.parametrize("page", [page for page in code_pages() if page[:2].isdigit()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -146,3 +147,21 @@ def test_no_two_figures_share_a_name():
     names = [name for page in PAGES for name in re.findall(r"^ +name: (fig-\S+)$", page.read_text(), flags=re.M)]
     assert len(names) > 10
     assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
+def claims(page: Path) -> list[ast.Call]:
+    """The calls of `report.claim` in a chapter's cells."""
+    notebook = jupytext.read(page)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code" and "report.claim" in cell.source]
+    calls = [node for cell in cells for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Call)]
+    return [call for call in calls if ast.unparse(call.func) == "report.claim"]
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
+def test_a_claim_says_what_it_was_held_against(page):
+    for call in claims(page):
+        assert len(call.args) >= 4 or "against" in {word.arg for word in call.keywords}, ast.unparse(call.args[0])
+
+
+def test_claims_are_found():
+    assert sum(len(claims(page)) for page in CHAPTERS) >= 40
