@@ -1,4 +1,4 @@
-"""Chapter 02: the halves of a head's share, the factor that a forgotten norm costs, and the logit lens by hand."""
+"""Chapter 02: the halves of a head's share, false heads in a table of nothing, and the logit lens by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from labbook.checks.exercise import Exercise, Mistake, Setting
-from labcode import prompts
+from labcode import metrics, prompts
 
 
 def _halves(
@@ -52,19 +52,29 @@ def _kept(model: Any, pop: Any, *places: str) -> list[Tensor]:
     return [cache[place] for place in places]
 
 
-def _at_end(activation: Tensor, pop: Any) -> Tensor:
-    return activation[torch.arange(len(pop)), pop.end]
-
-
 def _few(setting: Setting) -> Any:
     """The shortest and the longest prompt: a run of all takes a while."""
     order = setting.pop.lengths.argsort(stable=True)
     return setting.pop.subset([int(order[0]), int(order[-1])])
 
 
-def _factor(model: Any, pop: Any) -> Tensor:
-    """[batch]: the number by which the final norm divides at END."""
-    return _at_end(_kept(model, pop, "ln_final.hook_scale")[0], pop)[:, 0]
+def _false(values: Tensor, groups: Tensor, signs: Tensor, *, one_by_one: bool = False, side: str = "either") -> int:
+    """Intervals that miss zero after the flips, or with one thing wrong."""
+    found = metrics.bootstrap_cells(values * signs[groups], None if one_by_one else groups)
+    above, below = sum(cell.low > 0 for cell in found), sum(cell.high < 0 for cell in found)
+    return {"either": above + below, "above": above, "below": below, "none": len(found) - above - below}[side]
+
+
+def _tables(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Tables whose rows share their luck and have small means, as heads; the two prompts of a pair are alike."""
+    made = []
+    for seed, (rows, pairs) in enumerate([(80, 12), (150, 8)]):
+        groups = torch.arange(pairs).repeat_interleave(2)
+        luck = setting.random(rows, 1, seed=seed + 2) * setting.random(1, pairs, seed=seed)
+        noise = setting.random(rows, pairs, seed=seed + 4) + 0.3 * setting.random(rows, 1, seed=seed + 6)
+        values = (luck + noise)[:, groups] + 0.2 * setting.random(rows, 2 * pairs, seed=seed + 8)
+        made.append((values, groups, torch.where(setting.random(pairs, seed=seed + 10) > 0, 1, -1)))
+    return made
 
 
 def _lens(
@@ -130,33 +140,31 @@ EXERCISES = [
     ),
     Exercise(
         number="02.2",
-        what="the factor of each prompt",
-        dims="batch",
-        takes=("model", "pop"),
-        cases=lambda setting: [(setting.model, _few(setting))],
-        right=_factor,
-        says="It is the scale at END, another for each prompt. Within a prompt no ranking changes, and only the sum of "
-        "all shares gives the mistake away.",
+        what="a whole number of intervals",
+        near=1e-09,
+        takes=("values", "groups", "signs"),
+        cases=_tables,
+        right=_false,
+        says="All of them are false: the coins have taken every mean away. Intervals that are right one by one miss "
+        "zero by the dozen where there are many, and in crowds where they share their prompts.",
+        needs_model=False,
         mistakes=[
             Mistake(
-                gives=lambda model, pop: 1 / _factor(model, pop),
-                says="Upside down: a share is too large by the very number that one forgot to divide by, not by 1 over "
-                "that number.",
+                gives=lambda values, groups, signs: _false(values, groups, torch.ones_like(signs)),
+                says="This is the count in the table as it came, with no sign turned. Multiply by signs[groups] first.",
             ),
             Mistake(
-                gives=lambda model, pop: _factor(model, pop) * model.cfg.d_model**0.5,
-                says="This is the length of the stream. The norm divides by the root of the MEAN square, and that is "
-                "the length over the root of d_model.",
+                gives=lambda *case: _false(*case, one_by_one=True),
+                says="Your intervals take prompts to be independent. The two of a pair share their names and their "
+                "coin: give groups to metrics.bootstrap_cells.",
             ),
             Mistake(
-                gives=lambda model, pop: _kept(model, pop, "ln_final.hook_scale")[0][:, -1, 0],
-                says="You read the last column. Shorter prompts are padded, so for them this is the scale of padding: "
-                "read each prompt at pop.end.",
+                gives=lambda *case: _false(*case, side="above"),
+                says="You count the intervals above zero only. Those below zero are false heads as well.",
             ),
             Mistake(
-                gives=lambda model, pop: _factor(model, pop).mean().expand(len(pop)),
-                says="All prompts got the mean. Each has a factor of its own, and this is why means over prompts get "
-                "wrong in their proportions.",
+                gives=lambda *case: _false(*case, side="none"),
+                says="These are the intervals that hold zero, the ones that raise no alarm. Count the others.",
             ),
         ],
     ),
