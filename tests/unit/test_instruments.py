@@ -110,6 +110,23 @@ def test_each_check_finds_what_the_other_lets_pass(bench):
     assert bench.nothing(always_clean) >= gap - 1e-4
 
 
+def test_an_edit_in_place_changes_the_run_without_a_return(bench):
+    """The hook is given the tensor that the model goes on with; an edit of a copy that is dropped does nothing."""
+
+    def in_place(output, hook):
+        output[:] = 0
+
+    def on_a_copy(output, hook):
+        output = output.clone()
+        output[:] = 0
+
+    place = "blocks.0.hook_mlp_out"
+    zeroed = bench.run(bench.one.tokens, [(place, silence)])
+    assert abs(zeroed - bench.clean) > 1e-3, "the hook changes nothing: nothing is tested"
+    assert bench.run(bench.one.tokens, [(place, in_place)]) == pytest.approx(zeroed, abs=1e-5)
+    assert bench.run(bench.one.tokens, [(place, on_a_copy)]) == bench.clean
+
+
 def silence(output, hook):
     return torch.zeros_like(output)
 
