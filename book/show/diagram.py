@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from labcode.heads import Head
 
-COLUMNS = {"S1+1": 30, "S2": 270, "END": 510}
-WIDTH, BOX, LINE, GAP = 760, 210, 20, 26
-PER_LINE = 5  # heads in one line of a box
+COLUMNS = {"S1+1": 10, "S2": 265, "END": 540}
+WIDTH, BOX, LINE, GAP = 800, 180, 20, 26
+APART = 15  # between arrows that end at one box
+PER_LINE = 4  # heads in one line of a box
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ class FamilyBox:
         return 22 + LINE * (1 + len(self.lines))
 
 
-def circuit(boxes: Mapping[str, FamilyBox], wires: Sequence[tuple[str, str]]) -> str:
+def circuit(boxes: Mapping[str, FamilyBox], wires: Mapping[tuple[str, str], str]) -> str:
     """An SVG of the circuit in a `<figure>`, in the page's own ink, with everything it shows as a text alternative.
 
     Args:
         boxes: the families by name, those of each column from top to bottom.
-        wires: pairs of names, from a family to one that reads it. Drawn where both have heads.
+        wires: the label of each arrow, by the names of a family and of one that reads it. Drawn where both have heads.
     """
     places: dict[str, tuple[int, int]] = {}
     for column, x in COLUMNS.items():
@@ -49,9 +50,18 @@ def circuit(boxes: Mapping[str, FamilyBox], wires: Sequence[tuple[str, str]]) ->
                 places[name] = (x, y)
                 y += box.height + GAP
     bottom = max((y + boxes[name].height for name, (_, y) in places.items()), default=60) + 16
-    drawn = [(a, b) for a, b in wires if boxes[a].heads and boxes[b].heads]
+    drawn = {(a, b): label for (a, b), label in wires.items() if boxes[a].heads and boxes[b].heads}
     parts = [f'<text x="{x + BOX // 2}" y="26" font-weight="600">{column}</text>' for column, x in COLUMNS.items()]
-    shapes = [_wire(boxes, places, a, b) for a, b in drawn]
+    shapes: list[str] = []
+    for (a, b), label in drawn.items():
+        beside = [
+            one
+            for one, other in drawn
+            if other == b and (places[one][0] == places[b][0]) is (places[a][0] == places[b][0])
+        ]
+        path, text = _wire(boxes, places, a, b, APART * (beside.index(a) - (len(beside) - 1) / 2), label)
+        shapes.append(path)
+        parts.append(text)
     for name, (x, y) in places.items():
         box = boxes[name]
         dash = "" if box.heads else ' stroke-dasharray="5 4"'
@@ -75,23 +85,34 @@ def circuit(boxes: Mapping[str, FamilyBox], wires: Sequence[tuple[str, str]]) ->
     )
 
 
-def _wire(boxes: Mapping[str, FamilyBox], places: Mapping[str, tuple[int, int]], a: str, b: str) -> str:
-    """From the right edge of one box to the left edge of another; within a column from bottom to top or by the side."""
+def _wire(
+    boxes: Mapping[str, FamilyBox], places: Mapping[str, tuple[int, int]], a: str, b: str, shift: float, label: str
+) -> tuple[str, str]:
+    """An arrow and its label, which stands at the reader, where arrows lie apart by `shift`.
+
+    From the right edge of one box to the left edge of another; within a column around the right side.
+    """
     (x1, y1), (x2, y2) = places[a], places[b]
-    middle1, middle2 = y1 + boxes[a].height / 2, y2 + boxes[b].height / 2
-    if x1 == x2:  # around the right side
+    start, end = y1 + boxes[a].height / 2, y2 + boxes[b].height / 2 + shift
+    if x1 == x2:
         out = x1 + BOX
-        path = f"M{out} {middle1:.0f} C{out + 34} {middle1:.0f} {out + 34} {middle2:.0f} {out + 3} {middle2:.0f}"
+        if a == b:  # a loop at the upper corner
+            start, end = y1 + 8.0, y1 + 22.0
+        path = f"M{out} {start:.0f} C{out + 34} {start:.0f} {out + 34} {end:.0f} {out + 3} {end:.0f}"
+        x, y, anchor = out + (6 if a == b else 30), end - (18 if a == b else 5), "start"
     else:
-        start, half = x1 + BOX, (x1 + BOX + x2) / 2
-        path = f"M{start} {middle1:.0f} C{half:.0f} {middle1:.0f} {half:.0f} {middle2:.0f} {x2 - 3} {middle2:.0f}"
-    return f'<path d="{path}" stroke-width="1.3" opacity="0.75" marker-end="url(#lab-circuit-arrow)"/>'
+        half = (x1 + BOX + x2) / 2
+        path = f"M{x1 + BOX} {start:.0f} C{half:.0f} {start:.0f} {half:.0f} {end:.0f} {x2 - 3} {end:.0f}"
+        x, y, anchor = x2 - 12, end - 3, "end"
+    arrow = f'<path d="{path}" stroke-width="1.3" opacity="0.75" marker-end="url(#lab-circuit-arrow)"/>'
+    text = f'<text x="{x}" y="{y:.0f}" font-size="12" text-anchor="{anchor}">{html.escape(label)}</text>'
+    return arrow, text
 
 
-def _words(boxes: Mapping[str, FamilyBox], wires: Sequence[tuple[str, str]]) -> str:
+def _words(boxes: Mapping[str, FamilyBox], wires: Mapping[tuple[str, str], str]) -> str:
     lists = [
         f"{box.title} at {box.position}: {', '.join(f'{layer}.{head}' for layer, head in box.heads) or 'none found'}"
         for box in boxes.values()
     ]
-    read = [f"{boxes[b].title} read {boxes[a].title}" for a, b in wires]
+    read = [f"{boxes[b].title} read {boxes[a].title} ({label})" for (a, b), label in wires.items()]
     return f"Diagram of the circuit. {'. '.join(lists)}. {'; '.join(read) or 'No family reads another'}."

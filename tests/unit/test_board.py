@@ -96,7 +96,10 @@ BOXES = {
 }
 
 
-def drawing(boxes=BOXES, wires=(("early", "many"), ("many", "gone"), ("many", "late"))):
+WIRES = {("early", "many"): "k +0.60", ("many", "gone"): "q", ("many", "late"): "q <0.5>", ("late", "late"): "v"}
+
+
+def drawing(boxes=BOXES, wires=WIRES):
     return ET.fromstring(diagram.circuit(boxes, wires))
 
 
@@ -109,7 +112,8 @@ def test_the_diagram_shows_every_head_and_says_it():
         assert all(f"{layer}.{head}" in shown for layer, head in box.heads)
         assert box.title in figure.get("aria-label")
     assert "none found" in texts
-    assert "late read many" in figure.get("aria-label")
+    assert "late read many (q <0.5>)" in figure.get("aria-label")
+    assert {"k +0.60", "q <0.5>"} <= set(texts)
     assert "gone read" not in figure.get("aria-label"), "no wire to a family without heads"
 
 
