@@ -1,4 +1,5 @@
-"""The end of a build: the model, the claims and self-checks that don't hold on it, what it cost, and where the book is.
+"""Which pages a build writes, and its end: the model, the claims and self-checks that don't hold on it, what it cost,
+and where the book is.
 
 With `LAB_STRICT=1` a claim that doesn't hold fails the build, whether its chapter ran or came from the cache. The
 `costs` directive shows what each page cost when it was executed, from the records beside its outputs in the cache.
@@ -6,6 +7,7 @@ With `LAB_STRICT=1` a claim that doesn't hold fails the build, whether its chapt
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -25,11 +27,39 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 UNKNOWN = "not measured"
+WRITTEN = "written"  # beside Sphinx's environment: what all pages of the last whole build were made of
 
 
 def strict() -> bool:
     """Whether a cross fails the build."""
     return os.environ.get("LAB_STRICT", "").strip() not in ("", "0")
+
+
+def forget(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
+    """A page is read again or gone: the pages are no longer all of one build."""
+    (Path(app.doctreedir) / WRITTEN).unlink(missing_ok=True)
+
+
+def rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """All pages, if anything changed: a page may show another page's numbers, which Sphinx doesn't know; else none."""
+    written = Path(app.doctreedir) / WRITTEN
+    if written.is_file() and written.read_text() == made_of(app):
+        return []
+    written.unlink(missing_ok=True)
+    return sorted(env.found_docs)
+
+
+def made_of(app: Sphinx) -> str:
+    """A hash of what goes into pages beside what Sphinx reads: this package, the works cited and the settings."""
+    package, root = Path(__file__).parents[1], Path(app.srcdir)
+    files = [path for path in package.rglob("*") if path.suffix not in (".md", ".pyc")]
+    files += [root / name for name in getattr(app.config, "bibtex_bibfiles", [])]
+    files += [root / name for name in ("pyproject.toml", "requirements.txt")]
+    digest = hashlib.sha256(json.dumps([app.config.lab_subject, os.environ.get("LAB_REPOSITORY", "")]).encode())
+    for path in sorted(filter(Path.is_file, files)):
+        digest.update(f"{path}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def finish(app: Sphinx, failure: Exception | None) -> None:
@@ -42,6 +72,7 @@ def finish(app: Sphinx, failure: Exception | None) -> None:
         _read_all_again(app)
     if failure is not None:
         return
+    (Path(app.doctreedir) / WRITTEN).write_text(made_of(app))
     model = app.config.lab_subject
     taken = {docname: round(seconds, 1) for docname, seconds in executed(app.env).items()}
     costs = json.dumps({"model": model.get("name", ""), "seconds": taken}, indent=1)
@@ -108,6 +139,8 @@ def total(each: list[dict[str, float]]) -> dict[str, float]:
 
 
 def setup(app: Sphinx) -> None:
-    """Register the directive, and close the build after the notebooks are written."""
+    """Register the directive, choose the pages to write, and close the build after the notebooks are written."""
     pages.add_directive(app, "costs", fill)
+    app.connect("env-purge-doc", forget)
+    app.connect("env-updated", rewrite)
     app.connect("build-finished", finish, priority=900)

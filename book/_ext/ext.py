@@ -11,6 +11,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pybtex.plugin import find_plugin, register_plugin
+
 from labbook._ext import (
     api,
     chapters,
@@ -28,7 +30,6 @@ from labcode import __version__
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
-    from sphinx.environment import BuildEnvironment
 
 ASSETS = Path(__file__).with_name("assets")
 # From installed packages, so that the site asks no other host and this repository carries nobody's files.
@@ -62,15 +63,12 @@ def add_icon(app: Sphinx, page: str, template: str, context: dict[str, Any], doc
     context["metatags"] = context.get("metatags", "") + link
 
 
-def rewrite_every_page(app: Sphinx, env: BuildEnvironment) -> list[str]:
-    """Write all pages in each build: a page may show another page's numbers, which Sphinx doesn't know."""
-    return sorted(env.found_docs)
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
     # Python's collector went through all of Sphinx's trees again and again: a quarter of a build with nothing changed.
     gc.set_threshold(200_000, 50, 100)
+    # Each citation asks for this one, and each time all installed packages were searched for it.
+    register_plugin("pybtex.backends", "plaintext", find_plugin("pybtex.backends", "plaintext"), force=True)
     for name in ("lab", "labboard", "labdashboards"):
         app.add_css_file(f"{name}.css")
         app.add_js_file(f"{name}.js", loading_method="defer")
@@ -78,5 +76,4 @@ def setup(app: Sphinx) -> dict[str, Any]:
         part.setup(app)
     app.connect("builder-inited", copy_assets)
     app.connect("html-page-context", add_icon)
-    app.connect("env-updated", rewrite_every_page)
     return {"version": __version__, "env_version": 2, "parallel_read_safe": False, "parallel_write_safe": True}

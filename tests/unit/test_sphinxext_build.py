@@ -159,6 +159,26 @@ def test_an_edited_chapter_runs_alone_and_its_number_changes_on_the_other_page(s
     assert "The number is 18." in words(html(folder, "two"))
 
 
+def test_pages_are_written_again_only_if_something_changed(small):
+    folder = small[0]
+
+    def written(**variables: str) -> bool:
+        page = folder / "_build" / "html" / "two.html"
+        before = page.stat().st_mtime_ns
+        assert build(folder, **variables)[0] == 0
+        return page.stat().st_mtime_ns > before
+
+    written()
+    assert not written()
+    plain = folder / "plain.md"
+    plain.write_text(plain.read_text() + "\nMore words.\n")
+    assert written()
+    assert not written()
+    assert written(LAB_REPOSITORY="https://git.example.org/lab")
+    (folder / "_build" / ".doctrees" / "written").unlink()  # as an interrupted build leaves it
+    assert written()
+
+
 def test_what_a_strict_book_must_not_have_is_a_warning_in_every_build(tmp_path):
     noisy = "```{code-cell} python3\nimport sys\nprint('x', file=sys.stderr)\n```\n"
     bad = "# Bad\n\n$\\foo{x}$\n" + FIGURE.replace('"Two bars."', '""') + noisy
