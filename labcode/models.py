@@ -139,7 +139,7 @@ def prepare(request: str | None = None) -> Source:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Inside: no garbage collection. Four thousand modules and a model are none, and to look through them took 0.8 s."""
+    """Inside: no garbage collection. To look through four thousand modules and a model took 0.8 s."""
     was = gc.isenabled()
     gc.disable()
     try:
