@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
     from labcode.prompts import Population
 
-# What counts, with its reason. Both were written down before the search, and no model was asked what it would like.
+# What counts, with its reason, written down before the recorded prompts were measured. Most families are those that the
+# literature found in GPT-2 small. Subject suppressors and subject movers were added after a look at the embedded model,
+# on other prompts.
 LOOKS = 2
 """A head looks somewhere if it gives the place at least this many times an even share of its attention, on average.
 
@@ -336,6 +338,8 @@ Unit = Literal["attention", "share of the gap", "share of the names"]
 class Measurement:
     """The mean of one measurement over the prompts, with its 95 % interval, for every head.
 
+    Shares of the gap are divided by its mean, so their intervals are those of the effect, given the gap.
+
     Attributes:
         sure: whether the mean is no accident among all heads (`metrics.screen`). It is asked of effects only: attention
             is never negative, so its sign says nothing.
@@ -554,6 +558,10 @@ def shuffled_control(
     table: Mapping[str, Tensor], how: Literal["heads", "layers", "roles"], n: int = 500, seed: int = 0
 ) -> dict[str, Int[Tensor, " shuffle"]]:
     """How many heads each family has when its definition ought to mean nothing; "any" counts heads of any family.
+
+    Limits: at S1+1 only heads that look at S1 are measured, so the effects of others can hardly fill the family of
+    previous-token heads: its counts are too low. Tossed roles are what the screen's threshold was made from: that about
+    nobody passes shows that it works, and no more.
 
     Args:
         how: "heads" gives every head the effects of another head, anywhere in the model, and leaves it its own

@@ -121,8 +121,8 @@ def bootstrap(
 
     With `groups` (for instance `Population.draws`) whole groups are resampled, since prompts that share their names are
     not independent. Each resample's distance from the mean counts in units of its own standard error: the percentiles
-    of the means themselves are too narrow where groups are few (six groups: 83 to 87 % instead of 95 %, simulated in
-    `tests/unit/test_metrics.py`, where this interval stays at 93 % or above).
+    of the means themselves are too narrow where groups are few (six groups: 82 to 87 % instead of 95 %, simulated in
+    `tests/unit/test_metrics.py`, where this interval covers about 93 % or more).
 
     Raises:
         MetricError: no values, a NaN, or groups of another length.
@@ -266,7 +266,8 @@ def screen(
     Raises:
         MetricError: no values, a NaN, or groups of another length.
 
-    Limits: flips take the distribution of each group to be symmetric about 0 where nothing is there. Fewer than six
+    Limits: flips take the distribution of each group to be symmetric about 0 where nothing is there. Of tables that are
+    skewed in every cell, far more than one in twenty raise an alarm (page "How we infer"). Fewer than six
     groups can be flipped in fewer than 20 ways that differ in |t|: then no cell is ever chosen.
     """
     means = _group_means(values, groups)
