@@ -70,7 +70,9 @@ def circuit(boxes: Mapping[str, FamilyBox], wires: Mapping[tuple[str, str], str]
             f'<rect x="{x}" y="{y}" width="{BOX}" height="{box.height}" rx="8" stroke="{colour}" stroke-width="3" '
             f'fill="{colour}" fill-opacity="0.14"{dash}/>'
         )
-        parts.append(f'<text x="{x + BOX // 2}" y="{y + 24}" font-weight="600">{html.escape(box.title)}</text>')
+        parts.append(
+            f'<text x="{x + BOX // 2}" y="{y + 24}" font-weight="600" font-size="12">{html.escape(box.title)}</text>'
+        )
         parts += [
             f'<text x="{x + BOX // 2}" y="{y + 24 + LINE * (row + 1)}">{html.escape(line)}</text>'
             for row, line in enumerate(box.lines)
