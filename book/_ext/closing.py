@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 UNKNOWN = "not measured"
 WRITTEN = "written"  # beside Sphinx's environment: what all pages of the last whole build were made of
+WRITING = "writing"  # the same of the build that runs: files may change before it ends
 
 
 def strict() -> bool:
@@ -42,8 +43,9 @@ def forget(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
 
 def rewrite(app: Sphinx, env: BuildEnvironment) -> list[str]:
     """All pages, if anything changed: a page may show another page's numbers, which Sphinx doesn't know; else none."""
-    written = Path(app.doctreedir) / WRITTEN
-    if written.is_file() and written.read_text() == made_of(app):
+    written, now = Path(app.doctreedir) / WRITTEN, made_of(app)
+    (Path(app.doctreedir) / WRITING).write_text(now)
+    if written.is_file() and written.read_text() == now:
         return []
     written.unlink(missing_ok=True)
     return sorted(env.found_docs)
@@ -72,7 +74,7 @@ def finish(app: Sphinx, failure: Exception | None) -> None:
         _read_all_again(app)
     if failure is not None:
         return
-    (Path(app.doctreedir) / WRITTEN).write_text(made_of(app))
+    (Path(app.doctreedir) / WRITING).replace(Path(app.doctreedir) / WRITTEN)
     model = app.config.lab_subject
     taken = {docname: round(seconds, 1) for docname, seconds in executed(app.env).items()}
     costs = json.dumps({"model": model.get("name", ""), "seconds": taken}, indent=1)
