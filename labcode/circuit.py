@@ -34,7 +34,7 @@ import torch
 from torch.nn.functional import pad
 
 from labcode.errors import PatchError
-from labcode.forward import Network, Run, Suffix, record
+from labcode.forward import Network, Run, Suffix, need_cpu, record
 from labcode.heads import Head, Node, check_heads
 from labcode.metrics import end_logits, logit_difference
 from labcode.progress import progress
@@ -391,6 +391,21 @@ class Means:
         return found.expand(-1, n_pos, -1, -1) if found.shape[1] == 1 else found[:, :n_pos]
 
 
+def finite(values: Float[Tensor, "*any batch"], pop: Population) -> Float[Tensor, "*any batch"]:
+    """The values, if all of them are finite.
+
+    Raises:
+        PatchError: one that is not; the message names its prompt.
+    """
+    bad = ~torch.isfinite(values).reshape(-1, len(pop)).all(0)
+    if bad.any():
+        raise PatchError(
+            f"no finite answer on {pop.prompts[int(bad.nonzero()[0])].text!r}: check the model's weights",
+            see="nan-in-the-run",
+        )
+    return values
+
+
 class Runner:
     """A model on some prompts, set up once and then run in as many states as one likes.
 
@@ -425,10 +440,7 @@ class Runner:
         least: int = LEAST,
         seed: int = 0,
     ) -> None:
-        if str(model.cfg.device) != "cpu":
-            raise PatchError(
-                "circuits run on the CPU, whose numbers are the reference: load with device='cpu'", see="not-on-the-cpu"
-            )
+        need_cpu(model, "circuits")
         if model.cfg.n_heads > MAX_HEADS:
             raise PatchError(
                 f"{model.cfg.n_heads} heads in a layer: circuits know up to {MAX_HEADS}", see="unsupported-model"
@@ -449,12 +461,7 @@ class Runner:
         check_states(self.model, self.pop, states)
         with torch.no_grad():
             found = torch.cat([self._values(number, states) for number in range(len(self._pieces))], dim=1)
-        if not torch.isfinite(found).all():
-            row = int((~torch.isfinite(found)).any(0).nonzero()[0])
-            raise PatchError(
-                f"no finite answer on {self.pop.prompts[row].text!r}: check the model's weights", see="nan-in-the-run"
-            )
-        return found
+        return finite(found, self.pop)
 
     def _values(self, number: int, states: Sequence[State]) -> Float[Tensor, "state batch"]:
         """For one piece of the prompts; states that need too many rows are run half by half."""

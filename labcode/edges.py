@@ -34,9 +34,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from labcode.circuit import Keep, check_states, kept_heads
+from labcode.circuit import Keep, check_states, finite, kept_heads
 from labcode.errors import PatchError
-from labcode.forward import Linear, Network, Suffix, record, rotate
+from labcode.forward import Linear, Network, Suffix, need_cpu, record, rotate
 from labcode.heads import Head, Node, check_heads
 from labcode.metrics import logit_difference, restoration
 from labcode.patching import first_difference
@@ -88,10 +88,7 @@ class Graph:
     """
 
     def __init__(self, model: TransformerBridge) -> None:
-        if str(model.cfg.device) != "cpu":
-            raise PatchError(
-                "edges run on the CPU, whose numbers are the reference: load with device='cpu'", see="not-on-the-cpu"
-            )
+        need_cpu(model, "edges")
         self.model = model
         self.network = net = Network(model)
         self.sources: list[str | Head] = ["embed"]
@@ -327,23 +324,13 @@ def _pieces(graph: Graph, clean: Population, corrupted: Population, size: int) -
         yield piece
 
 
-def _finite(values: Tensor, pop: Population) -> Tensor:
-    bad = ~torch.isfinite(values).reshape(-1, len(pop)).all(0)
-    if bad.any():
-        raise PatchError(
-            f"no finite answer on {pop.prompts[int(bad.nonzero()[0])].text!r}: check the model's weights",
-            see="nan-in-the-run",
-        )
-    return values
-
-
 def _run_masks(graph: Graph, clean: Population, corrupted: Population, masks: Sequence[Tensor]) -> Tensor:
     with torch.no_grad():
         found = [
             torch.stack([piece.run(mask) for mask in masks])
             for piece in _pieces(graph, clean, corrupted, PROMPTS_AT_ONCE)
         ]
-    return _finite(torch.cat(found, dim=1), clean)
+    return finite(torch.cat(found, dim=1), clean)
 
 
 def run(
@@ -396,7 +383,7 @@ def _attribute(model: TransformerBridge, clean: Population, corrupted: Populatio
     graph = Graph(model)
     pieces = _pieces(graph, clean, corrupted, max(1, ROWS_AT_ONCE // len(shares)))
     values = torch.cat([piece.scores(shares)[graph.possible] for piece in pieces], dim=1)
-    return Scores(graph.edges, _finite(values, clean))
+    return Scores(graph.edges, finite(values, clean))
 
 
 def eap(
@@ -480,7 +467,7 @@ def prune(
 
     def measure(mask: Tensor) -> float:
         with torch.no_grad():
-            value = _finite(torch.cat([piece.run(mask) for piece in pieces]), clean)
+            value = finite(torch.cat([piece.run(mask) for piece in pieces]), clean)
         return float(value.mean() if by == "difference" else divergence(whole, value).mean())
 
     with torch.no_grad():
@@ -632,10 +619,7 @@ def arrows(
     Limits: the arrow from A to B holds every way through MLPs, none through other heads. So arrows do not add up, and
     none of them being large does not mean that all of them together are small.
     """
-    if str(model.cfg.device) != "cpu":
-        raise PatchError(
-            "edges run on the CPU, whose numbers are the reference: load with device='cpu'", see="not-on-the-cpu"
-        )
+    need_cpu(model, "arrows")
     if not senders or not all([*senders.values(), *receivers.values()]):
         raise PatchError("no senders, or a family without heads: leave empty families out", see="empty-circuit")
     for into in inputs:
@@ -658,7 +642,7 @@ def arrows(
                 lost = letters.receive(torch.stack(sent), number, inputs)
                 for (sender, into), one in zip(product(senders, inputs), lost.flatten(0, 1), strict=True):
                     found[Arrow(sender, receiver, into)].append(one)
-    return {arrow: _finite(torch.cat(values), clean) for arrow, values in found.items()}
+    return {arrow: finite(torch.cat(values), clean) for arrow, values in found.items()}
 
 
 class _Letters:

@@ -177,16 +177,17 @@ def recheck(model: TransformerBridge, found: Evidence, day: datetime.date | None
     texts: dict[Half, tuple[str, ...]] = {}
     for half, (pop, corrupted) in found.populations.items():
         rows = sorted(rng.sample(range(len(pop)), AT_ONCE))
-        layer = rng.randrange(model.cfg.n_layers)
+        some = pop.subset(rows)
         texts[half] = tuple(pop.prompts[row].text for row in rows)
         recorded = found.tables[half]
         writers = [(int(one), int(head)) for one, head in recorded["writers"]]
-        again = families.measure(model, pop.subset(rows), corrupted.subset(rows), writers)
-        again["OV"] = families.copying(model, pop, [layer])
+        again = families.measure(model, some, corrupted.subset(rows), writers)
+        every = families.names_in(pop)
+        columns = [every.index(name) for name in families.names_in(some)]
         for name, value in recorded.items():
             if name == "writers":
                 continue
-            old, new = value[layer : layer + 1] if name == "OV" else value[..., rows], again[name]
+            old, new = value[..., columns if name == "OV" else rows], again[name]
             both = ~(old.isnan() | new.isnan())  # which heads are asked at S1+1 depends on all prompts together
             n += int(both.sum())
             gap = float((old - new)[both].abs().max()) if both.any() else 0.0

@@ -20,7 +20,7 @@ from labcode.circuit import Keep, Out, Runner
 from labcode.edges import divergence
 from labcode.errors import PatchError
 from labcode.heads import Head, Node
-from labcode.metrics import Interval, bootstrap, bootstrap_ratios, share
+from labcode.metrics import Interval, bootstrap, bootstrap_ratios, share, share_of
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -132,26 +132,12 @@ def within(value: Float[Tensor, " batch"], model: Float[Tensor, " batch"], far: 
     return (value - model).abs() <= far * model.abs()
 
 
-def share_of(passed: Bool[Tensor, " batch"], draws: Int[Tensor, " batch"], level: float = 0.95) -> Interval:
-    """The share of prompts that pass, with Wilson's interval for as many observations as there are draws.
-
-    Prompts of a draw are not independent, so to count draws is the careful choice. A bootstrap would have no width
-    where nearly all or nearly none pass.
-    """
-    from scipy.stats import norm
-
-    found, n, z = float(passed.float().mean()), len(draws.unique()), float(norm.ppf((1 + level) / 2))
-    middle = (found + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(found * (1 - found) / n + (z / (2 * n)) ** 2) / (1 + z * z / n)
-    return Interval(found, max(0.0, middle - half), min(1.0, middle + half), len(passed))
-
-
 def correlation(
     a: Float[Tensor, " batch"], b: Float[Tensor, " batch"], draws: Int[Tensor, " batch"], level: float = 0.95
 ) -> Interval:
     """Pearson's correlation over prompts, with Fisher's interval for as many observations as there are draws.
 
-    Draws are counted as in `share_of`; three or fewer tell nothing.
+    Draws are counted as in `metrics.share_of`; three or fewer tell nothing.
     """
     from scipy.stats import norm
 

@@ -11,7 +11,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -242,7 +242,7 @@ def measure(
                         scale stays what it was: without the writers the stream is shorter, and the norm would then
                         multiply what every head writes, whether it changed or not
     OV                  1 for each of the names that the head's OV circuit copies, -1 for each that it suppresses
-                        (`heads.copy_scores`); its last axis is the names of these prompts, and not the prompts
+                        (`heads.copy_scores`); its last axis is `names_in`, and not the prompts
     ==================  ==========================================================================================
 
     and, per prompt or head only, `clean` and `corrupted` [batch], the logit differences of the two runs, `even P`
@@ -277,15 +277,16 @@ def measure(
     with exchanged(model, pop, corrupted, writers):
         alone, still = (decompose(model, run, batch_size=len(run)) for run in (pop, corrupted))
     found["for IO, alone"] = _by_name(model, alone, pop, here.scale)[0] - _by_name(model, still, pop, there.scale)[0]
-    return found | {"OV": copying(model, pop), "writers": torch.tensor(writers)}
+    return found | {"OV": _copying(model, pop), "writers": torch.tensor(writers)}
 
 
-def copying(
-    model: TransformerBridge, pop: Population, layers: Sequence[int] | None = None
-) -> Float[Tensor, "layer head name"]:
-    """1 where a head's OV circuit copies a name of these prompts, -1 where it suppresses it, else 0: weights alone."""
-    names = sorted({name for prompt in pop.prompts for name in (prompt.io, prompt.s)})
-    scores = copy_scores(model, names, layers)
+def names_in(pop: Population) -> list[str]:
+    """The names of these prompts, in alphabetical order: the last axis of "OV"."""
+    return sorted({name for prompt in pop.prompts for name in (prompt.io, prompt.s)})
+
+
+def _copying(model: TransformerBridge, pop: Population) -> Float[Tensor, "layer head name"]:
+    scores = copy_scores(model, names_in(pop))
     return (scores.ranks < 5).float() - (scores.negated < 5).float()
 
 
@@ -482,7 +483,7 @@ def judge(table: Mapping[str, Tensor], rows: Sequence[int] | None = None) -> Dis
             found[key] = _measurement(values[..., index], groups, "attention", LOOKS * float(even))
         else:
             found[key] = _measurement(values[..., index] / (gap.mean or torch.nan), groups, "share of the gap", EFFECT)
-    members = _members({family: _meets(found, family) for family in FAMILIES}, found)
+    members = _members(partial(passing, found), found)
     families = {name: _by_size(mask, found[FAMILIES[name].strength]) for name, mask in members.items()}
     placed = torch.stack(list(members.values())).any(0)
     unknown: dict[str, list[Head]] = {}
@@ -506,24 +507,23 @@ def passing(found: Mapping[str, Measurement], criterion: Criterion) -> Bool[Tens
     return found[criterion.measure].counts(criterion.sign)
 
 
-def _meets(found: Mapping[str, Measurement], name: str) -> Bool[Tensor, "layer head"]:
-    return torch.stack([passing(found, one) for one in FAMILIES[name].criteria]).all(0)
+def _members(
+    meeting: Callable[[Criterion], Bool[Tensor, "*n layer head"]], found: Mapping[str, Measurement]
+) -> dict[str, Bool[Tensor, "*n layer head"]]:
+    """Who meets all criteria of each family; families at one position share no head.
 
-
-def _members(meets: Mapping[str, Tensor], found: Mapping[str, Measurement]) -> dict[str, Bool[Tensor, "*n layer head"]]:
-    """One family for each head and position: where it looks more decides, and a name mover is no backup."""
+    Where a head fits two, the place decides at which it looks more. A name mover is no backup.
+    """
+    meets = {name: torch.stack([meeting(one) for one in family.criteria]).all(0) for name, family in FAMILIES.items()}
     members = dict(meets)
-    more = {
-        ("duplicate",): found["attention S2→S1"].mean >= found["attention S2→S1+1"].mean,
-        ("name mover", "negative", "backup"): found["attention END→IO"].mean >= found["attention END→S"].mean,
-    }
-    others = {("duplicate",): ("induction",), ("name mover", "negative", "backup"): ("suppressor", "subject mover")}
-    for these, those in others.items():
+    for these, those, here, there in (
+        (("duplicate",), ("induction",), "S2→S1", "S2→S1+1"),
+        (("name mover", "negative", "backup"), ("suppressor", "subject mover"), "END→IO", "END→S"),
+    ):
+        more = found[f"attention {here}"].mean >= found[f"attention {there}"].mean
         one, other = (torch.stack([meets[name] for name in names]).any(0) for names in (these, those))
-        for name in these:
-            members[name] = meets[name] & ~(other & ~more[these])
-        for name in those:
-            members[name] = meets[name] & ~(one & more[these])
+        members |= {name: meets[name] & (more | ~other) for name in these}
+        members |= {name: meets[name] & ~(more & one) for name in those}
     members["backup"] = members["backup"] & ~members["name mover"]
     return members
 
@@ -594,8 +594,7 @@ def shuffled_control(
             return _tossed(cells[criterion.measure], groups, signs, criterion.sign * EFFECT * gap)
         return passing(found, criterion).flatten()[order].unflatten(1, (n_layers, n_heads))
 
-    meets = {name: torch.stack([counted(one) for one in family.criteria]).all(0) for name, family in FAMILIES.items()}
-    members = _members(meets, found)
+    members = _members(counted, found)
     counts = {name: mask.flatten(1).sum(-1) for name, mask in members.items()}
     return counts | {"any": torch.stack(list(members.values())).any(0).flatten(1).sum(-1)}
 

@@ -162,6 +162,19 @@ class Network:
         return difference if bias is None else difference + bias[right] - bias[wrong]
 
 
+def need_cpu(model: TransformerBridge, what: str) -> None:
+    """Refuse an accelerator: what is tested digit by digit is tested on the CPU.
+
+    Raises:
+        PatchError: the model is not on the CPU.
+    """
+    if str(model.cfg.device) != "cpu":
+        raise PatchError(
+            f"{what} run on the CPU, whose numbers are the reference: load the model with device='cpu'",
+            see="not-on-the-cpu",
+        )
+
+
 def _unsupported(what: str) -> ModelError:
     return ModelError(
         f"this model has {what}, which the lab does not know: use a decoder like GPT-2 or Llama (LayerNorm, RMSNorm or "

@@ -326,12 +326,28 @@ def share(passed: int, n: int) -> Interval:
     Raises:
         MetricError: a share of nothing, or more than all.
     """
-    from scipy.stats import binomtest
-
     if n < 1 or not 0 <= passed <= n:
         raise MetricError(f"{passed} of {n} is no share", see="share-of-nothing")
-    low, high = binomtest(passed, n).proportion_ci(0.95, "wilson")
-    return Interval(passed / n, float(low), float(high), n)
+    return Interval(passed / n, *_wilson(passed / n, n), n)
+
+
+def share_of(passed: Bool[Tensor, " batch"], groups: Int[Tensor, " batch"]) -> Interval:
+    """The share of prompts that pass, with the interval of `share` for as many observations as there are groups.
+
+    Prompts of a group are not independent, so to count groups is the careful choice. A bootstrap would have no width
+    where nearly all or nearly none pass.
+    """
+    found = float(passed.float().mean())
+    return Interval(found, *_wilson(found, len(groups.unique())), len(passed))
+
+
+def _wilson(found: float, n: int) -> tuple[float, float]:
+    from scipy.stats import norm
+
+    z = float(norm.ppf(0.975))
+    middle = (found + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * (found * (1 - found) / n + (z / (2 * n)) ** 2) ** 0.5 / (1 + z * z / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _check_rows(logits: Tensor, pop: Population) -> None:

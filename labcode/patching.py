@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 
 from labcode.errors import PatchError
-from labcode.forward import Network, Run, Suffix, record, rotated
+from labcode.forward import Network, Run, Suffix, need_cpu, record, rotated
 from labcode.heads import Head, check_heads
 from labcode.metrics import Interval, bootstrap_ratios, end_logits, logit_difference, restoration
 from labcode.progress import progress
@@ -342,11 +342,7 @@ def _parts(
     """
     if direction not in ("denoising", "noising"):
         raise PatchError(f"unknown direction {direction!r}: choose 'denoising' or 'noising'", see="unknown-direction")
-    if str(model.cfg.device) != "cpu":
-        raise PatchError(
-            "sweeps run on the CPU, whose numbers are the reference: load the model with device='cpu'",
-            see="not-on-the-cpu",
-        )
+    need_cpu(model, "sweeps")
     base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
     start, network, hooks = first_difference(base, source), Network(model), list(hooks)
     for index in torch.arange(len(base)).split(PROMPTS_AT_ONCE):

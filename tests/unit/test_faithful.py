@@ -23,7 +23,6 @@ from labcode.faithful import (
     random_circuit,
     random_sets,
     ratio,
-    share_of,
     standard_sets,
     within,
 )
@@ -115,12 +114,12 @@ def test_a_correlation_has_its_interval_and_none_of_constants():
 def test_a_share_of_prompts_stays_between_none_and_all():
     draws = torch.arange(20) // 2
     for passed in (torch.ones(20), torch.zeros(20), torch.arange(20) > 0):
-        found = share_of(passed.bool(), draws)
+        found = metrics.share_of(passed.bool(), draws)
         assert 0 <= found.low < found.high <= 1
         assert found.mean == pytest.approx(float(passed.float().mean()))
         assert found.n == 20
     of_draws = metrics.share(7, 10)
-    found = share_of(torch.arange(20) < 14, draws)
+    found = metrics.share_of(torch.arange(20) < 14, draws)
     assert (found.low, found.high) == pytest.approx((of_draws.low, of_draws.high))
 
 
