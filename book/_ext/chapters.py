@@ -146,7 +146,7 @@ def _read(app: Sphinx, doctree: nodes.document) -> Chapter | None:
 
 
 def renumber_exercises(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Show exercises under the numbers that `checks.check` knows them by: "Exercise 09.1", not the 25th of the book.
+    """Show exercises under the numbers that `checks.check` knows them by: "Exercise 10.1", not the 25th of the book.
 
     sphinx-exercise also gives the inside of each exercise, and of each solution, one id, which a page may have once.
     """

@@ -1,7 +1,7 @@
 """Checks of the reader's answers: what is right, or which mistake an answer looks like.
 
     checks.begin(model)               # once in a notebook: the answers are checked on this model
-    checks.check("04.2", answer)      # a value or a function, as the exercise asks
+    checks.check("05.2", answer)      # a value or a function, as the exercise asks
 
 Nothing is looked up: what is right is computed when the answer is there, on the reader's own model. An answer that
 isn't right is compared with the answers that known mistakes give. Each chapter's exercises have a module of their own.

@@ -1,179 +1,200 @@
-"""Chapter 03: hooks that pile up, an instrument that cheats three checks, and one hook for each layer."""
+"""Chapter 03: the halves of a head's share, false heads in a table of nothing, and the logit lens by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from labbook.checks.exercise import Exercise, Mistake, Setting, Told
-from labcode import prompts
-
-Instrument = Callable[[Tensor, dict[str, Tensor], int, Any], float]
+from labbook.checks.exercise import Exercise, Mistake, Setting
+from labcode import metrics, prompts
 
 
-def _cheat_cases(setting: Setting) -> list[tuple[Any, ...]]:
-    """Nothing, everything, the known cell at both places, END in the middle. On the toy, since each is a run."""
-    model = setting.toy
-    one = prompts.canonical(model)
-    swapped = prompts.corrupt(model, one, "swap")
-    io, s = int(one.io_ids[0]), int(one.s_ids[0])
-    places = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
+def _halves(
+    model: Any,
+    pop: Any,
+    vectors: Tensor,
+    others: Tensor,
+    *,
+    base: str = "names",
+    s_sign: float = 1.0,
+    swap: bool = False,
+) -> Tensor:
+    """[half batch]: the effect on the logits of IO and of S, or with one thing wrong."""
+    logits = vectors @ model.W_U  # [batch d_vocab]
+    rows = torch.arange(len(pop))
+    named = logits[:, others]
+    taken = {
+        "names": named.mean(-1),
+        "none": torch.zeros(len(pop)),
+        "sum": named.sum(-1),
+    }[base]
+    both = [logits[rows, pop.io_ids] - taken, s_sign * (logits[rows, pop.s_ids] - taken)]
+    return torch.stack(both[::-1] if swap else both)
 
-    def streams(pop: Any) -> dict[str, Tensor]:
-        _, cache = model.run_with_cache(pop.tokens, names_filter=lambda name: name in places)
-        return {place: cache[place] for place in places}
 
-    def patched(base: Tensor, source: dict[str, Tensor], layer: int, where: Any) -> float:
-        def put(activation: Tensor, hook: Any) -> Tensor:
-            activation = activation.clone()
-            activation[:, where] = source[places[layer]][:, where]
-            return activation
-
-        logits = model.run_with_hooks(base, fwd_hooks=[(places[layer], put)])[0, -1]
-        return float(logits[io] - logits[s])
-
-    middle, everywhere = model.cfg.n_layers // 2, slice(None)
-    s2, end = (int(one.positions[name][0]) for name in ("S2", "END"))
-    clean = streams(one)
+def _vectors(setting: Setting) -> list[tuple[Any, Any, Tensor, Tensor]]:
+    """Random vectors in place of a head's: the arithmetic is the same, and no number can be copied from the page."""
+    model, pop, one = setting.model, setting.pop, setting.one
+    names, _ = prompts.single_token_names(model)
+    others = torch.tensor([prompts.token_id(model, f" {name}") for name in names[:12]])
+    width = model.cfg.d_model
     return [
-        (patched, swapped.tokens, streams(swapped), middle, everywhere),
-        (patched, swapped.tokens, clean, 0, everywhere),
-        (patched, swapped.tokens, clean, 0, s2),
-        (patched, swapped.tokens, clean, 0, end),
-        (patched, swapped.tokens, clean, middle, end),
+        (model, pop, setting.random(len(pop), width), others),
+        (model, one, setting.random(1, width, seed=1), others[:5]),
     ]
 
 
-def _told(
-    patched: Instrument,
-    base: Tensor,
-    source: dict[str, Tensor],
+def _kept(model: Any, pop: Any, *places: str) -> list[Tensor]:
+    """Activations of one run, [batch pos ...] each."""
+    _, cache = model.run_with_cache(pop.tokens, names_filter=lambda name: name in places)
+    return [cache[place] for place in places]
+
+
+def _few(setting: Setting) -> Any:
+    """The shortest and the longest prompt: a run of all takes a while."""
+    order = setting.pop.lengths.argsort(stable=True)
+    return setting.pop.subset([int(order[0]), int(order[-1])])
+
+
+def _false(values: Tensor, groups: Tensor, signs: Tensor, *, one_by_one: bool = False, side: str = "either") -> int:
+    """Intervals that miss zero after the flips, or with one thing wrong."""
+    found = metrics.bootstrap_cells(values * signs[groups], None if one_by_one else groups)
+    above, below = sum(cell.low > 0 for cell in found), sum(cell.high < 0 for cell in found)
+    return {"either": above + below, "above": above, "below": below, "none": len(found) - above - below}[side]
+
+
+def _tables(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Tables whose rows share their luck and have small means, as heads; the two prompts of a pair are alike."""
+    made = []
+    for seed, (rows, pairs) in enumerate([(80, 12), (150, 8)]):
+        groups = torch.arange(pairs).repeat_interleave(2)
+        luck = setting.random(rows, 1, seed=seed + 2) * setting.random(1, pairs, seed=seed)
+        noise = setting.random(rows, pairs, seed=seed + 4) + 0.3 * setting.random(rows, 1, seed=seed + 6)
+        values = (luck + noise)[:, groups] + 0.2 * setting.random(rows, 2 * pairs, seed=seed + 8)
+        made.append((values, groups, torch.where(setting.random(pairs, seed=seed + 10) > 0, 1, -1)))
+    return made
+
+
+def _lens(
+    model: Any,
+    pop: Any,
     layer: int,
-    where: Any,
     *,
-    fails: str = "middle",
-) -> Told:
-    """The honest value, to be reached on every case but END in the middle. With another `fails`: not there."""
-    honest = patched(base, source, layer, where)
-    if isinstance(where, int):
-        kind = "middle" if layer else "END" if where == base.shape[1] - 1 else "S2"
-    else:
-        kind = "nothing" if layer else "everything"
-    if fails == "middle":
-        return Told(honest, kind != fails)
-    return Told(honest, False if kind == fails else None)
+    place: str = "hook_resid_post",
+    norm: str = "own",
+    end: bool = True,
+) -> Tensor:
+    """[batch]: the logit difference read from the stream behind a block, or with one thing wrong."""
+    stream, scale = _kept(model, pop, f"blocks.{layer}.{place}", "ln_final.hook_scale")
+    column = pop.end if end else torch.full_like(pop.end, pop.tokens.shape[1] - 1)
+    rows = torch.arange(len(pop))
+    vectors, scale = stream[rows, column], scale[rows, column]  # [batch d_model], [batch 1]
+    if norm == "own":
+        vectors = model.ln_final(vectors[:, None])[:, 0]
+    elif norm == "final":
+        vectors = vectors / scale
+    direction = (model.W_U[:, pop.io_ids] - model.W_U[:, pop.s_ids]).T
+    biases = model.b_U[pop.io_ids] - model.b_U[pop.s_ids]
+    return (vectors * direction).sum(-1) + biases
 
 
-def _scaled(model: Any, tokens: Tensor, factors: list[float]) -> Tensor:
-    """[d_vocab]: the logits at the last token, with each layer's attention output times its own factor."""
-
-    def hook_of(factor: float) -> Callable[..., Tensor]:
-        return lambda output, hook: factor * output
-
-    hooks = [(f"blocks.{layer}.hook_attn_out", hook_of(factor)) for layer, factor in enumerate(factors)]
-    return model.run_with_hooks(tokens, fwd_hooks=hooks)[0, -1]
-
-
-def _factors(setting: Setting) -> list[tuple[Any, Tensor, list[float]]]:
-    """Factors that are all unlike, and far from leaving things as they are."""
-    drawn = (1 + setting.random(setting.model.cfg.n_layers)).tolist()
-    return [(setting.model, setting.one.tokens, drawn)]
+def _layers(setting: Setting) -> list[tuple[Any, Any, int]]:
+    n_layers = setting.model.cfg.n_layers
+    return [(setting.model, _few(setting), n_layers // 2), (setting.model, setting.one, n_layers - 1)]
 
 
 EXERCISES = [
     Exercise(
         number="03.1",
-        what="a factor",
-        near=1e-06,
-        takes=("factor", "times"),
-        cases=lambda setting: [(0.5, 3), (0.9, 4), (2.0, 5), (-1.0, 2)],
-        right=lambda factor, times: factor**times,
-        says="Hooks at one place are called one after the other, each with what the last one returned, so the factors "
-        "are multiplied. No error tells you how many there are.",
-        needs_model=False,
+        what="the effect on the logits of IO and of S",
+        dims="half batch",
+        takes=("model", "pop", "vectors", "others"),
+        cases=_vectors,
+        right=_halves,
+        says="Each logit is measured against those of other names, since only differences of logits change a "
+        "probability. The first row less the second is the head's whole share.",
         mistakes=[
             Mistake(
-                gives=lambda factor, times: factor,
-                says="You let the last hook take the place of the others. add_hook adds: after three runs of the cell "
-                "three hooks are there, and all are called.",
+                gives=lambda *case: _halves(*case, base="none"),
+                says="These are bare logits or, what is the same here, logits against the mean of the whole "
+                "vocabulary. A vector that raises all names alike then seems to write for both: take away the mean of "
+                "the other names.",
             ),
             Mistake(
-                gives=lambda factor, times: factor * times,
-                says="You multiply the factor by the number of hooks. The hooks are called one after the other: the "
-                "second multiplies what the first returned.",
+                gives=lambda *case: _halves(*case, s_sign=-1.0),
+                says="Row 0 is right, in row 1 the sign is turned round. Asked is the effect on the logit of S, so a "
+                "head that writes against S has a negative number there.",
             ),
             Mistake(
-                gives=lambda factor, times: 1 - times * (1 - factor),
-                says="You let each hook take away the same amount, as if all were given the original output. The "
-                "second is given what the first returned.",
+                gives=lambda *case: _halves(*case, swap=True),
+                says="The rows are exchanged: IO, the name that is right, comes first, and pop.io_ids are its tokens.",
             ),
             Mistake(
-                gives=lambda factor, times: factor / times,
-                says="You divide by the number of hooks. Try it with two hooks of one half: a half of a half.",
+                gives=lambda *case: _halves(*case, base="sum"),
+                says="You take away the sum over the other names. Their mean is the level to compare with: the answer "
+                "must not grow with the number of names.",
             ),
         ],
     ),
     Exercise(
         number="03.2",
-        what="a logit difference",
-        takes=("patched", "base", "source", "layer", "where"),
-        cases=_cheat_cases,
-        right=_told,
+        what="a whole number of intervals",
+        near=1e-09,
+        takes=("values", "groups", "signs"),
+        cases=_tables,
+        right=_false,
+        says="All of them are false: the coins have taken every mean away. Intervals that are right one by one miss "
+        "zero by the dozen where there are many, and in crowds where they share their prompts.",
         needs_model=False,
-        says="It passes nothing, everything and the known cells, and gives a wrong number for END in the middle. A "
-        "check in one layer vouches for that layer alone.",
         mistakes=[
             Mistake(
-                gives=lambda *case: _told(*case, fails="nothing"),
-                says="The first check finds it: a run that is patched with itself changes. If you leave `source` out "
-                "and always write the clean run, this is what happens.",
+                gives=lambda values, groups, signs: _false(values, groups, torch.ones_like(signs)),
+                says="This is the count in the table as it came, with no sign turned. Multiply by signs[groups] first.",
             ),
             Mistake(
-                gives=lambda *case: _told(*case, fails="everything"),
-                says="The second check finds it: all of the clean stream before the first layer doesn't give the clean "
-                "run. An instrument that does nothing ends here.",
+                gives=lambda *case: _false(*case, one_by_one=True),
+                says="Your intervals take prompts to be independent. The two of a pair share their names and their "
+                "coin: give groups to metrics.bootstrap_cells.",
             ),
             Mistake(
-                gives=lambda *case: _told(*case, fails="END"),
-                says="The known cell finds it: before the first layer END alone has to give nothing, and yours gives "
-                "something. So be honest before the first layer, and cheat after it.",
+                gives=lambda *case: _false(*case, side="above"),
+                says="You count the intervals above zero only. Those below zero are false heads as well.",
             ),
             Mistake(
-                gives=lambda *case: _told(*case, fails="S2"),
-                says="The known cell finds it: before the first layer S2 alone has to give the clean run, and yours "
-                "doesn't. Look at the position, or be honest before the first layer and cheat after it.",
+                gives=lambda *case: _false(*case, side="none"),
+                says="These are the intervals that hold zero, the ones that raise no alarm. Count the others.",
             ),
         ],
     ),
     Exercise(
         number="03.3",
-        what="the logits at the last token",
-        dims="d_vocab",
-        takes=("model", "tokens", "factors"),
-        cases=_factors,
-        right=_scaled,
-        says="Each hook keeps the factor of its own layer, and none is left on the model.",
+        what="the logit difference read at that stage",
+        dims="batch",
+        takes=("model", "pop", "layer"),
+        cases=_layers,
+        right=_lens,
+        says="The stream after the block, at END, through the final norm and along IO − S: a stage is read as if the "
+        "model ended there.",
         mistakes=[
             Mistake(
-                gives=lambda model, tokens, factors: _scaled(model, tokens, [factors[-1]] * len(factors)),
-                says="The closure trap: all layers got the factor of the last. A function looks its variables up when "
-                "it is called, and by then the loop is over. Hand the factor over when the hook is made.",
+                gives=lambda *case: _lens(*case, norm="none"),
+                says="The norm is missing: streams grow from layer to layer, and so do your readings. Send the vectors "
+                "through model.ln_final first.",
             ),
             Mistake(
-                gives=lambda model, tokens, factors: model(tokens)[0, -1],
-                says="These are the logits of a run without hooks. A hook has to return what shall go on, and its "
-                "place has to exist: a name that the model doesn't know raises no error.",
+                gives=lambda *case: _lens(*case, place="hook_resid_pre"),
+                says="One block too early: you read the stream before the block. After it, that is hook_resid_post.",
             ),
             Mistake(
-                gives=lambda model, tokens, factors: _scaled(model, tokens, [1.0] * (len(factors) - 1) + factors[-1:]),
-                says="Only the last layer is scaled. Is the list of hooks made anew in the loop, or the model run with "
-                "the last hook alone?",
+                gives=lambda *case: _lens(*case, norm="final"),
+                says="You divide by the scale of the finished stream. That is direct attribution; in the logit lens an "
+                "unfinished stream is divided by its own size, which model.ln_final computes anew.",
             ),
             Mistake(
-                gives=lambda model, tokens, factors: _scaled(model, tokens, [*factors[1:], factors[0]]),
-                says="Each layer got the factor of the layer after it: off by one. Factor 0 belongs to layer 0.",
+                gives=lambda *case: _lens(*case, end=False),
+                says="You read the last column. Shorter prompts are padded on the right: read each at pop.end.",
             ),
         ],
     ),

@@ -1,190 +1,179 @@
-"""Chapter 04: where a patch can do nothing, what one layer adds, and the restoration of a population by hand."""
+"""Chapter 04: hooks that pile up, an instrument that cheats three checks, and one hook for each layer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from labbook.checks.exercise import Exercise, Mistake, Setting
+from labbook.checks.exercise import Exercise, Mistake, Setting, Told
 from labcode import prompts
 
-
-def _differing(clean: Tensor, corrupted: Tensor) -> list[int]:
-    return [at for at, pair in enumerate(zip(clean.tolist(), corrupted.tolist(), strict=True)) if pair[0] != pair[1]]
+Instrument = Callable[[Tensor, dict[str, Tensor], int, Any], float]
 
 
-def _rows(setting: Setting) -> list[tuple[Tensor, Tensor]]:
-    """The canonical prompt with one and with three names replaced, and two rows that no tokenizer made."""
-    one = setting.one
-    found = [(one.tokens[0], prompts.corrupt(setting.model, one, how).tokens[0]) for how in ("swap", "abc")]
-    return [*found, (torch.tensor([1, 5, 6, 7, 8, 9, 3]), torch.tensor([1, 5, 6, 2, 8, 4, 3]))]
+def _cheat_cases(setting: Setting) -> list[tuple[Any, ...]]:
+    """Nothing, everything, the known cell at both places, END in the middle. On the toy, since each is a run."""
+    model = setting.toy
+    one = prompts.canonical(model)
+    swapped = prompts.corrupt(model, one, "swap")
+    io, s = int(one.io_ids[0]), int(one.s_ids[0])
+    places = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
+
+    def streams(pop: Any) -> dict[str, Tensor]:
+        _, cache = model.run_with_cache(pop.tokens, names_filter=lambda name: name in places)
+        return {place: cache[place] for place in places}
+
+    def patched(base: Tensor, source: dict[str, Tensor], layer: int, where: Any) -> float:
+        def put(activation: Tensor, hook: Any) -> Tensor:
+            activation = activation.clone()
+            activation[:, where] = source[places[layer]][:, where]
+            return activation
+
+        logits = model.run_with_hooks(base, fwd_hooks=[(places[layer], put)])[0, -1]
+        return float(logits[io] - logits[s])
+
+    middle, everywhere = model.cfg.n_layers // 2, slice(None)
+    s2, end = (int(one.positions[name][0]) for name in ("S2", "END"))
+    clean = streams(one)
+    return [
+        (patched, swapped.tokens, streams(swapped), middle, everywhere),
+        (patched, swapped.tokens, clean, 0, everywhere),
+        (patched, swapped.tokens, clean, 0, s2),
+        (patched, swapped.tokens, clean, 0, end),
+        (patched, swapped.tokens, clean, middle, end),
+    ]
 
 
-def _few(setting: Setting) -> list[int]:
-    """The shortest and the longest prompt, with other names in each: a run of all takes a while."""
-    order = setting.pop.lengths.argsort(stable=True)
-    return [int(order[0]), int(order[-1])]
-
-
-def _runs(model: Any, rows: Sequence[Tensor], places: Sequence[str], at: Tensor, column: Tensor) -> tuple[Tensor, ...]:
-    """Logits [batch d_vocab] of each token batch; the last one is patched with activations of the first.
-
-    One pass instead of two or three, with one column unembedded, since a check has to be quick.
-    """
-    take = torch.arange(len(rows[0]))
-    give = take + (len(rows) - 1) * len(take)
-
-    def put(activation: Tensor, hook: Any) -> Tensor:
-        activation = activation.clone()
-        activation[give, at] = activation[take, at]
-        return activation
-
-    def read(stream: Tensor, hook: Any) -> Tensor:
-        return stream[torch.arange(len(stream)), column.repeat(len(rows))][:, None]
-
-    hooks = [*((place, put) for place in places), ("unembed.hook_in", read)]
-    return model.run_with_hooks(torch.cat(list(rows)), fwd_hooks=hooks)[:, 0].chunk(len(rows))
-
-
-def _difference(logits: Tensor, pop: Any) -> Tensor:
-    rows = torch.arange(len(pop))
-    return logits[rows, pop.io_ids] - logits[rows, pop.s_ids]
-
-
-def _adds(
-    model: Any,
-    clean: Any,
-    corrupted: Any,
+def _told(
+    patched: Instrument,
+    base: Tensor,
+    source: dict[str, Tensor],
     layer: int,
+    where: Any,
     *,
-    what: Sequence[str] = ("hook_attn_out", "hook_mlp_out"),
-) -> Tensor:
-    """[batch]: the logit difference when one layer adds at END what it adds in the clean run, or with a mistake."""
-    places = [f"blocks.{layer}.{place}" for place in what]
-    *_, logits = _runs(model, [clean.tokens, corrupted.tokens], places, clean.end, clean.end)
-    return _difference(logits, clean)
+    fails: str = "middle",
+) -> Told:
+    """The honest value, to be reached on every case but END in the middle. With another `fails`: not there."""
+    honest = patched(base, source, layer, where)
+    if isinstance(where, int):
+        kind = "middle" if layer else "END" if where == base.shape[1] - 1 else "S2"
+    else:
+        kind = "nothing" if layer else "everything"
+    if fails == "middle":
+        return Told(honest, kind != fails)
+    return Told(honest, False if kind == fails else None)
 
 
-def _layers(setting: Setting) -> list[tuple[Any, Any, Any, int]]:
-    model, few = setting.model, _few(setting)
-    return [(model, setting.pop.subset(few), setting.swapped.subset(few), model.cfg.n_layers // 2)]
+def _scaled(model: Any, tokens: Tensor, factors: list[float]) -> Tensor:
+    """[d_vocab]: the logits at the last token, with each layer's attention output times its own factor."""
+
+    def hook_of(factor: float) -> Callable[..., Tensor]:
+        return lambda output, hook: factor * output
+
+    hooks = [(f"blocks.{layer}.hook_attn_out", hook_of(factor)) for layer, factor in enumerate(factors)]
+    return model.run_with_hooks(tokens, fwd_hooks=hooks)[0, -1]
 
 
-def _restored(
-    model: Any,
-    clean: Any,
-    corrupted: Any,
-    layer: int,
-    position: str,
-    *,
-    unit: str = "mean gap",
-    swap: bool = False,
-) -> float:
-    """The share of the mean gap that one patched vector restores, or with a mistake."""
-    base, source = (clean, corrupted) if swap else (corrupted, clean)
-    rows = [source.tokens, base.tokens, base.tokens]
-    runs = _runs(model, rows, [f"blocks.{layer}.hook_resid_pre"], clean.positions[position], clean.end)
-    giving, receiving, patched = (_difference(logits, clean) for logits in runs)
-    high, low = (receiving, giving) if swap else (giving, receiving)
-    moved = patched - low
-    if unit == "own gap":
-        return float((moved / (high - low)).mean())
-    return float(moved.mean() / {"mean gap": high - low, "clean": high}[unit].mean())
-
-
-def _places(setting: Setting) -> list[tuple[Any, Any, Any, int, str]]:
-    model, few = setting.model, _few(setting)
-    return [(model, setting.pop.subset(few), setting.abc.subset(few), model.cfg.n_layers // 3, "S2")]
+def _factors(setting: Setting) -> list[tuple[Any, Tensor, list[float]]]:
+    """Factors that are all unlike, and far from leaving things as they are."""
+    drawn = (1 + setting.random(setting.model.cfg.n_layers)).tolist()
+    return [(setting.model, setting.one.tokens, drawn)]
 
 
 EXERCISES = [
     Exercise(
         number="04.1",
-        what="the positions",
-        takes=("clean", "corrupted"),
-        cases=_rows,
-        right=lambda clean, corrupted: set(range(min(_differing(clean, corrupted)))),
-        says="Attention looks only backwards. Up to the first token that differs both runs are the same in every "
-        "layer, and from there on they need not be, whatever the tokens.",
+        what="a factor",
+        near=1e-06,
+        takes=("factor", "times"),
+        cases=lambda setting: [(0.5, 3), (0.9, 4), (2.0, 5), (-1.0, 2)],
+        right=lambda factor, times: factor**times,
+        says="Hooks at one place are called one after the other, each with what the last one returned, so the factors "
+        "are multiplied. No error tells you how many there are.",
+        needs_model=False,
         mistakes=[
             Mistake(
-                gives=lambda clean, corrupted: set(range(len(clean))) - set(_differing(clean, corrupted)),
-                says="You took all positions with the same token. Behind a token that differs, the same token can hold "
-                "another vector: attention has carried something there.",
+                gives=lambda factor, times: factor,
+                says="You let the last hook take the place of the others. add_hook adds: after three runs of the cell "
+                "three hooks are there, and all are called.",
             ),
             Mistake(
-                gives=lambda clean, corrupted: range(min(_differing(clean, corrupted)) + 1),
-                says="One too many: the first token that differs has another vector from the start.",
+                gives=lambda factor, times: factor * times,
+                says="You multiply the factor by the number of hooks. The hooks are called one after the other: the "
+                "second multiplies what the first returned.",
             ),
             Mistake(
-                gives=lambda clean, corrupted: range(1, min(_differing(clean, corrupted))),
-                says="BOS is missing. It is position 0, the same in both runs, and a patch there does nothing either.",
+                gives=lambda factor, times: 1 - times * (1 - factor),
+                says="You let each hook take away the same amount, as if all were given the original output. The "
+                "second is given what the first returned.",
             ),
             Mistake(
-                gives=lambda clean, corrupted: range(max(_differing(clean, corrupted))),
-                says="You go up to the last token that differs. From the first one on, the runs can be different.",
+                gives=lambda factor, times: factor / times,
+                says="You divide by the number of hooks. Try it with two hooks of one half: a half of a half.",
             ),
         ],
     ),
     Exercise(
         number="04.2",
-        what="the logit difference of each patched prompt",
-        dims="batch",
-        takes=("model", "clean", "corrupted", "layer"),
-        cases=_layers,
-        right=_adds,
-        says="Only what this layer writes at END comes from the clean run; what was there before stays corrupted. That "
-        "is the patch for a sentence about a layer.",
+        what="a logit difference",
+        takes=("patched", "base", "source", "layer", "where"),
+        cases=_cheat_cases,
+        right=_told,
+        needs_model=False,
+        says="It passes nothing, everything and the known cells, and gives a wrong number for END in the middle. A "
+        "check in one layer vouches for that layer alone.",
         mistakes=[
             Mistake(
-                gives=lambda *case: _adds(*case, what=["hook_resid_pre"]),
-                says="You patch the stream before the layer, as the report did. It carries what all earlier layers "
-                "wrote: patch what the layer adds, hook_attn_out and hook_mlp_out.",
+                gives=lambda *case: _told(*case, fails="nothing"),
+                says="The first check finds it: a run that is patched with itself changes. If you leave `source` out "
+                "and always write the clean run, this is what happens.",
             ),
             Mistake(
-                gives=lambda *case: _adds(*case, what=["hook_resid_post"]),
-                says="You patch the stream after the layer, and that carries everything written so far. Patch what the "
-                "layer adds, hook_attn_out and hook_mlp_out.",
+                gives=lambda *case: _told(*case, fails="everything"),
+                says="The second check finds it: all of the clean stream before the first layer doesn't give the clean "
+                "run. An instrument that does nothing ends here.",
             ),
             Mistake(
-                gives=lambda *case: _adds(*case, what=["hook_attn_out"]),
-                says="Attention is patched, the MLP is not: it works on, and reads the patched attention besides.",
+                gives=lambda *case: _told(*case, fails="END"),
+                says="The known cell finds it: before the first layer END alone has to give nothing, and yours gives "
+                "something. So be honest before the first layer, and cheat after it.",
             ),
             Mistake(
-                gives=lambda *case: _adds(*case, what=["hook_mlp_out"]),
-                says="The MLP is patched, attention is not. A layer adds both.",
+                gives=lambda *case: _told(*case, fails="S2"),
+                says="The known cell finds it: before the first layer S2 alone has to give the clean run, and yours "
+                "doesn't. Look at the position, or be honest before the first layer and cheat after it.",
             ),
         ],
     ),
     Exercise(
         number="04.3",
-        what="a share of the mean gap",
-        takes=("model", "clean", "corrupted", "layer", "position"),
-        cases=_places,
-        right=_restored,
-        says="Each prompt is patched at its own position and read at its own END, and all have one unit, the mean gap.",
+        what="the logits at the last token",
+        dims="d_vocab",
+        takes=("model", "tokens", "factors"),
+        cases=_factors,
+        right=_scaled,
+        says="Each hook keeps the factor of its own layer, and none is left on the model.",
         mistakes=[
             Mistake(
-                gives=lambda *case: _restored(*case, swap=True),
-                says="Clean and corrupted are exchanged in the patch: you put corrupted vectors into the clean run. "
-                "For denoising, the corrupted run receives.",
+                gives=lambda model, tokens, factors: _scaled(model, tokens, [factors[-1]] * len(factors)),
+                says="The closure trap: all layers got the factor of the last. A function looks its variables up when "
+                "it is called, and by then the loop is over. Hand the factor over when the hook is made.",
             ),
             Mistake(
-                gives=lambda *case: 1 - _restored(*case),
-                says="Your ruler is upside down: with yours the clean run is 0. Take the corrupted run's value away, "
-                "and divide by clean less corrupted.",
+                gives=lambda model, tokens, factors: model(tokens)[0, -1],
+                says="These are the logits of a run without hooks. A hook has to return what shall go on, and its "
+                "place has to exist: a name that the model doesn't know raises no error.",
             ),
             Mistake(
-                gives=lambda *case: _restored(*case, unit="clean"),
-                says="You divide by the clean run's value. The way from corrupted to clean is their difference.",
+                gives=lambda model, tokens, factors: _scaled(model, tokens, [1.0] * (len(factors) - 1) + factors[-1:]),
+                says="Only the last layer is scaled. Is the list of hooks made anew in the loop, or the model run with "
+                "the last hook alone?",
             ),
             Mistake(
-                gives=lambda *case: _restored(*case, unit="own gap"),
-                says="This is a mean of ratios: you divide each prompt by its own gap, and a small gap rules the mean. "
-                "Take the means first and divide once, as in chapter 03.",
+                gives=lambda model, tokens, factors: _scaled(model, tokens, [*factors[1:], factors[0]]),
+                says="Each layer got the factor of the layer after it: off by one. Factor 0 belongs to layer 0.",
             ),
         ],
     ),

@@ -1,230 +1,190 @@
-"""Chapter 05: the sum of total effects, mean ablation at one place, and attribution patching by hand."""
+"""Chapter 05: where a patch can do nothing, what one layer adds, and the restoration of a population by hand."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from labbook.checks.exercise import Exercise, Mistake, Setting
-from labcode import metrics
-from labcode.heads import Head
-
-Heads = list[Head]
+from labcode import prompts
 
 
-def _sweeps(setting: Setting) -> list[tuple[Any, ...]]:
-    """Patched, clean and corrupted logit differences of two small models."""
-    made = []
-    for seed, (layers, heads, batch) in enumerate([(3, 2, 6), (2, 5, 8)]):
-        noise = partial(setting.random, seed=seed)
-        clean, corrupted = 3 + noise(batch), -2 + 0.7 * noise(batch + 1)[1:]
-        made.append((corrupted + 0.8 * noise(layers, heads, batch), clean, corrupted))
-    return made
+def _differing(clean: Tensor, corrupted: Tensor) -> list[int]:
+    return [at for at, pair in enumerate(zip(clean.tolist(), corrupted.tolist(), strict=True)) if pair[0] != pair[1]]
 
 
-def _sum_of_effects(patched: Tensor, clean: Tensor, corrupted: Tensor) -> Tensor:
-    return ((patched - corrupted) / (clean - corrupted).mean()).mean(-1).sum()
+def _rows(setting: Setting) -> list[tuple[Tensor, Tensor]]:
+    """The canonical prompt with one and with three names replaced, and two rows that no tokenizer made."""
+    one = setting.one
+    found = [(one.tokens[0], prompts.corrupt(setting.model, one, how).tokens[0]) for how in ("swap", "abc")]
+    return [*found, (torch.tensor([1, 5, 6, 7, 8, 9, 3]), torch.tensor([1, 5, 6, 2, 8, 4, 3]))]
 
 
-def _few(pop: Any) -> Any:
-    """Two prompts of different length, where there are such."""
-    return pop.subset([0, len(pop) - 2])
+def _few(setting: Setting) -> list[int]:
+    """The shortest and the longest prompt, with other names in each: a run of all takes a while."""
+    order = setting.pop.lengths.argsort(stable=True)
+    return [int(order[0]), int(order[-1])]
 
 
-def _knocked_out(
+def _runs(model: Any, rows: Sequence[Tensor], places: Sequence[str], at: Tensor, column: Tensor) -> tuple[Tensor, ...]:
+    """Logits [batch d_vocab] of each token batch; the last one is patched with activations of the first.
+
+    One pass instead of two or three, with one column unembedded, since a check has to be quick.
+    """
+    take = torch.arange(len(rows[0]))
+    give = take + (len(rows) - 1) * len(take)
+
+    def put(activation: Tensor, hook: Any) -> Tensor:
+        activation = activation.clone()
+        activation[give, at] = activation[take, at]
+        return activation
+
+    def read(stream: Tensor, hook: Any) -> Tensor:
+        return stream[torch.arange(len(stream)), column.repeat(len(rows))][:, None]
+
+    hooks = [*((place, put) for place in places), ("unembed.hook_in", read)]
+    return model.run_with_hooks(torch.cat(list(rows)), fwd_hooks=hooks)[:, 0].chunk(len(rows))
+
+
+def _difference(logits: Tensor, pop: Any) -> Tensor:
+    rows = torch.arange(len(pop))
+    return logits[rows, pop.io_ids] - logits[rows, pop.s_ids]
+
+
+def _adds(
     model: Any,
-    pop: Any,
-    reference: Any,
-    heads: Heads,
-    place: str,
+    clean: Any,
+    corrupted: Any,
+    layer: int,
     *,
-    fill: str = "mean",
-    everywhere: bool = False,
-    trapped: bool = False,
+    what: Sequence[str] = ("hook_attn_out", "hook_mlp_out"),
 ) -> Tensor:
-    """[batch]: logit(IO) - logit(S) with heads at their mean at one named position, or with one thing wrong."""
-    names = [f"blocks.{layer}.attn.hook_z" for layer in sorted({layer for layer, _ in heads})]
-    top = max(layer for layer, _ in heads) + 1
-    _, stored = model.run_with_cache(reference.tokens, names_filter=names, stop_at_layer=top)
-    rows, columns = torch.arange(len(reference)), torch.arange(reference.tokens.shape[1])
-    words = (columns > 0) & (columns < reference.lengths[:, None])
-    hooks = []
-    for layer, head in heads:
-        z = stored[f"blocks.{layer}.attn.hook_z"]  # [batch pos head d_head]
-        value = {
-            "mean": z[rows, reference.positions[place]].mean(0),
-            "zero": torch.zeros_like(z[0, 0]),
-            "positions": z[words].mean(0),
-        }[fill]
-
-        def replace(z: Tensor, hook: Any, head: int = head, value: Tensor = value) -> Tensor:
-            z = z.clone()
-            chosen = heads[-1][1] if trapped else head
-            if everywhere:
-                z[:, :, chosen] = value[chosen]
-            else:
-                z[torch.arange(len(z)), pop.positions[place], chosen] = value[chosen]
-            return z
-
-        hooks.append((f"blocks.{layer}.attn.hook_z", replace))
-    with model.hooks(fwd_hooks=hooks):
-        return metrics.logit_difference(metrics.end_logits(model, pop), pop)
+    """[batch]: the logit difference when one layer adds at END what it adds in the clean run, or with a mistake."""
+    places = [f"blocks.{layer}.{place}" for place in what]
+    *_, logits = _runs(model, [clean.tokens, corrupted.tokens], places, clean.end, clean.end)
+    return _difference(logits, clean)
 
 
-def _knock_outs(setting: Setting) -> list[tuple[Any, ...]]:
-    from labcode import prompts
-
-    toy = setting.toy
-    pop = prompts.population(toy, 8, seed=2024)
-    abc = prompts.corrupt(toy, pop, "abc")
-    cfg = setting.model.cfg
-    spread = [(cfg.n_layers // 3, 0), (cfg.n_layers // 2, cfg.n_heads - 1)]
-    return [
-        (toy, pop, abc, [(1, 0), (2, 1)], "END"),
-        (toy, pop, abc, [(0, 0)], "S2"),
-        (setting.model, _few(setting.pop), _few(setting.abc), spread, "END"),
-    ]
+def _layers(setting: Setting) -> list[tuple[Any, Any, Any, int]]:
+    model, few = setting.model, _few(setting)
+    return [(model, setting.pop.subset(few), setting.swapped.subset(few), model.cfg.n_layers // 2)]
 
 
-def _estimate(
-    model: Any, clean: Any, corrupted: Any, layer: int, *, slope_at: str = "corrupted", where: str = "all"
-) -> Tensor:
-    """[batch head]: slope times difference of z, or with one thing wrong."""
-    name = f"blocks.{layer}.attn.hook_z"
-    kept: dict[str, Tensor] = {}
-
-    def keep(z: Tensor, hook: Any) -> Tensor:
-        kept["z"] = z.detach().requires_grad_()
-        return kept["z"]
-
-    base, source = (corrupted, clean) if slope_at == "corrupted" else (clean, corrupted)
-    _, run = model.run_with_cache(source.tokens, names_filter=name, stop_at_layer=layer + 1)
-    with torch.enable_grad():
-        logits = model.run_with_hooks(base.tokens, fwd_hooks=[(name, keep)])
-        answer = metrics.logit_difference(logits[torch.arange(len(base)), base.end], clean)
-        (slope,) = torch.autograd.grad(answer.sum(), kept["z"])
-    difference = run[name] - kept["z"].detach()
-    if slope_at != "corrupted":
-        difference = -difference
-    product = slope * (run[name] if where == "no difference" else difference)  # [batch pos head d_head]
-    if where == "END":
-        return product[torch.arange(len(base)), base.end].sum(-1)
-    return product.sum((1, 3))
+def _restored(
+    model: Any,
+    clean: Any,
+    corrupted: Any,
+    layer: int,
+    position: str,
+    *,
+    unit: str = "mean gap",
+    swap: bool = False,
+) -> float:
+    """The share of the mean gap that one patched vector restores, or with a mistake."""
+    base, source = (clean, corrupted) if swap else (corrupted, clean)
+    rows = [source.tokens, base.tokens, base.tokens]
+    runs = _runs(model, rows, [f"blocks.{layer}.hook_resid_pre"], clean.positions[position], clean.end)
+    giving, receiving, patched = (_difference(logits, clean) for logits in runs)
+    high, low = (receiving, giving) if swap else (giving, receiving)
+    moved = patched - low
+    if unit == "own gap":
+        return float((moved / (high - low)).mean())
+    return float(moved.mean() / {"mean gap": high - low, "clean": high}[unit].mean())
 
 
-def _slopes(setting: Setting) -> list[tuple[Any, ...]]:
-    from labcode import prompts
-
-    toy = setting.toy
-    pop = prompts.population(toy, 4, seed=2024)
-    layer = 3 * setting.model.cfg.n_layers // 4 - 1
-    return [
-        (toy, pop, prompts.corrupt(toy, pop, "swap"), 2),
-        (setting.model, _few(setting.pop), _few(setting.swapped), layer),
-    ]
+def _places(setting: Setting) -> list[tuple[Any, Any, Any, int, str]]:
+    model, few = setting.model, _few(setting)
+    return [(model, setting.pop.subset(few), setting.abc.subset(few), model.cfg.n_layers // 3, "S2")]
 
 
 EXERCISES = [
     Exercise(
         number="05.1",
-        what="a share of the gap",
-        takes=("patched", "clean", "corrupted"),
-        cases=_sweeps,
-        right=_sum_of_effects,
-        says="Each total effect is measured by itself, from the same corrupted run. So nothing makes their sum 1: a "
-        "head that works through another one is counted with it, and a head that another can replace is counted too "
-        "little.",
-        needs_model=False,
+        what="the positions",
+        takes=("clean", "corrupted"),
+        cases=_rows,
+        right=lambda clean, corrupted: set(range(min(_differing(clean, corrupted)))),
+        says="Attention looks only backwards. Up to the first token that differs both runs are the same in every "
+        "layer, and from there on they need not be, whatever the tokens.",
         mistakes=[
             Mistake(
-                gives=lambda patched, clean, corrupted: ((patched - corrupted) / (clean - corrupted)).mean(-1).sum(),
-                says="You divided each prompt by its own gap, and prompts with a small gap rule your sum. Divide by "
-                "the mean gap over the prompts.",
+                gives=lambda clean, corrupted: set(range(len(clean))) - set(_differing(clean, corrupted)),
+                says="You took all positions with the same token. Behind a token that differs, the same token can hold "
+                "another vector: attention has carried something there.",
             ),
             Mistake(
-                gives=lambda patched, clean, corrupted: (
-                    _sum_of_effects(patched, clean, corrupted) / patched[..., 0].numel()
-                ),
-                says="This is the average effect of a head. The sum over heads was asked: average over prompts only.",
+                gives=lambda clean, corrupted: range(min(_differing(clean, corrupted)) + 1),
+                says="One too many: the first token that differs has another vector from the start.",
             ),
             Mistake(
-                gives=lambda patched, clean, corrupted: (
-                    ((patched - corrupted).mean(-1).abs().sum()) / (clean - corrupted).mean()
-                ),
-                says="You added sizes. Heads that work against the answer have a negative effect, and keep their sign.",
+                gives=lambda clean, corrupted: range(1, min(_differing(clean, corrupted))),
+                says="BOS is missing. It is position 0, the same in both runs, and a patch there does nothing either.",
             ),
             Mistake(
-                gives=lambda patched, clean, corrupted: (
-                    (patched - corrupted).mean(-1).clamp(min=0).sum() / (clean - corrupted).mean()
-                ),
-                says="You added the positive effects alone. Heads that work against the answer belong to the sum too.",
+                gives=lambda clean, corrupted: range(max(_differing(clean, corrupted))),
+                says="You go up to the last token that differs. From the first one on, the runs can be different.",
             ),
         ],
     ),
     Exercise(
         number="05.2",
-        what="the logit difference of each prompt",
+        what="the logit difference of each patched prompt",
         dims="batch",
-        near=0.0001,
-        takes=("model", "pop", "reference", "heads", "place"),
-        cases=_knock_outs,
-        right=_knocked_out,
-        says="Each head lost what sets this prompt apart, at one place, and kept what it writes there on average.",
+        takes=("model", "clean", "corrupted", "layer"),
+        cases=_layers,
+        right=_adds,
+        says="Only what this layer writes at END comes from the clean run; what was there before stays corrupted. That "
+        "is the patch for a sentence about a layer.",
         mistakes=[
             Mistake(
-                gives=partial(_knocked_out, trapped=True),
-                says="Your hooks all replace the last head of the list: the closure trap. A hook made in a loop reads "
-                "the loop's variable when it runs, after the loop; bind it with head=head or functools.partial.",
+                gives=lambda *case: _adds(*case, what=["hook_resid_pre"]),
+                says="You patch the stream before the layer, as the report did. It carries what all earlier layers "
+                "wrote: patch what the layer adds, hook_attn_out and hook_mlp_out.",
             ),
             Mistake(
-                gives=partial(_knocked_out, everywhere=True),
-                says="You replace z at all positions. The check wants it replaced at the named position only: "
-                "z[rows, pop.positions[place], head].",
+                gives=lambda *case: _adds(*case, what=["hook_resid_post"]),
+                says="You patch the stream after the layer, and that carries everything written so far. Patch what the "
+                "layer adds, hook_attn_out and hook_mlp_out.",
             ),
             Mistake(
-                gives=partial(_knocked_out, fill="zero"),
-                says="You write zeros. Zero also takes away what the head writes there on every prompt; the mean over "
-                "the reference prompts keeps it.",
+                gives=lambda *case: _adds(*case, what=["hook_attn_out"]),
+                says="Attention is patched, the MLP is not: it works on, and reads the patched attention besides.",
             ),
             Mistake(
-                gives=partial(_knocked_out, fill="positions"),
-                says="Your mean goes over positions too. What a head writes depends on the place in the sentence: take "
-                "each reference prompt at its named position, and average over prompts alone.",
+                gives=lambda *case: _adds(*case, what=["hook_mlp_out"]),
+                says="The MLP is patched, attention is not. A layer adds both.",
             ),
         ],
     ),
     Exercise(
         number="05.3",
-        what="the estimated change of the logit difference",
-        dims="batch head",
-        takes=("model", "clean", "corrupted", "layer"),
-        cases=_slopes,
-        right=_estimate,
-        says="Slope times difference, summed over positions and over the head's dimensions: one pass backward gives it "
-        "for all heads of all layers.",
+        what="a share of the mean gap",
+        takes=("model", "clean", "corrupted", "layer", "position"),
+        cases=_places,
+        right=_restored,
+        says="Each prompt is patched at its own position and read at its own END, and all have one unit, the mean gap.",
         mistakes=[
             Mistake(
-                gives=partial(_estimate, slope_at="clean"),
-                says="Your gradient is that of the clean run. Clean values go into the corrupted run, so the slope is "
-                "needed where the step begins: in the corrupted run.",
+                gives=lambda *case: _restored(*case, swap=True),
+                says="Clean and corrupted are exchanged in the patch: you put corrupted vectors into the clean run. "
+                "For denoising, the corrupted run receives.",
             ),
             Mistake(
-                gives=lambda model, clean, corrupted, layer: -_estimate(model, clean, corrupted, layer),
-                says="The sign is turned round. The patch takes z from corrupted to clean, so the difference is clean "
-                "minus corrupted.",
+                gives=lambda *case: 1 - _restored(*case),
+                says="Your ruler is upside down: with yours the clean run is 0. Take the corrupted run's value away, "
+                "and divide by clean less corrupted.",
             ),
             Mistake(
-                gives=partial(_estimate, where="END"),
-                says="You count END alone. The patch replaces z at all positions, so sum over them: what a head writes "
-                "elsewhere can be read later.",
+                gives=lambda *case: _restored(*case, unit="clean"),
+                says="You divide by the clean run's value. The way from corrupted to clean is their difference.",
             ),
             Mistake(
-                gives=partial(_estimate, where="no difference"),
-                says="You multiplied the gradient by the clean z itself. What counts is how far the patch moves it: "
-                "clean minus corrupted.",
+                gives=lambda *case: _restored(*case, unit="own gap"),
+                says="This is a mean of ratios: you divide each prompt by its own gap, and a small gap rules the mean. "
+                "Take the means first and divide once, as in chapter 04.",
             ),
         ],
     ),

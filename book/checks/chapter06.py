@@ -1,4 +1,4 @@
-"""Chapter 06: one sender and several receivers, wires without freezing, and the other direction on paper."""
+"""Chapter 06: the sum of total effects, mean ablation at one place, and attribution patching by hand."""
 
 from __future__ import annotations
 
@@ -11,221 +11,220 @@ from torch import Tensor
 from labbook.checks.exercise import Exercise, Mistake, Setting
 from labcode import metrics
 from labcode.heads import Head
-from labcode.patching import path_patch
-from labcode.toy import MOVER, NEGATIVE
 
-WIRES = (
-    "0.0 k 1.0",
-    "0.0 v 1.0",
-    "0.0 q 2.0",
-    "0.0 q 2.1",
-    "0.0 logits",
-    "1.0 q 2.0",
-    "1.0 q 2.1",
-    "1.0 logits",
-    "2.0 logits",
-)
+Heads = list[Head]
 
 
-def _split(wire: str) -> tuple[Head, str, list[Head]]:
-    """The sender, the input and the receivers of a wire that is written as in `WIRES`."""
-    sender, into, *receivers = wire.split()
-    number = {name: (int(name[0]), int(name[-1])) for name in (sender, *receivers)}
-    return number[sender], into, [number[name] for name in receivers]
+def _sweeps(setting: Setting) -> list[tuple[Any, ...]]:
+    """Patched, clean and corrupted logit differences of two small models."""
+    made = []
+    for seed, (layers, heads, batch) in enumerate([(3, 2, 6), (2, 5, 8)]):
+        noise = partial(setting.random, seed=seed)
+        clean, corrupted = 3 + noise(batch), -2 + 0.7 * noise(batch + 1)[1:]
+        made.append((corrupted + 0.8 * noise(layers, heads, batch), clean, corrupted))
+    return made
 
 
-def _at_end(model: Any, tokens: Tensor, judged: Any, hooks: list[Any]) -> Tensor:
-    logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
-    return metrics.logit_difference(logits[torch.arange(len(judged)), judged.end], judged)
+def _sum_of_effects(patched: Tensor, clean: Tensor, corrupted: Tensor) -> Tensor:
+    return ((patched - corrupted) / (clean - corrupted).mean()).mean(-1).sum()
 
 
-def _not_frozen(
-    model: Any, clean: Any, corrupted: Any, sender: Head, into: str, receivers: list[Head], whole: bool = False
+def _few(pop: Any) -> Any:
+    """Two prompts of different length, where there are such."""
+    return pop.subset([0, len(pop) - 2])
+
+
+def _knocked_out(
+    model: Any,
+    pop: Any,
+    reference: Any,
+    heads: Heads,
+    place: str,
+    *,
+    fill: str = "mean",
+    everywhere: bool = False,
+    trapped: bool = False,
 ) -> Tensor:
-    """[batch]: as `path_patch` to one wire, with all heads but the sender free, or with the whole input patched."""
-    layer, head = sender
-    _, source = model.run_with_cache(corrupted.tokens)
+    """[batch]: logit(IO) - logit(S) with heads at their mean at one named position, or with one thing wrong."""
+    names = [f"blocks.{layer}.attn.hook_z" for layer in sorted({layer for layer, _ in heads})]
+    top = max(layer for layer, _ in heads) + 1
+    _, stored = model.run_with_cache(reference.tokens, names_filter=names, stop_at_layer=top)
+    rows, columns = torch.arange(len(reference)), torch.arange(reference.tokens.shape[1])
+    words = (columns > 0) & (columns < reference.lengths[:, None])
+    hooks = []
+    for layer, head in heads:
+        z = stored[f"blocks.{layer}.attn.hook_z"]  # [batch pos head d_head]
+        value = {
+            "mean": z[rows, reference.positions[place]].mean(0),
+            "zero": torch.zeros_like(z[0, 0]),
+            "positions": z[words].mean(0),
+        }[fill]
 
-    def send(z: Tensor, hook: Any) -> Tensor:
-        z = z.clone()
-        z[:, :, head] = source[hook.name][:, :, head]
-        return z
+        def replace(z: Tensor, hook: Any, head: int = head, value: Tensor = value) -> Tensor:
+            z = z.clone()
+            chosen = heads[-1][1] if trapped else head
+            if everywhere:
+                z[:, :, chosen] = value[chosen]
+            else:
+                z[torch.arange(len(z)), pop.positions[place], chosen] = value[chosen]
+            return z
 
-    sent = [(f"blocks.{layer}.attn.hook_z", send)]
-    if into == "logits":
-        return _at_end(model, clean.tokens, clean, sent)
-    with model.hooks(fwd_hooks=sent):
-        _, arrived = model.run_with_cache(clean.tokens)
-    if whole:
-        arrived = source
-
-    def deliver(x: Tensor, hook: Any, index: int) -> Tensor:
-        x = x.clone()
-        x[:, :, index] = arrived[hook.name][:, :, index]
-        return x
-
-    hooks = [(f"blocks.{at}.attn.hook_{into}", partial(deliver, index=index)) for at, index in receivers]
-    return _at_end(model, clean.tokens, clean, hooks)
-
-
-def _wire(model: Any, clean: Any, corrupted: Any, wire: tuple[Head, Any, list[Head]], **how: Any) -> Tensor:
-    (layer, head), into, receivers = wire
-    return path_patch(model, clean, corrupted, into, receivers, layers=[layer], heads=[head], **how).values[0, 0]
+        hooks.append((f"blocks.{layer}.attn.hook_z", replace))
+    with model.hooks(fwd_hooks=hooks):
+        return metrics.logit_difference(metrics.end_logits(model, pop), pop)
 
 
-def _heard(
-    model: Any, clean: Any, corrupted: Any, sender: Head, receivers: list[Head], into: str, **how: Any
-) -> Tensor:
-    """[receiver batch]: the logit difference with the wire into each receiver patched, one at a time."""
-    return torch.stack([_wire(model, clean, corrupted, (sender, into, [one]), **how) for one in receivers])
-
-
-def _free(
-    model: Any, clean: Any, corrupted: Any, sender: Head, receivers: list[Head], into: str, whole: bool = False
-) -> Tensor:
-    return torch.stack([_not_frozen(model, clean, corrupted, sender, into, [one], whole) for one in receivers])
-
-
-def _together(model: Any, clean: Any, corrupted: Any, sender: Head, receivers: list[Head], into: str) -> Tensor:
-    return _wire(model, clean, corrupted, (sender, into, receivers)).expand(len(receivers), -1)
-
-
-def _toy_wires(setting: Setting) -> list[tuple[Any, ...]]:
+def _knock_outs(setting: Setting) -> list[tuple[Any, ...]]:
     from labcode import prompts
 
     toy = setting.toy
-    one, pop = prompts.canonical(toy), prompts.population(toy, 8, seed=2024)
-    abc, swapped = prompts.corrupt(toy, one, "abc"), prompts.corrupt(toy, pop, "swap")
+    pop = prompts.population(toy, 8, seed=2024)
+    abc = prompts.corrupt(toy, pop, "abc")
+    cfg = setting.model.cfg
+    spread = [(cfg.n_layers // 3, 0), (cfg.n_layers // 2, cfg.n_heads - 1)]
     return [
-        (toy, one, abc, (1, 0), [(2, 0), (2, 1)], "q"),
-        (toy, pop, swapped, (0, 0), [(1, 0), (2, 0)], "q"),
-        (toy, one, abc, (0, 0), [(1, 0), (1, 1)], "k"),
-        (toy, pop, swapped, (0, 1), [(2, 1), (2, 0)], "q"),
+        (toy, pop, abc, [(1, 0), (2, 1)], "END"),
+        (toy, pop, abc, [(0, 0)], "S2"),
+        (setting.model, _few(setting.pop), _few(setting.abc), spread, "END"),
     ]
 
 
-def _changed(setting: Setting) -> list[str]:
-    """The wires of the toy that are worth something else where no head is frozen."""
-    found: list[str] = setting.once("06 changed wires", lambda: _compared(setting.toy))
-    return found
+def _estimate(
+    model: Any, clean: Any, corrupted: Any, layer: int, *, slope_at: str = "corrupted", where: str = "all"
+) -> Tensor:
+    """[batch head]: slope times difference of z, or with one thing wrong."""
+    name = f"blocks.{layer}.attn.hook_z"
+    kept: dict[str, Tensor] = {}
+
+    def keep(z: Tensor, hook: Any) -> Tensor:
+        kept["z"] = z.detach().requires_grad_()
+        return kept["z"]
+
+    base, source = (corrupted, clean) if slope_at == "corrupted" else (clean, corrupted)
+    _, run = model.run_with_cache(source.tokens, names_filter=name, stop_at_layer=layer + 1)
+    with torch.enable_grad():
+        logits = model.run_with_hooks(base.tokens, fwd_hooks=[(name, keep)])
+        answer = metrics.logit_difference(logits[torch.arange(len(base)), base.end], clean)
+        (slope,) = torch.autograd.grad(answer.sum(), kept["z"])
+    difference = run[name] - kept["z"].detach()
+    if slope_at != "corrupted":
+        difference = -difference
+    product = slope * (run[name] if where == "no difference" else difference)  # [batch pos head d_head]
+    if where == "END":
+        return product[torch.arange(len(base)), base.end].sum(-1)
+    return product.sum((1, 3))
 
 
-def _compared(toy: Any) -> list[str]:
-    from labcode import prompts
-
-    one = prompts.canonical(toy)
-    abc = prompts.corrupt(toy, one, "abc")
-    frozen = {wire: _wire(toy, one, abc, _split(wire)) for wire in WIRES}
-    free = {wire: _not_frozen(toy, one, abc, *_split(wire)) for wire in WIRES}
-    return [wire for wire in WIRES if not torch.isclose(frozen[wire], free[wire], atol=1e-3).all()]
-
-
-RESTORING = ("0.0 k 1.0", "0.0 v 1.0", "1.0 q 2.0", "1.0 q 2.1")
-
-
-def _restored(setting: Setting, how: str = "swap", direction: str = "denoising") -> dict[str, float]:
+def _slopes(setting: Setting) -> list[tuple[Any, ...]]:
     from labcode import prompts
 
     toy = setting.toy
-    one = prompts.canonical(toy)
-    bad = prompts.corrupt(toy, one, "swap" if how == "swap" else "abc")
-    return {wire: float(_wire(toy, one, bad, _split(wire), direction=direction)) for wire in RESTORING}
-
-
-def _listed(*values: float) -> dict[str, float]:
-    return dict(zip(RESTORING, values, strict=True))
+    pop = prompts.population(toy, 4, seed=2024)
+    layer = 3 * setting.model.cfg.n_layers // 4 - 1
+    return [
+        (toy, pop, prompts.corrupt(toy, pop, "swap"), 2),
+        (setting.model, _few(setting.pop), _few(setting.swapped), layer),
+    ]
 
 
 EXERCISES = [
     Exercise(
         number="06.1",
-        what="logit differences with one wire patched",
-        dims="receiver batch",
-        takes=("model", "clean", "corrupted", "sender", "receivers", "into"),
-        cases=_toy_wires,
-        right=_heard,
-        says="One wire for each receiver. Where the wires differ, a patch of all receivers at once would have mixed "
-        "different mechanisms, or hidden one behind the other.",
+        what="a share of the gap",
+        takes=("patched", "clean", "corrupted"),
+        cases=_sweeps,
+        right=_sum_of_effects,
+        says="Each total effect is measured by itself, from the same corrupted run. So nothing makes their sum 1: a "
+        "head that works through another one is counted with it, and a head that another can replace is counted too "
+        "little.",
         needs_model=False,
         mistakes=[
             Mistake(
-                gives=_together,
-                says="All rows are the same, because you patched all receivers together. What each of them "
-                "makes of the message can't be told apart then: patch one receiver at a time.",
+                gives=lambda patched, clean, corrupted: ((patched - corrupted) / (clean - corrupted)).mean(-1).sum(),
+                says="You divided each prompt by its own gap, and prompts with a small gap rule your sum. Divide by "
+                "the mean gap over the prompts.",
             ),
             Mistake(
-                gives=_free,
-                says="The other heads are not frozen. What arrives at the receiver then includes what the heads "
-                "between made of the message: hold the z of every head but the sender.",
+                gives=lambda patched, clean, corrupted: (
+                    _sum_of_effects(patched, clean, corrupted) / patched[..., 0].numel()
+                ),
+                says="This is the average effect of a head. The sum over heads was asked: average over prompts only.",
             ),
             Mistake(
-                gives=partial(_free, whole=True),
-                says="You replace the whole input, whoever sent it. Only what the sender's message changes may arrive: "
-                "take the input from the run with every other head frozen.",
+                gives=lambda patched, clean, corrupted: (
+                    ((patched - corrupted).mean(-1).abs().sum()) / (clean - corrupted).mean()
+                ),
+                says="You added sizes. Heads that work against the answer have a negative effect, and keep their sign.",
             ),
             Mistake(
-                gives=partial(_heard, direction="denoising"),
-                says="Clean and corrupted are swapped: you send clean messages into the corrupted run. Here the "
-                "corrupted message goes into the clean run.",
+                gives=lambda patched, clean, corrupted: (
+                    (patched - corrupted).mean(-1).clamp(min=0).sum() / (clean - corrupted).mean()
+                ),
+                says="You added the positive effects alone. Heads that work against the answer belong to the sum too.",
             ),
         ],
     ),
     Exercise(
         number="06.2",
-        what="the wires that come out different",
-        options=WIRES,
-        right=lambda setting: set(_changed(setting)),
-        says="These wires skip a layer with a head that passes the message on. Without freezing they carry its answer "
-        "too; wires between neighbouring layers, and those of the last layer, have nobody in between.",
-        needs_model=False,
+        what="the logit difference of each prompt",
+        dims="batch",
+        near=0.0001,
+        takes=("model", "pop", "reference", "heads", "place"),
+        cases=_knock_outs,
+        right=_knocked_out,
+        says="Each head lost what sets this prompt apart, at one place, and kept what it writes there on average.",
         mistakes=[
             Mistake(
-                gives=lambda setting: [wire for wire in WIRES if wire not in _changed(setting)],
-                says="These are the wires that stay the same. Asked are those that come out different.",
+                gives=partial(_knocked_out, trapped=True),
+                says="Your hooks all replace the last head of the list: the closure trap. A hook made in a loop reads "
+                "the loop's variable when it runs, after the loop; bind it with head=head or functools.partial.",
             ),
             Mistake(
-                gives=lambda setting: ["0.0 q 2.0"],
-                says="That is one of them, the only one in the table of the page. 2.1 hears 1.0 as well, and the "
-                "logits hear everybody: try all nine wires.",
+                gives=partial(_knocked_out, everywhere=True),
+                says="You replace z at all positions. The check wants it replaced at the named position only: "
+                "z[rows, pop.positions[place], head].",
             ),
             Mistake(
-                gives=lambda setting: ["0.0 q 2.0", "0.0 q 2.1"],
-                says="Right for the wires into heads. Now those to the logits: without freezing they become the total "
-                "effect of the sender.",
+                gives=partial(_knocked_out, fill="zero"),
+                says="You write zeros. Zero also takes away what the head writes there on every prompt; the mean over "
+                "the reference prompts keeps it.",
             ),
             Mistake(
-                gives=lambda setting: ["0.0 q 2.0", "0.0 q 2.1", "0.0 logits"],
-                says="One is missing. 0.0 is not the only head that others pass on: who comes after 1.0?",
+                gives=partial(_knocked_out, fill="positions"),
+                says="Your mean goes over positions too. What a head writes depends on the place in the sentence: take "
+                "each reference prompt at its named position, and average over prompts alone.",
             ),
         ],
     ),
     Exercise(
         number="06.3",
-        what="a logit difference",
-        right=_restored,
-        says="The values carry which name, the keys only that there is a repetition. And a wire to one of two heads "
-        "that work against each other can do more than the whole answer, or the opposite.",
-        needs_model=False,
+        what="the estimated change of the logit difference",
+        dims="batch head",
+        takes=("model", "clean", "corrupted", "layer"),
+        cases=_slopes,
+        right=_estimate,
+        says="Slope times difference, summed over positions and over the head's dimensions: one pass backward gives it "
+        "for all heads of all layers.",
         mistakes=[
             Mistake(
-                gives=lambda setting: _restored(setting, direction="noising"),
-                says="You sent the message of the swapped prompt into the clean run. The other direction is asked: a "
-                "clean message into the swapped run, which is worth -4 before anything is sent.",
+                gives=partial(_estimate, slope_at="clean"),
+                says="Your gradient is that of the clean run. Clean values go into the corrupted run, so the slope is "
+                "needed where the step begins: in the corrupted run.",
             ),
             Mistake(
-                gives=lambda setting: _restored(setting, how="abc", direction="noising"),
-                says="These are the numbers of the page: corrupted messages with three other names, sent into the "
-                "clean run. Asked is a clean message, sent into the swapped run.",
+                gives=lambda model, clean, corrupted, layer: -_estimate(model, clean, corrupted, layer),
+                says="The sign is turned round. The patch takes z from corrupted to clean, so the difference is clean "
+                "minus corrupted.",
             ),
             Mistake(
-                gives=lambda setting: _restored(setting, how="abc"),
-                says="In a prompt with three other names no message brings Mary or John back, so all is 0. Here the "
-                "corrupted prompt is the swapped one: it ends with Mary's name where John's was.",
+                gives=partial(_estimate, where="END"),
+                says="You count END alone. The patch replaces z at all positions, so sum over them: what a head writes "
+                "elsewhere can be read later.",
             ),
             Mistake(
-                gives=lambda setting: _listed(-4.0, 4.0, MOVER, -NEGATIVE),
-                says="Into 2.0 or 2.1 you count the receiver alone. The other of the two does not hear the message, "
-                "and still writes what it wrote in the swapped run: add that.",
+                gives=partial(_estimate, where="no difference"),
+                says="You multiplied the gradient by the clean z itself. What counts is how far the patch moves it: "
+                "clean minus corrupted.",
             ),
         ],
     ),

@@ -1,8 +1,7 @@
-"""Chapter 07: taking away what a head looks at, the copy score of an OV circuit, and that circuit by hand."""
+"""Chapter 07: one sender and several receivers, wires without freezing, and the other direction on paper."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,217 +9,223 @@ import torch
 from torch import Tensor
 
 from labbook.checks.exercise import Exercise, Mistake, Setting
-from labcode import heads, metrics
+from labcode import metrics
 from labcode.heads import Head
+from labcode.patching import path_patch
+from labcode.toy import MOVER, NEGATIVE
+
+WIRES = (
+    "0.0 k 1.0",
+    "0.0 v 1.0",
+    "0.0 q 2.0",
+    "0.0 q 2.1",
+    "0.0 logits",
+    "1.0 q 2.0",
+    "1.0 q 2.1",
+    "1.0 logits",
+    "2.0 logits",
+)
 
 
-def _blind(
-    model: Any,
-    pop: Any,
-    head: Head,
-    places: Sequence[str],
-    names: Tensor,
-    *,
-    how: str = "zero",
-    every_query: bool = False,
-    every_head: bool = False,
-    turned: bool = False,
+def _split(wire: str) -> tuple[Head, str, list[Head]]:
+    """The sender, the input and the receivers of a wire that is written as in `WIRES`."""
+    sender, into, *receivers = wire.split()
+    number = {name: (int(name[0]), int(name[-1])) for name in (sender, *receivers)}
+    return number[sender], into, [number[name] for name in receivers]
+
+
+def _at_end(model: Any, tokens: Tensor, judged: Any, hooks: list[Any]) -> Tensor:
+    logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
+    return metrics.logit_difference(logits[torch.arange(len(judged)), judged.end], judged)
+
+
+def _not_frozen(
+    model: Any, clean: Any, corrupted: Any, sender: Head, into: str, receivers: list[Head], whole: bool = False
 ) -> Tensor:
-    """[2 batch]: logits of IO and S at END against the mean name, one head blind to some places."""
-    rows, (layer, index) = torch.arange(len(pop)), head
+    """[batch]: as `path_patch` to one wire, with all heads but the sender free, or with the whole input patched."""
+    layer, head = sender
+    _, source = model.run_with_cache(corrupted.tokens)
 
-    def hide(pattern: Tensor, hook: Any) -> Tensor:
-        pattern = pattern.clone()  # [batch head query key]
-        for place in places:
-            key = pop.positions[place]
-            at: tuple[Any, ...] = (rows, slice(None) if every_head else index, pop.end, key)
-            if every_query:
-                at = (rows, index, slice(None), key)
-            if turned:
-                at = (rows, index, key, pop.end)
-            pattern[at] = 0
-        if how == "share":
-            seen = pattern[rows, index, pop.end]
-            pattern[rows, index, pop.end] = seen / seen.sum(-1, keepdim=True).clamp(min=1e-9)
-        return pattern
+    def send(z: Tensor, hook: Any) -> Tensor:
+        z = z.clone()
+        z[:, :, head] = source[hook.name][:, :, head]
+        return z
 
-    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", hide)]):
-        logits = metrics.end_logits(model, pop)
-    zero = logits[:, names].mean(-1)
-    return torch.stack([logits[rows, pop.io_ids] - zero, logits[rows, pop.s_ids] - zero])
+    sent = [(f"blocks.{layer}.attn.hook_z", send)]
+    if into == "logits":
+        return _at_end(model, clean.tokens, clean, sent)
+    with model.hooks(fwd_hooks=sent):
+        _, arrived = model.run_with_cache(clean.tokens)
+    if whole:
+        arrived = source
+
+    def deliver(x: Tensor, hook: Any, index: int) -> Tensor:
+        x = x.clone()
+        x[:, :, index] = arrived[hook.name][:, :, index]
+        return x
+
+    hooks = [(f"blocks.{at}.attn.hook_{into}", partial(deliver, index=index)) for at, index in receivers]
+    return _at_end(model, clean.tokens, clean, hooks)
 
 
-def _lookers(setting: Setting) -> list[tuple[Any, ...]]:
-    """The head of the reader's model that looks most at IO from END, with layers below and above it."""
+def _wire(model: Any, clean: Any, corrupted: Any, wire: tuple[Head, Any, list[Head]], **how: Any) -> Tensor:
+    (layer, head), into, receivers = wire
+    return path_patch(model, clean, corrupted, into, receivers, layers=[layer], heads=[head], **how).values[0, 0]
+
+
+def _heard(
+    model: Any, clean: Any, corrupted: Any, sender: Head, receivers: list[Head], into: str, **how: Any
+) -> Tensor:
+    """[receiver batch]: the logit difference with the wire into each receiver patched, one at a time."""
+    return torch.stack([_wire(model, clean, corrupted, (sender, into, [one]), **how) for one in receivers])
+
+
+def _free(
+    model: Any, clean: Any, corrupted: Any, sender: Head, receivers: list[Head], into: str, whole: bool = False
+) -> Tensor:
+    return torch.stack([_not_frozen(model, clean, corrupted, sender, into, [one], whole) for one in receivers])
+
+
+def _together(model: Any, clean: Any, corrupted: Any, sender: Head, receivers: list[Head], into: str) -> Tensor:
+    return _wire(model, clean, corrupted, (sender, into, receivers)).expand(len(receivers), -1)
+
+
+def _toy_wires(setting: Setting) -> list[tuple[Any, ...]]:
     from labcode import prompts
 
-    model, pop = setting.model, setting.pop.subset([0, 1, len(setting.pop) - 2])
-
-    def most() -> Head:
-        look = heads.position_attention(model, pop, "END", "IO")[1:-1]
-        layer, head = divmod(int(look.mean(-1).argmax()), model.cfg.n_heads)
-        return layer + 1, head
-
-    known, _ = prompts.single_token_names(model)
-    names = torch.tensor([prompts.token_id(model, " " + name) for name in known])
-    return [(model, pop, setting.once("07 most", most), ["IO", "S2"], names)]
-
-
-def _shares(setting: Setting) -> list[tuple[Any, ...]]:
-    """Pushes in which the first head copies some of its names, just in or just out of the first five."""
-    cases = []
-    for seed, (n_heads, n_names) in enumerate([(3, 8), (2, 12)]):
-        pushes = setting.random(n_heads, n_names, 40, seed=seed)
-        ids = torch.arange(n_names) * 3 + 1
-        for name, token in enumerate(ids.tolist()):
-            order = pushes[0, name].argsort(descending=True)
-            place = order[3 + name % 4]  # places 3 to 6
-            pushes[0, name, [token, int(place)]] = pushes[0, name, [int(place), token]]
-        cases.append((pushes, ids))
-    return cases
+    toy = setting.toy
+    one, pop = prompts.canonical(toy), prompts.population(toy, 8, seed=2024)
+    abc, swapped = prompts.corrupt(toy, one, "abc"), prompts.corrupt(toy, pop, "swap")
+    return [
+        (toy, one, abc, (1, 0), [(2, 0), (2, 1)], "q"),
+        (toy, pop, swapped, (0, 0), [(1, 0), (2, 0)], "q"),
+        (toy, one, abc, (0, 0), [(1, 0), (1, 1)], "k"),
+        (toy, pop, swapped, (0, 1), [(2, 1), (2, 0)], "q"),
+    ]
 
 
-def _places(pushes: Tensor, ids: Tensor) -> Tensor:
-    own = pushes.gather(-1, ids[None, :, None].expand(len(pushes), -1, 1))
-    return (pushes > own).sum(-1)
+def _changed(setting: Setting) -> list[str]:
+    """The wires of the toy that are worth something else where no head is frozen."""
+    found: list[str] = setting.once("06 changed wires", lambda: _compared(setting.toy))
+    return found
 
 
-def _copied(pushes: Tensor, ids: Tensor) -> Tensor:
-    return (_places(pushes, ids) < 5).float().mean(-1)
+def _compared(toy: Any) -> list[str]:
+    from labcode import prompts
+
+    one = prompts.canonical(toy)
+    abc = prompts.corrupt(toy, one, "abc")
+    frozen = {wire: _wire(toy, one, abc, _split(wire)) for wire in WIRES}
+    free = {wire: _not_frozen(toy, one, abc, *_split(wire)) for wire in WIRES}
+    return [wire for wire in WIRES if not torch.isclose(frozen[wire], free[wire], atol=1e-3).all()]
 
 
-def _pushes(
-    model: Any,
-    layer: int,
-    ids: Tensor,
-    *,
-    block: str = "first",
-    final: bool = True,
-    groups: str = "in turn",
-) -> Tensor:
-    """[head name d_vocab]: what each head of a layer would write on reading a name, or with one thing wrong."""
-    stream = model.W_E[ids] if block == "none" else _stream(model, ids, 0 if block == "first" else layer - 1)
-    attention, n_heads = model.blocks[layer].attn, model.cfg.n_heads
-    values = attention.W_V
-    if len(values) != n_heads:
-        group = n_heads // len(values)
-        values = values.repeat_interleave(group, 0) if groups == "in turn" else values.repeat(group, 1, 1)
-    with torch.no_grad():
-        read = model.blocks[layer].ln1(stream[:, None])[:, 0]
-        written = torch.einsum("nm,hmd,hdo->hno", read, values, attention.W_O)
-        if final:
-            written = model.ln_final(written)
-        return written @ model.W_U
+RESTORING = ("0.0 k 1.0", "0.0 v 1.0", "1.0 q 2.0", "1.0 q 2.1")
 
 
-def _stream(model: Any, ids: Tensor, layer: int) -> Tensor:
-    """[name d_model]: the stream after a layer at the name, behind the start token."""
-    hook = f"blocks.{layer}.hook_resid_post"
-    tokens = torch.stack([torch.full_like(ids, model.tokenizer.bos_token_id), ids], dim=1)
-    _, cache = model.run_with_cache(tokens, names_filter=hook, stop_at_layer=layer + 1)
-    return cache[hook][:, 1]
+def _restored(setting: Setting, how: str = "swap", direction: str = "denoising") -> dict[str, float]:
+    from labcode import prompts
+
+    toy = setting.toy
+    one = prompts.canonical(toy)
+    bad = prompts.corrupt(toy, one, "swap" if how == "swap" else "abc")
+    return {wire: float(_wire(toy, one, bad, _split(wire), direction=direction)) for wire in RESTORING}
 
 
-def _circuits(setting: Setting) -> list[tuple[Any, ...]]:
-    n_layers = setting.model.cfg.n_layers
-    ids = torch.cat([setting.pop.io_ids, setting.pop.s_ids]).unique()[:3]
-    return [(setting.model, layer, ids) for layer in (n_layers // 2, n_layers - 1)]
+def _listed(*values: float) -> dict[str, float]:
+    return dict(zip(RESTORING, values, strict=True))
 
 
 EXERCISES = [
     Exercise(
         number="07.1",
-        what="logits of IO and of S against the mean name",
-        dims="2 batch",
-        near=0.0001,
-        takes=("model", "pop", "head", "places", "name_ids"),
-        cases=_lookers,
-        right=_blind,
-        says="One look of one head was taken away and all else left. What then happens to a name is caused by that "
-        "look, through whatever it reaches.",
+        what="logit differences with one wire patched",
+        dims="receiver batch",
+        takes=("model", "clean", "corrupted", "sender", "receivers", "into"),
+        cases=_toy_wires,
+        right=_heard,
+        says="One wire for each receiver. Where the wires differ, a patch of all receivers at once would have mixed "
+        "different mechanisms, or hidden one behind the other.",
+        needs_model=False,
         mistakes=[
             Mistake(
-                gives=partial(_blind, how="share"),
-                says="You let the head share its attention out again, so that it sums to 1. Then it looks harder at "
-                "everything else; asked is only to take a look away.",
+                gives=_together,
+                says="All rows are the same, because you patched all receivers together. What each of them "
+                "makes of the message can't be told apart then: patch one receiver at a time.",
             ),
             Mistake(
-                gives=partial(_blind, every_query=True),
-                says="You blind the head at all positions. The look from END alone was to be taken away: index the "
-                "query with pop.end.",
+                gives=_free,
+                says="The other heads are not frozen. What arrives at the receiver then includes what the heads "
+                "between made of the message: hold the z of every head but the sender.",
             ),
             Mistake(
-                gives=partial(_blind, turned=True),
-                says="The head still sees everything: these are the logits of a plain run. The pattern is [batch head "
-                "query key]; turned round, you hide END from the names, which can't see it anyway. Or your hook is at "
-                "another layer.",
+                gives=partial(_free, whole=True),
+                says="You replace the whole input, whoever sent it. Only what the sender's message changes may arrive: "
+                "take the input from the run with every other head frozen.",
             ),
             Mistake(
-                gives=partial(_blind, every_head=True),
-                says="You blind all heads of the layer. The second axis of the pattern is the head: index it.",
+                gives=partial(_heard, direction="denoising"),
+                says="Clean and corrupted are swapped: you send clean messages into the corrupted run. Here the "
+                "corrupted message goes into the clean run.",
             ),
         ],
     ),
     Exercise(
         number="07.2",
-        what="a copy score for each head",
-        dims="head",
-        takes=("pushes", "ids"),
-        cases=_shares,
-        right=_copied,
-        says="A rank counts the tokens ahead. The score is a share of names, so it is the same for a large and a small "
-        "push: it says what comes first, not how strongly.",
+        what="the wires that come out different",
+        options=WIRES,
+        right=lambda setting: set(_changed(setting)),
+        says="These wires skip a layer with a head that passes the message on. Without freezing they carry its answer "
+        "too; wires between neighbouring layers, and those of the last layer, have nobody in between.",
         needs_model=False,
         mistakes=[
             Mistake(
-                gives=lambda pushes, ids: (_places(pushes, ids) <= 5).float().mean(-1),
-                says="You take six places. Counted from 0 the first five are those below 5; counted from 1 they go up "
-                "to 5.",
+                gives=lambda setting: [wire for wire in WIRES if wire not in _changed(setting)],
+                says="These are the wires that stay the same. Asked are those that come out different.",
             ),
             Mistake(
-                gives=lambda pushes, ids: (_places(pushes, ids) < 4).float().mean(-1),
-                says="You take four places: the rank is counted from 1, and then 5 belongs to the first five.",
+                gives=lambda setting: ["0.0 q 2.0"],
+                says="That is one of them, the only one in the table of the page. 2.1 hears 1.0 as well, and the "
+                "logits hear everybody: try all nine wires.",
             ),
             Mistake(
-                gives=lambda pushes, ids: _copied(-pushes, ids),
-                says="These are the names among the five that a head lowers most: the negated copy score.",
+                gives=lambda setting: ["0.0 q 2.0", "0.0 q 2.1"],
+                says="Right for the wires into heads. Now those to the logits: without freezing they become the total "
+                "effect of the sender.",
             ),
             Mistake(
-                gives=lambda pushes, ids: (_places(pushes.softmax(1), ids) < 5).float().mean(-1),
-                says="You took the softmax over the names instead of the tokens. Each token is then compared with "
-                "itself in other rows. Ranks need no softmax at all.",
+                gives=lambda setting: ["0.0 q 2.0", "0.0 q 2.1", "0.0 logits"],
+                says="One is missing. 0.0 is not the only head that others pass on: who comes after 1.0?",
             ),
         ],
     ),
     Exercise(
         number="07.3",
-        what="what each head adds to each logit",
-        dims="head name d_vocab",
-        takes=("model", "layer", "ids"),
-        cases=_circuits,
-        right=_pushes,
-        says="First block, norm, values, output, final norm, unembedding, and no sentence. Forget the first, and "
-        "numbers come out all the same.",
+        what="a logit difference",
+        right=_restored,
+        says="The values carry which name, the keys only that there is a repetition. And a wire to one of two heads "
+        "that work against each other can do more than the whole answer, or the opposite.",
+        needs_model=False,
         mistakes=[
             Mistake(
-                gives=partial(_pushes, block="none"),
-                says="You feed the circuit with bare embeddings, so you have broken it already: the first block is "
-                "missing. Read the stream after it, at the name, behind the start token.",
+                gives=lambda setting: _restored(setting, direction="noising"),
+                says="You sent the message of the swapped prompt into the clean run. The other direction is asked: a "
+                "clean message into the swapped run, which is worth -4 before anything is sent.",
             ),
             Mistake(
-                gives=partial(_pushes, final=False),
-                says="The final norm is missing: what a head writes goes through model.ln_final before the "
-                "unembedding.",
+                gives=lambda setting: _restored(setting, how="abc", direction="noising"),
+                says="These are the numbers of the page: corrupted messages with three other names, sent into the "
+                "clean run. Asked is a clean message, sent into the swapped run.",
             ),
             Mistake(
-                gives=partial(_pushes, groups="round"),
-                says="Heads and values are paired wrongly. Neighbouring heads share one set of values, so each set is "
-                "repeated in its place: repeat_interleave, not repeat.",
+                gives=lambda setting: _restored(setting, how="abc"),
+                says="In a prompt with three other names no message brings Mary or John back, so all is 0. Here the "
+                "corrupted prompt is the swapped one: it ends with Mary's name where John's was.",
             ),
             Mistake(
-                gives=partial(_pushes, block="own"),
-                says="You feed each layer with the stream before itself. That is a fair question too; the copy score "
-                "feeds every layer with the stream after the first block.",
+                gives=lambda setting: _listed(-4.0, 4.0, MOVER, -NEGATIVE),
+                says="Into 2.0 or 2.1 you count the receiver alone. The other of the two does not hear the message, "
+                "and still writes what it wrote in the swapped run: add that.",
             ),
         ],
     ),

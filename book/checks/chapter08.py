@@ -1,223 +1,226 @@
-"""Chapter 08: two sets of heads exchanged together, what the swap alone says, and two signals from four effects."""
+"""Chapter 08: taking away what a head looks at, the copy score of an OV circuit, and that circuit by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from labbook.checks.exercise import Exercise, Mistake, Setting
+from labcode import heads, metrics
 from labcode.heads import Head
 
-Heads = Sequence[Head]
+
+def _blind(
+    model: Any,
+    pop: Any,
+    head: Head,
+    places: Sequence[str],
+    names: Tensor,
+    *,
+    how: str = "zero",
+    every_query: bool = False,
+    every_head: bool = False,
+    turned: bool = False,
+) -> Tensor:
+    """[2 batch]: logits of IO and S at END against the mean name, one head blind to some places."""
+    rows, (layer, index) = torch.arange(len(pop)), head
+
+    def hide(pattern: Tensor, hook: Any) -> Tensor:
+        pattern = pattern.clone()  # [batch head query key]
+        for place in places:
+            key = pop.positions[place]
+            at: tuple[Any, ...] = (rows, slice(None) if every_head else index, pop.end, key)
+            if every_query:
+                at = (rows, index, slice(None), key)
+            if turned:
+                at = (rows, index, key, pop.end)
+            pattern[at] = 0
+        if how == "share":
+            seen = pattern[rows, index, pop.end]
+            pattern[rows, index, pop.end] = seen / seen.sum(-1, keepdim=True).clamp(min=1e-9)
+        return pattern
+
+    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", hide)]):
+        logits = metrics.end_logits(model, pop)
+    zero = logits[:, names].mean(-1)
+    return torch.stack([logits[rows, pop.io_ids] - zero, logits[rows, pop.s_ids] - zero])
 
 
-def _hook_z(layer: int) -> str:
-    return f"blocks.{layer}.attn.hook_z"
-
-
-def _difference(logits: Tensor, pop: Any) -> Tensor:
-    """[batch]: logit(IO) - logit(S) at END, from logits [batch pos d_vocab]."""
-    rows = torch.arange(len(pop))
-    at_end = logits[rows, pop.end]
-    return at_end[rows, pop.io_ids] - at_end[rows, pop.s_ids]
-
-
-@torch.no_grad()
-def _exchanged(
-    model: Any, pop: Any, source: Any, heads: Heads, *, every: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logit differences of `pop`, of `pop` with these heads from `source`, and of `source`, [batch] each.
-
-    One pass gives the first, the last and what the heads write. `every` exchanges all positions.
-    """
-    kept: dict[str, Tensor] = {}
-    layers = sorted({layer for layer, _ in heads})
-    columns = torch.arange(pop.tokens.shape[1])
-    where = torch.ones_like(pop.tokens, dtype=torch.bool) if every else columns == pop.end[:, None]
-
-    def keep(z: Tensor, hook: Any) -> None:
-        kept[hook.name] = z[len(pop) :].clone()
-
-    def put(z: Tensor, hook: Any) -> Tensor:
-        z, value = z.clone(), kept[hook.name]
-        for layer, head in heads:
-            if _hook_z(layer) == hook.name:
-                z[:, :, head] = torch.where(where[..., None], value[:, :, head], z[:, :, head])
-        return z
-
-    names = [_hook_z(layer) for layer in layers]
-    together = model.run_with_hooks(torch.cat([pop.tokens, source.tokens]), fwd_hooks=[(name, keep) for name in names])
-    changed = model.run_with_hooks(pop.tokens, fwd_hooks=[(name, put) for name in names])
-    clean, theirs = together[: len(pop)], together[len(pop) :]
-    return _difference(clean, pop), _difference(changed, pop), _difference(theirs, pop)
-
-
-def _three(model: Any, pop: Any, source: Any, first: Heads, second: Heads) -> Tensor:
-    from labcode import metrics, patching
-
-    clean = metrics.logit_difference(metrics.end_logits(model, pop), pop)
-    sets = (first, second, sorted({*first, *second}))
-    return torch.stack([clean - patching.exchange(model, pop, source, heads) for heads in sets])
-
-
-def _three_by_hand(**wrong: bool) -> Callable[..., Tensor]:
-    def gives(model: Any, pop: Any, source: Any, first: Heads, second: Heads) -> Tensor:
-        losses = []
-        for heads in (first, second, [*first, *second]):
-            clean, changed, _ = _exchanged(model, pop, source, heads, **wrong)
-            losses.append(clean - changed)
-        return torch.stack(losses)
-
-    return gives
-
-
-def _summed(*given: Any) -> Tensor:
-    one, other, _ = _three(*given)
-    return torch.stack([one, other, one + other])
-
-
-def _left(model: Any, pop: Any, *given: Any) -> Tensor:
-    return _difference(model(pop.tokens), pop) - _three(model, pop, *given)
-
-
-def _on_the_toy(setting: Setting) -> list[tuple[Any, ...]]:
-    """A chain, two heads side by side, and a head that does nothing at END."""
+def _lookers(setting: Setting) -> list[tuple[Any, ...]]:
+    """The head of the reader's model that looks most at IO from END, with layers below and above it."""
     from labcode import prompts
 
-    toy = setting.toy
-    pop = setting.once("08 toy", lambda: prompts.population(toy, 4, seed=2024))
-    source = setting.once("08 toy swapped", lambda: prompts.corrupt(toy, pop, "swap"))
-    pairs = [([(1, 0)], [(2, 0)]), ([(2, 0)], [(2, 1)]), ([(0, 0)], [(1, 0), (1, 1)])]
-    return [(toy, pop, source, first, second) for first, second in pairs]
+    model, pop = setting.model, setting.pop.subset([0, 1, len(setting.pop) - 2])
+
+    def most() -> Head:
+        look = heads.position_attention(model, pop, "END", "IO")[1:-1]
+        layer, head = divmod(int(look.mean(-1).argmax()), model.cfg.n_heads)
+        return layer + 1, head
+
+    known, _ = prompts.single_token_names(model)
+    names = torch.tensor([prompts.token_id(model, " " + name) for name in known])
+    return [(model, pop, setting.once("07 most", most), ["IO", "S2"], names)]
 
 
-def _half(model: Any, pop: Any, heads: Heads, *, token: str = "inverted", position: str = "inverted") -> Tensor:
-    from labcode import variants
-
-    clean, changed, _ = _exchanged(model, pop, variants.signal_variant(model, pop, token, position), heads)
-    return (clean - changed) / 2
-
-
-def _middle_heads(setting: Setting) -> list[tuple[Any, ...]]:
-    """All heads of the middle third, on one prompt: what they say is large on any model, and later heads hear it."""
-    cfg = setting.model.cfg
-    start = cfg.n_layers // 3
-    layers = range(start, max(start + 1, 2 * cfg.n_layers // 3))
-    heads = [(layer, head) for layer in layers for head in range(cfg.n_heads)]
-    _, toys, *_ = _on_the_toy(setting)[0]
-    return [(setting.model, setting.one, heads), (setting.toy, toys, [(1, 0)])]
+def _shares(setting: Setting) -> list[tuple[Any, ...]]:
+    """Pushes in which the first head copies some of its names, just in or just out of the first five."""
+    cases = []
+    for seed, (n_heads, n_names) in enumerate([(3, 8), (2, 12)]):
+        pushes = setting.random(n_heads, n_names, 40, seed=seed)
+        ids = torch.arange(n_names) * 3 + 1
+        for name, token in enumerate(ids.tolist()):
+            order = pushes[0, name].argsort(descending=True)
+            place = order[3 + name % 4]  # places 3 to 6
+            pushes[0, name, [token, int(place)]] = pushes[0, name, [int(place), token]]
+        cases.append((pushes, ids))
+    return cases
 
 
-def _weights(same: float, name: float, place: float, both: float, *, by: float = 4.0) -> dict[str, float]:
-    return {"position": (same + name - place - both) / by, "token": (same + place - name - both) / by}
+def _places(pushes: Tensor, ids: Tensor) -> Tensor:
+    own = pushes.gather(-1, ids[None, :, None].expand(len(pushes), -1, 1))
+    return (pushes > own).sum(-1)
 
 
-def _exchanged_names(*given: float) -> dict[str, float]:
-    found = _weights(*given)
-    return {"position": found["token"], "token": found["position"]}
+def _copied(pushes: Tensor, ids: Tensor) -> Tensor:
+    return (_places(pushes, ids) < 5).float().mean(-1)
+
+
+def _pushes(
+    model: Any,
+    layer: int,
+    ids: Tensor,
+    *,
+    block: str = "first",
+    final: bool = True,
+    groups: str = "in turn",
+) -> Tensor:
+    """[head name d_vocab]: what each head of a layer would write on reading a name, or with one thing wrong."""
+    stream = model.W_E[ids] if block == "none" else _stream(model, ids, 0 if block == "first" else layer - 1)
+    attention, n_heads = model.blocks[layer].attn, model.cfg.n_heads
+    values = attention.W_V
+    if len(values) != n_heads:
+        group = n_heads // len(values)
+        values = values.repeat_interleave(group, 0) if groups == "in turn" else values.repeat(group, 1, 1)
+    with torch.no_grad():
+        read = model.blocks[layer].ln1(stream[:, None])[:, 0]
+        written = torch.einsum("nm,hmd,hdo->hno", read, values, attention.W_O)
+        if final:
+            written = model.ln_final(written)
+        return written @ model.W_U
+
+
+def _stream(model: Any, ids: Tensor, layer: int) -> Tensor:
+    """[name d_model]: the stream after a layer at the name, behind the start token."""
+    hook = f"blocks.{layer}.hook_resid_post"
+    tokens = torch.stack([torch.full_like(ids, model.tokenizer.bos_token_id), ids], dim=1)
+    _, cache = model.run_with_cache(tokens, names_filter=hook, stop_at_layer=layer + 1)
+    return cache[hook][:, 1]
+
+
+def _circuits(setting: Setting) -> list[tuple[Any, ...]]:
+    n_layers = setting.model.cfg.n_layers
+    ids = torch.cat([setting.pop.io_ids, setting.pop.s_ids]).unique()[:3]
+    return [(setting.model, layer, ids) for layer in (n_layers // 2, n_layers - 1)]
 
 
 EXERCISES = [
     Exercise(
         number="08.1",
-        what="the three losses of each prompt",
-        dims="set batch",
-        near=0.01,
-        takes=("model", "pop", "source", "first", "second"),
-        cases=_on_the_toy,
-        right=_three,
-        says="Heads that work side by side lose the sum. In a chain they do not: a later head that is exchanged itself "
-        "no longer hears the earlier one. So compare the joint loss with the sum before you speak of two jobs.",
-        needs_model=False,
+        what="logits of IO and of S against the mean name",
+        dims="2 batch",
+        near=0.0001,
+        takes=("model", "pop", "head", "places", "name_ids"),
+        cases=_lookers,
+        right=_blind,
+        says="One look of one head was taken away and all else left. What then happens to a name is caused by that "
+        "look, through whatever it reaches.",
         mistakes=[
             Mistake(
-                gives=_summed,
-                says="Your third row is the sum of the first two, so it cannot answer the question. Exchange both "
-                "sets in one run.",
+                gives=partial(_blind, how="share"),
+                says="You let the head share its attention out again, so that it sums to 1. Then it looks harder at "
+                "everything else; asked is only to take a look away.",
             ),
             Mistake(
-                gives=lambda *given: -_three(*given),
-                says="The signs are turned round: a loss is the clean logit difference minus the one with exchanged "
-                "heads. It also looks so if pop and source have changed places.",
+                gives=partial(_blind, every_query=True),
+                says="You blind the head at all positions. The look from END alone was to be taken away: index the "
+                "query with pop.end.",
             ),
             Mistake(
-                gives=_left,
-                says="These are the logit differences that are left, not what is lost. Take them away from the clean "
-                "ones of the same prompts.",
+                gives=partial(_blind, turned=True),
+                says="The head still sees everything: these are the logits of a plain run. The pattern is [batch head "
+                "query key]; turned round, you hide END from the names, which can't see it anyway. Or your hook is at "
+                "another layer.",
             ),
             Mistake(
-                gives=_three_by_hand(every=True),
-                says="You exchange the heads at every position. Then a head that works at S2 counts as well: only the "
-                "output at pop.end is to come from source.",
+                gives=partial(_blind, every_head=True),
+                says="You blind all heads of the layer. The second axis of the pattern is the head: index it.",
             ),
         ],
     ),
     Exercise(
         number="08.2",
-        what="half of each prompt's loss",
-        dims="batch",
-        near=0.01,
-        takes=("model", "pop", "heads"),
-        cases=_middle_heads,
-        right=_half,
-        says="That is the broken estimate, done right. Name and place change together in the swap, so half of its loss "
-        "is the sum of both weights. Nothing in the number warns you.",
+        what="a copy score for each head",
+        dims="head",
+        takes=("pushes", "ids"),
+        cases=_shares,
+        right=_copied,
+        says="A rank counts the tokens ahead. The score is a share of names, so it is the same for a large and a small "
+        "push: it says what comes first, not how strongly.",
+        needs_model=False,
         mistakes=[
             Mistake(
-                gives=lambda *given: 2 * _half(*given),
-                says="This is the whole loss. The signal goes from +1 to -1, two steps, and a weight is the loss for "
-                "one of them: take half.",
+                gives=lambda pushes, ids: (_places(pushes, ids) <= 5).float().mean(-1),
+                says="You take six places. Counted from 0 the first five are those below 5; counted from 1 they go up "
+                "to 5.",
             ),
             Mistake(
-                gives=lambda *given: -_half(*given),
-                says="The sign is turned round: a loss is the clean logit difference minus the one with exchanged "
-                "heads.",
+                gives=lambda pushes, ids: (_places(pushes, ids) < 4).float().mean(-1),
+                says="You take four places: the rank is counted from 1, and then 5 belongs to the first five.",
             ),
             Mistake(
-                gives=lambda *given: _half(*given, position="original"),
-                says="You changed the name and kept the place, and that is the good design. To break it, exchange "
-                "from the swap: IO at S2, both earlier names as they are.",
+                gives=lambda pushes, ids: _copied(-pushes, ids),
+                says="These are the names among the five that a head lowers most: the negated copy score.",
             ),
             Mistake(
-                gives=lambda *given: _half(*given, token="original"),
-                says="You changed the place and kept the name: the first two names have changed places. The swap "
-                "leaves them and writes IO at S2.",
+                gives=lambda pushes, ids: (_places(pushes.softmax(1), ids) < 5).float().mean(-1),
+                says="You took the softmax over the names instead of the tokens. Each token is then compared with "
+                "itself in other rows. Ranks need no softmax at all.",
             ),
         ],
     ),
     Exercise(
         number="08.3",
-        what="a weight",
-        near=0.0001,
-        takes=("same", "name", "place", "both"),
-        cases=lambda setting: [(3.0, 2.6, -0.8, -1.0), (1.5, -2.0, 1.0, -1.9), (0.4, 0.9, 0.1, -0.6)],
-        right=_weights,
-        says="Each weight is a contrast of two pairs, and each step of a signal is two wide. What the four values have "
-        "beyond constant, position and token cancels in both.",
-        needs_model=False,
+        what="what each head adds to each logit",
+        dims="head name d_vocab",
+        takes=("model", "layer", "ids"),
+        cases=_circuits,
+        right=_pushes,
+        says="First block, norm, values, output, final norm, unembedding, and no sentence. Forget the first, and "
+        "numbers come out all the same.",
         mistakes=[
             Mistake(
-                gives=_exchanged_names,
-                says="Your two weights have changed places. Position is what is lost where the place is inverted, "
-                "whatever the name is.",
+                gives=partial(_pushes, block="none"),
+                says="You feed the circuit with bare embeddings, so you have broken it already: the first block is "
+                "missing. Read the stream after it, at the name, behind the start token.",
             ),
             Mistake(
-                gives=lambda *given: _weights(*given, by=2.0),
-                says="Your weights are twice too large. From +1 to -1 the signal takes two steps, and a weight is "
-                "worth one: halve the mean of the two losses once more.",
+                gives=partial(_pushes, final=False),
+                says="The final norm is missing: what a head writes goes through model.ln_final before the "
+                "unembedding.",
             ),
             Mistake(
-                gives=lambda *given: _weights(*given, by=-4.0),
-                says="The signs are turned round: a signal that helps has a positive weight, and inverting it makes "
-                "the logit difference fall.",
+                gives=partial(_pushes, groups="round"),
+                says="Heads and values are paired wrongly. Neighbouring heads share one set of values, so each set is "
+                "repeated in its place: repeat_interleave, not repeat.",
             ),
             Mistake(
-                gives=lambda same, name, place, both: {"position": (same - place) / 2, "token": (same - name) / 2},
-                says="You use three of the four values: each weight comes from one pair. There is a second pair in "
-                "which the same signal is inverted; take the mean of both.",
+                gives=partial(_pushes, block="own"),
+                says="You feed each layer with the stream before itself. That is a fair question too; the copy score "
+                "feeds every layer with the stream after the first block.",
             ),
         ],
     ),

@@ -1,206 +1,223 @@
-"""Chapter 09: matching or counting, by how much an index is off, and an induction score for any text."""
+"""Chapter 09: two sets of heads exchanged together, what the swap alone says, and two signals from four effects."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from labbook.checks.exercise import Exercise, Mistake, Setting
+from labcode.heads import Head
 
-Score = Callable[[Tensor], Tensor]
-
-
-def _attention(setting: Setting, *shape: int, seed: int = 0) -> Tensor:
-    """Random causal attention [... query key]: every row adds up to 1."""
-    scores = 3 * setting.random(*shape, seed=seed)
-    ahead = torch.ones(shape[-2:], dtype=torch.bool).triu(1)
-    return scores.masked_fill(ahead, -torch.inf).softmax(-1)
+Heads = Sequence[Head]
 
 
-def _patterns(setting: Setting, tokens: list[int]) -> Tensor:
-    """The attention of the reader's model, [layer head query key]."""
-    model = setting.model
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
-    with torch.no_grad():
-        _, cache = model.run_with_cache(torch.tensor([tokens]), names_filter=names, return_type=None)
-    return torch.stack([cache[name][0] for name in names])
+def _hook_z(layer: int) -> str:
+    return f"blocks.{layer}.attn.hook_z"
 
 
-def _ordinary(setting: Setting, n: int) -> list[int]:
-    tokenizer = setting.model.tokenizer
-    ids = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
-    return random.Random(9).sample(ids, n)
+def _difference(logits: Tensor, pop: Any) -> Tensor:
+    """[batch]: logit(IO) - logit(S) at END, from logits [batch pos d_vocab]."""
+    rows = torch.arange(len(pop))
+    at_end = logits[rows, pop.end]
+    return at_end[rows, pop.io_ids] - at_end[rows, pop.s_ids]
 
 
-def _shuffled(setting: Setting) -> list[tuple[Any, ...]]:
-    first = _ordinary(setting, 7)
-    again = random.Random(10).sample(first, 7)
-    run = setting.once(
-        "09 shuffled", lambda: _patterns(setting, [setting.model.tokenizer.bos_token_id, *first, *again])
-    )
-    return [
-        (run, first, again),
-        (_attention(setting, 2, 3, 15, 15), first, again),
-        (_attention(setting, 1, 2, 11, 11, seed=1), [31, 7, 50, 4, 12], [4, 31, 12, 7, 50]),
-    ]
+@torch.no_grad()
+def _exchanged(
+    model: Any, pop: Any, source: Any, heads: Heads, *, every: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logit differences of `pop`, of `pop` with these heads from `source`, and of `source`, [batch] each.
+
+    One pass gives the first, the last and what the heads write. `every` exchanges all positions.
+    """
+    kept: dict[str, Tensor] = {}
+    layers = sorted({layer for layer, _ in heads})
+    columns = torch.arange(pop.tokens.shape[1])
+    where = torch.ones_like(pop.tokens, dtype=torch.bool) if every else columns == pop.end[:, None]
+
+    def keep(z: Tensor, hook: Any) -> None:
+        kept[hook.name] = z[len(pop) :].clone()
+
+    def put(z: Tensor, hook: Any) -> Tensor:
+        z, value = z.clone(), kept[hook.name]
+        for layer, head in heads:
+            if _hook_z(layer) == hook.name:
+                z[:, :, head] = torch.where(where[..., None], value[:, :, head], z[:, :, head])
+        return z
+
+    names = [_hook_z(layer) for layer in layers]
+    together = model.run_with_hooks(torch.cat([pop.tokens, source.tokens]), fwd_hooks=[(name, keep) for name in names])
+    changed = model.run_with_hooks(pop.tokens, fwd_hooks=[(name, put) for name in names])
+    clean, theirs = together[: len(pop)], together[len(pop) :]
+    return _difference(clean, pop), _difference(changed, pop), _difference(theirs, pop)
 
 
-def _matched(pattern: Tensor, first: list[int], again: list[int], *, shift: int = 0) -> Tensor:
-    """[layer head]: attention from each token of `again` to `shift` after the place where it stood in `first`."""
-    query = torch.arange(len(first) + 1, 2 * len(first) + 1)
-    key = torch.tensor([first.index(token) + 1 + shift for token in again])
-    return pattern[:, :, query, key].mean(-1)
+def _three(model: Any, pop: Any, source: Any, first: Heads, second: Heads) -> Tensor:
+    from labcode import metrics, patching
+
+    clean = metrics.logit_difference(metrics.end_logits(model, pop), pop)
+    sets = (first, second, sorted({*first, *second}))
+    return torch.stack([clean - patching.exchange(model, pop, source, heads) for heads in sets])
 
 
-def _counted(pattern: Tensor, first: list[int], again: list[int]) -> Tensor:
-    query = torch.arange(len(first) + 1, 2 * len(first) + 1)
-    return pattern[:, :, query, query - len(first)].mean(-1)
+def _three_by_hand(**wrong: bool) -> Callable[..., Tensor]:
+    def gives(model: Any, pop: Any, source: Any, first: Heads, second: Heads) -> Tensor:
+        losses = []
+        for heads in (first, second, [*first, *second]):
+            clean, changed, _ = _exchanged(model, pop, source, heads, **wrong)
+            losses.append(clean - changed)
+        return torch.stack(losses)
+
+    return gives
 
 
-def _turned(pattern: Tensor, first: list[int], again: list[int]) -> Tensor:
-    query = torch.arange(len(first) + 1, 2 * len(first) + 1)
-    key = torch.tensor([again.index(token) + 1 for token in first])
-    return pattern[:, :, query, key].mean(-1)
+def _summed(*given: Any) -> Tensor:
+    one, other, _ = _three(*given)
+    return torch.stack([one, other, one + other])
 
 
-def _keys(shift: int, n: int) -> Score:
-    """A colleague's score: means over the second half, of attention to `shift` after the same token."""
-    second = torch.arange(n + 1, 2 * n + 1)
-    return lambda pattern: pattern[..., second, second - n + shift].mean(-1)
+def _left(model: Any, pop: Any, *given: Any) -> Tensor:
+    return _difference(model(pop.tokens), pop) - _three(model, pop, *given)
 
 
-def _stripe(n: int, shift: int) -> Tensor:
-    """[1 query key]: from each token of the second half, all attention to `shift` after its first occurrence."""
-    pattern = torch.zeros(1, 2 * n + 1, 2 * n + 1)
-    second = torch.arange(n + 1, 2 * n + 1)
-    pattern[0, second, second - n + shift] = 1
-    return pattern
+def _on_the_toy(setting: Setting) -> list[tuple[Any, ...]]:
+    """A chain, two heads side by side, and a head that does nothing at END."""
+    from labcode import prompts
+
+    toy = setting.toy
+    pop = setting.once("08 toy", lambda: prompts.population(toy, 4, seed=2024))
+    source = setting.once("08 toy swapped", lambda: prompts.corrupt(toy, pop, "swap"))
+    pairs = [([(1, 0)], [(2, 0)]), ([(2, 0)], [(2, 1)]), ([(0, 0)], [(1, 0), (1, 1)])]
+    return [(toy, pop, source, first, second) for first, second in pairs]
 
 
-def _shift(score: Score, n: int) -> int:
-    return max(range(-1, n), key=lambda shift: float(score(_stripe(n, shift))))
+def _half(model: Any, pop: Any, heads: Heads, *, token: str = "inverted", position: str = "inverted") -> Tensor:
+    from labcode import variants
+
+    clean, changed, _ = _exchanged(model, pop, variants.signal_variant(model, pop, token, position), heads)
+    return (clean - changed) / 2
 
 
-def _texts(setting: Setting) -> list[tuple[Any, ...]]:
-    bos = setting.model.tokenizer.bos_token_id
-    twice = _ordinary(setting, 6)
-    again = [bos, *twice, *twice]
-    text = [bos, *(twice[i] for i in (0, 1, 2, 0, 3, 1, 4, 0, 5, 3, 1))]
-    return [
-        (setting.once("09 twice", lambda: _patterns(setting, again)).flatten(0, 1), again),
-        (_attention(setting, 4, len(text), len(text), seed=2), text),
-        (_attention(setting, 3, 9, 9, seed=3), [1, 5, 6, 5, 7, 6, 8, 5, 9]),
-    ]
+def _middle_heads(setting: Setting) -> list[tuple[Any, ...]]:
+    """All heads of the middle third, on one prompt: what they say is large on any model, and later heads hear it."""
+    cfg = setting.model.cfg
+    start = cfg.n_layers // 3
+    layers = range(start, max(start + 1, 2 * cfg.n_layers // 3))
+    heads = [(layer, head) for layer in layers for head in range(cfg.n_heads)]
+    _, toys, *_ = _on_the_toy(setting)[0]
+    return [(setting.model, setting.one, heads), (setting.toy, toys, [(1, 0)])]
 
 
-def _score(pattern: Tensor, tokens: list[int], shift: int = 1, divisor: str = "repeats") -> Tensor:
-    """[head]: attention to `shift` after all earlier occurrences, a mean over the repeats; or with one thing wrong."""
-    total, repeats = torch.zeros(pattern.shape[0]), 0
-    for at, token in enumerate(tokens):
-        before = [place for place in range(at) if tokens[place] == token]
-        if before:
-            repeats += 1
-            total += sum(pattern[:, at, place + shift] for place in before)
-    return total / {"repeats": repeats, "all": len(tokens) - 1, "none": 1}[divisor]
+def _weights(same: float, name: float, place: float, both: float, *, by: float = 4.0) -> dict[str, float]:
+    return {"position": (same + name - place - both) / by, "token": (same + place - name - both) / by}
+
+
+def _exchanged_names(*given: float) -> dict[str, float]:
+    found = _weights(*given)
+    return {"position": found["token"], "token": found["position"]}
 
 
 EXERCISES = [
     Exercise(
         number="09.1",
-        what="the duplicate score of each head",
-        dims="layer head",
-        takes=("pattern", "first", "again"),
-        cases=_shuffled,
-        right=_matched,
-        says="In every row the key is where this very token stood. A head that counts fixed steps now scores by chance "
-        "alone, and what is left was earned by matching.",
+        what="the three losses of each prompt",
+        dims="set batch",
+        near=0.01,
+        takes=("model", "pop", "source", "first", "second"),
+        cases=_on_the_toy,
+        right=_three,
+        says="Heads that work side by side lose the sum. In a chain they do not: a later head that is exchanged itself "
+        "no longer hears the earlier one. So compare the joint loss with the sum before you speak of two jobs.",
+        needs_model=False,
         mistakes=[
             Mistake(
-                gives=_counted,
-                says="You look the same number of tokens back from everywhere, as in an unshuffled second half. That "
-                "is the counting head's score: look up where each token stood in first.",
+                gives=_summed,
+                says="Your third row is the sum of the first two, so it cannot answer the question. Exchange both "
+                "sets in one run.",
             ),
             Mistake(
-                gives=lambda *given: _matched(*given, shift=-1),
-                says="Your keys are one too low: the start token takes place 0, so the first token of first stands at "
-                "1. You read the token before the first occurrence.",
+                gives=lambda *given: -_three(*given),
+                says="The signs are turned round: a loss is the clean logit difference minus the one with exchanged "
+                "heads. It also looks so if pop and source have changed places.",
             ),
             Mistake(
-                gives=lambda *given: _matched(*given, shift=1),
-                says="Your keys are one too high. That is the token after the first occurrence, so it is the induction "
-                "score.",
+                gives=_left,
+                says="These are the logit differences that are left, not what is lost. Take them away from the clean "
+                "ones of the same prompts.",
             ),
             Mistake(
-                gives=_turned,
-                says="Your order is turned round: you look up where the tokens of first stand in again. The queries go "
-                "through again, in its order, and the keys say where each stood in first.",
+                gives=_three_by_hand(every=True),
+                says="You exchange the heads at every position. Then a head that works at S2 counts as well: only the "
+                "output at pop.end is to come from source.",
             ),
         ],
     ),
     Exercise(
         number="09.2",
-        what="a whole number of tokens",
-        near=1e-09,
-        takes=("score", "n"),
-        cases=lambda setting: [(_keys(1, 6), 6), (_keys(0, 5), 5), (_keys(-1, 8), 8), (_keys(2, 7), 7)],
-        right=_shift,
-        says="A pattern with one bright stripe in a known place is a head whose answer you know. Any score of stripes "
-        "can be tested so, before it sees a model.",
-        needs_model=False,
+        what="half of each prompt's loss",
+        dims="batch",
+        near=0.01,
+        takes=("model", "pop", "heads"),
+        cases=_middle_heads,
+        right=_half,
+        says="That is the broken estimate, done right. Name and place change together in the swap, so half of its loss "
+        "is the sum of both weights. Nothing in the number warns you.",
         mistakes=[
             Mistake(
-                gives=lambda score, n: -_shift(score, n),
-                says="The sign is turned round: one place further on in the sequence is +1, one place before is -1.",
+                gives=lambda *given: 2 * _half(*given),
+                says="This is the whole loss. The signal goes from +1 to -1, two steps, and a weight is the loss for "
+                "one of them: take half.",
             ),
             Mistake(
-                gives=lambda score, n: n - _shift(score, n),
-                says="This is how far the key lies behind the query. The same token lies n back: say how far the key "
-                "is from there.",
+                gives=lambda *given: -_half(*given),
+                says="The sign is turned round: a loss is the clean logit difference minus the one with exchanged "
+                "heads.",
             ),
             Mistake(
-                gives=lambda score, n: _shift(score, n) + 1,
-                says="You are one too high. Either your stripes are one too low, because the start token at place 0 is "
-                "forgotten, or you return a place in your list of shifts that begins with -1.",
+                gives=lambda *given: _half(*given, position="original"),
+                says="You changed the name and kept the place, and that is the good design. To break it, exchange "
+                "from the swap: IO at S2, both earlier names as they are.",
             ),
             Mistake(
-                gives=lambda score, n: _shift(score, n) - 1,
-                says="You are one too low: 0 is the same token, and the token after it, where an induction head looks, "
-                "is +1.",
+                gives=lambda *given: _half(*given, token="original"),
+                says="You changed the place and kept the name: the first two names have changed places. The swap "
+                "leaves them and writes IO at S2.",
             ),
         ],
     ),
     Exercise(
         number="09.3",
-        what="the induction score of each head",
-        dims="head",
-        takes=("pattern", "tokens"),
-        cases=_texts,
-        right=_score,
-        says="On tokens read twice this is the score of this chapter, and it works on any text. There it also counts "
-        "what a head knows of the language, so random tokens are still the cleaner test.",
+        what="a weight",
+        near=0.0001,
+        takes=("same", "name", "place", "both"),
+        cases=lambda setting: [(3.0, 2.6, -0.8, -1.0), (1.5, -2.0, 1.0, -1.9), (0.4, 0.9, 0.1, -0.6)],
+        right=_weights,
+        says="Each weight is a contrast of two pairs, and each step of a signal is two wide. What the four values have "
+        "beyond constant, position and token cancels in both.",
+        needs_model=False,
         mistakes=[
             Mistake(
-                gives=lambda pattern, tokens: _score(pattern, tokens, shift=0),
-                says="This is the duplicate score: you read the attention to the same token, and induction looks at "
-                "the token after it.",
+                gives=_exchanged_names,
+                says="Your two weights have changed places. Position is what is lost where the place is inverted, "
+                "whatever the name is.",
             ),
             Mistake(
-                gives=lambda pattern, tokens: _score(pattern, tokens, shift=-1),
-                says="You read the token before the earlier occurrence. Perhaps you took the start token off and "
-                "forgot that all places then move, or you went one step the wrong way.",
+                gives=lambda *given: _weights(*given, by=2.0),
+                says="Your weights are twice too large. From +1 to -1 the signal takes two steps, and a weight is "
+                "worth one: halve the mean of the two losses once more.",
             ),
             Mistake(
-                gives=lambda pattern, tokens: _score(pattern, tokens, divisor="all"),
-                says="You divide by all positions. Those whose token did not stand before have nothing to find, and "
-                "they make every score small: count only the repeats.",
+                gives=lambda *given: _weights(*given, by=-4.0),
+                says="The signs are turned round: a signal that helps has a positive weight, and inverting it makes "
+                "the logit difference fall.",
             ),
             Mistake(
-                gives=lambda pattern, tokens: _score(pattern, tokens, divisor="none"),
-                says="This is the sum over the repeats, which can pass 1. Take the mean over them.",
+                gives=lambda same, name, place, both: {"position": (same - place) / 2, "token": (same - name) / 2},
+                says="You use three of the four values: each weight comes from one pair. There is a second pair in "
+                "which the same signal is inverted; take the mean of both.",
             ),
         ],
     ),

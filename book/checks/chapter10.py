@@ -1,228 +1,206 @@
-"""Chapter 10: pruning a circuit, a circuit without heads, and the three measures as functions of F."""
+"""Chapter 10: matching or counting, by how much an index is off, and an induction score for any text."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from labbook.checks.exercise import Exercise, Mistake, Setting
-from labcode.heads import Head
 
-Worth = Mapping[Head, tuple[float, float, float]]
-
-
-def _pruned(
-    worth: Worth, whole: float, *, against: bool = False, interval: bool = True, share: bool = True
-) -> list[Head]:
-    least = 0.01 * (abs(whole) if share else 1.0)
-    kept = []
-    for head, (mean, low, high) in worth.items():
-        large = (abs(mean) if against else mean) >= least
-        clear = (low * high > 0) if against else low > 0
-        if large and (clear or not interval):
-            kept.append(head)
-    return kept
+Score = Callable[[Tensor], Tensor]
 
 
-def _worths(setting: Setting) -> list[tuple[Worth, float]]:
-    """Heads that pass, that are too small or not clear, and that work against the answer; both signs of F(M)."""
-    mixed = {
-        (2, 1): (0.5, 0.3, 0.7),
-        (3, 0): (0.02, 0.01, 0.03),
-        (5, 4): (0.2, -0.1, 0.5),
-        (6, 2): (-0.4, -0.6, -0.2),
-        (7, 7): (-0.3, -0.7, 0.1),
-        (8, 3): (0.036, 0.02, 0.05),
-    }
-    small = {(0, 0): (0.02, 0.01, 0.03), (1, 1): (0.004, 0.001, 0.007), (1, 2): (-0.05, -0.07, -0.03)}
-    return [(mixed, 3.5), (small, 1.2), (mixed, -3.5)]
+def _attention(setting: Setting, *shape: int, seed: int = 0) -> Tensor:
+    """Random causal attention [... query key]: every row adds up to 1."""
+    scores = 3 * setting.random(*shape, seed=seed)
+    ahead = torch.ones(shape[-2:], dtype=torch.bool).triu(1)
+    return scores.masked_fill(ahead, -torch.inf).softmax(-1)
 
 
-@torch.no_grad()
-def _emptied(model: Any, pop: Any, reference: Any, *, mean: str = "template") -> Tensor:
-    """[batch]: the logit difference with the mean in place of every head's output, or with one thing wrong."""
-    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
-    _, cache = model.run_with_cache(reference.tokens, names_filter=names, return_type=None)
-    shared = torch.tensor([[p.template == other.template for other in reference.prompts] for p in pop.prompts]).float()
-    if mean == "position":
-        shared = torch.ones_like(shared)
-    weight = shared / shared.sum(1, keepdim=True)  # [batch reference]
-
-    def put(z: Tensor, hook: Any) -> Tensor:
-        return torch.zeros_like(z) if mean == "zero" else torch.einsum("br,rphd->bphd", weight, cache[hook.name])
-
-    logits = model.run_with_hooks(pop.tokens, fwd_hooks=[(name, put) for name in names])
-    rows = torch.arange(len(pop))
-    return logits[rows, pop.end, pop.io_ids] - logits[rows, pop.end, pop.s_ids]
+def _patterns(setting: Setting, tokens: list[int]) -> Tensor:
+    """The attention of the reader's model, [layer head query key]."""
+    model = setting.model
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+    with torch.no_grad():
+        _, cache = model.run_with_cache(torch.tensor([tokens]), names_filter=names, return_type=None)
+    return torch.stack([cache[name][0] for name in names])
 
 
-@torch.no_grad()
-def _untouched(model: Any, pop: Any, reference: Any) -> Tensor:
-    logits, rows = model(pop.tokens), torch.arange(len(pop))
-    return logits[rows, pop.end, pop.io_ids] - logits[rows, pop.end, pop.s_ids]
+def _ordinary(setting: Setting, n: int) -> list[int]:
+    tokenizer = setting.model.tokenizer
+    ids = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids))
+    return random.Random(9).sample(ids, n)
 
 
-def _references(setting: Setting) -> list[tuple[Any, ...]]:
-    """One that is blind, on the reader's model; on the toy one that knows, and one that knows the opposite."""
-    from labcode import prompts
-
-    toy, model = setting.toy, setting.model
-    alone = setting.pop.subset([0])
-
-    def half() -> Any:
-        # Several sentence frames, and some of them twice: with LAB_PROMPTS there would be too few, so they are built.
-        drawn = [prompts.population(toy, 4, seed=seed, templates=prompts.TEMPLATES[:3]) for seed in (1, 2, 3)]
-        return prompts.build(toy, [prompt for pop in drawn for prompt in pop.prompts[::2]])
-
-    some = setting.once("10 half", half)
+def _shuffled(setting: Setting) -> list[tuple[Any, ...]]:
+    first = _ordinary(setting, 7)
+    again = random.Random(10).sample(first, 7)
+    run = setting.once(
+        "09 shuffled", lambda: _patterns(setting, [setting.model.tokenizer.bos_token_id, *first, *again])
+    )
     return [
-        (model, alone, setting.once("10 abc", lambda: prompts.corrupt(model, alone, "abc", seed=2024))),
-        (toy, some, some),
-        (toy, some, setting.once("10 swapped", lambda: prompts.corrupt(toy, some, "swap"))),
+        (run, first, again),
+        (_attention(setting, 2, 3, 15, 15), first, again),
+        (_attention(setting, 1, 2, 11, 11, seed=1), [31, 7, 50, 4, 12], [4, 31, 12, 7, 50]),
     ]
 
 
-Nodes = Iterable[Any]
-Measure = Callable[[Nodes], float]
+def _matched(pattern: Tensor, first: list[int], again: list[int], *, shift: int = 0) -> Tensor:
+    """[layer head]: attention from each token of `again` to `shift` after the place where it stood in `first`."""
+    query = torch.arange(len(first) + 1, 2 * len(first) + 1)
+    key = torch.tensor([first.index(token) + 1 + shift for token in again])
+    return pattern[:, :, query, key].mean(-1)
 
 
-def _machine(seed: int) -> Measure:
-    """A made-up F: every node writes something, and some write only while another one is out."""
-
-    def f(nodes: Nodes) -> float:
-        kept, draw = set(nodes), random.Random(seed)
-        own = [draw.uniform(-1, 2) for _ in range(8)]
-        spare = [(draw.uniform(-1, 2), draw.randrange(8), draw.randrange(8)) for _ in range(6)]
-        value = sum(own[node] for node in kept)
-        return value + sum(more for more, one, other in spare if one in kept and other not in kept)
-
-    return f
+def _counted(pattern: Tensor, first: list[int], again: list[int]) -> Tensor:
+    query = torch.arange(len(first) + 1, 2 * len(first) + 1)
+    return pattern[:, :, query, query - len(first)].mean(-1)
 
 
-def _measures(f: Measure, m: set[Any], c: set[Any], k: set[Any], v: Any) -> dict[str, float]:
-    return {
-        "faithfulness": abs(f(m) - f(c)),
-        "incompleteness": abs(f(m - k) - f(c - k)),
-        "minimality": abs(f(c - k) - f(c - (k | {v}))),
-    }
+def _turned(pattern: Tensor, first: list[int], again: list[int]) -> Tensor:
+    query = torch.arange(len(first) + 1, 2 * len(first) + 1)
+    key = torch.tensor([again.index(token) + 1 for token in first])
+    return pattern[:, :, query, key].mean(-1)
 
 
-def _but(key: str, wrong: Callable[..., float]) -> Callable[..., dict[str, float]]:
-    """The right measures, with one of them wrong."""
-    return lambda *given: _measures(*given) | {key: wrong(*given)}
+def _keys(shift: int, n: int) -> Score:
+    """A colleague's score: means over the second half, of attention to `shift` after the same token."""
+    second = torch.arange(n + 1, 2 * n + 1)
+    return lambda pattern: pattern[..., second, second - n + shift].mean(-1)
 
 
-def _signed(f: Measure, m: set[Any], c: set[Any], k: set[Any], v: Any) -> dict[str, float]:
-    return {
-        "faithfulness": f(m) - f(c),
-        "incompleteness": f(m - k) - f(c - k),
-        "minimality": f(c - k) - f(c - (k | {v})),
-    }
+def _stripe(n: int, shift: int) -> Tensor:
+    """[1 query key]: from each token of the second half, all attention to `shift` after its first occurrence."""
+    pattern = torch.zeros(1, 2 * n + 1, 2 * n + 1)
+    second = torch.arange(n + 1, 2 * n + 1)
+    pattern[0, second, second - n + shift] = 1
+    return pattern
+
+
+def _shift(score: Score, n: int) -> int:
+    return max(range(-1, n), key=lambda shift: float(score(_stripe(n, shift))))
+
+
+def _texts(setting: Setting) -> list[tuple[Any, ...]]:
+    bos = setting.model.tokenizer.bos_token_id
+    twice = _ordinary(setting, 6)
+    again = [bos, *twice, *twice]
+    text = [bos, *(twice[i] for i in (0, 1, 2, 0, 3, 1, 4, 0, 5, 3, 1))]
+    return [
+        (setting.once("09 twice", lambda: _patterns(setting, again)).flatten(0, 1), again),
+        (_attention(setting, 4, len(text), len(text), seed=2), text),
+        (_attention(setting, 3, 9, 9, seed=3), [1, 5, 6, 5, 7, 6, 8, 5, 9]),
+    ]
+
+
+def _score(pattern: Tensor, tokens: list[int], shift: int = 1, divisor: str = "repeats") -> Tensor:
+    """[head]: attention to `shift` after all earlier occurrences, a mean over the repeats; or with one thing wrong."""
+    total, repeats = torch.zeros(pattern.shape[0]), 0
+    for at, token in enumerate(tokens):
+        before = [place for place in range(at) if tokens[place] == token]
+        if before:
+            repeats += 1
+            total += sum(pattern[:, at, place + shift] for place in before)
+    return total / {"repeats": repeats, "all": len(tokens) - 1, "none": 1}[divisor]
 
 
 EXERCISES = [
     Exercise(
         number="10.1",
-        what="the heads that are kept, (layer, head) each",
-        takes=("worth", "whole"),
-        cases=_worths,
-        right=lambda worth, whole: set(_pruned(worth, whole)),
-        says="These heads work for the answer, clearly and by enough. If a circuit of them alone has a "
-        "larger share, that is no gain: the model has the others too.",
-        needs_model=False,
+        what="the duplicate score of each head",
+        dims="layer head",
+        takes=("pattern", "first", "again"),
+        cases=_shuffled,
+        right=_matched,
+        says="In every row the key is where this very token stood. A head that counts fixed steps now scores by chance "
+        "alone, and what is left was earned by matching.",
         mistakes=[
             Mistake(
-                gives=lambda *given: _pruned(*given, against=True),
-                says="You keep heads that work against the answer. They are needed, by the test of minimality, but "
-                "here they are to go as well: their worth is below zero.",
+                gives=_counted,
+                says="You look the same number of tokens back from everywhere, as in an unshuffled second half. That "
+                "is the counting head's score: look up where each token stood in first.",
             ),
             Mistake(
-                gives=lambda *given: _pruned(*given, interval=False),
-                says="You look at the mean alone. Where the interval reaches across zero, the sign is not known: its "
-                "low end has to be above zero.",
+                gives=lambda *given: _matched(*given, shift=-1),
+                says="Your keys are one too low: the start token takes place 0, so the first token of first stands at "
+                "1. You read the token before the first occurrence.",
             ),
             Mistake(
-                gives=lambda *given: _pruned(*given, share=False),
-                says="Your threshold is in nats. It is to be a hundredth of what the whole model has, so divide the "
-                "worth by F(M), or multiply the threshold.",
+                gives=lambda *given: _matched(*given, shift=1),
+                says="Your keys are one too high. That is the token after the first occurrence, so it is the induction "
+                "score.",
             ),
             Mistake(
-                gives=lambda worth, whole: [head for head, (_, low, _) in worth.items() if low > 0],
-                says="You look at the interval alone. A head can be clearly above zero and still be worth next to "
-                "nothing: ask for a hundredth of F(M) too.",
+                gives=_turned,
+                says="Your order is turned round: you look up where the tokens of first stand in again. The queries go "
+                "through again, in its order, and the keys say where each stood in first.",
             ),
         ],
     ),
     Exercise(
         number="10.2",
-        what="the logit difference of each prompt",
-        dims="batch",
-        near=0.01,
-        takes=("model", "pop", "reference"),
-        cases=_references,
-        right=_emptied,
-        says="With no head kept, all that the answer can know comes from the reference. One that knows gives some of "
-        "it back: so run the empty circuit before you believe a full one.",
+        what="a whole number of tokens",
+        near=1e-09,
+        takes=("score", "n"),
+        cases=lambda setting: [(_keys(1, 6), 6), (_keys(0, 5), 5), (_keys(-1, 8), 8), (_keys(2, 7), 7)],
+        right=_shift,
+        says="A pattern with one bright stripe in a known place is a head whose answer you know. Any score of stripes "
+        "can be tested so, before it sees a model.",
+        needs_model=False,
         mistakes=[
             Mistake(
-                gives=_untouched,
-                says="This is the whole model, nothing was replaced. A hook has to return the new tensor, and it must "
-                "be on hook_z of every layer.",
+                gives=lambda score, n: -_shift(score, n),
+                says="The sign is turned round: one place further on in the sequence is +1, one place before is -1.",
             ),
             Mistake(
-                gives=lambda model, pop, reference: _emptied(model, pop, pop),
-                says="Your means come from the prompts themselves, and those know the answer. Run the reference, and "
-                "take its outputs.",
+                gives=lambda score, n: n - _shift(score, n),
+                says="This is how far the key lies behind the query. The same token lies n back: say how far the key "
+                "is from there.",
             ),
             Mistake(
-                gives=lambda *given: _emptied(*given, mean="zero"),
-                says="You put zero in place of the heads' output. Then what they write in every such sentence goes "
-                "too: put the mean over the reference.",
+                gives=lambda score, n: _shift(score, n) + 1,
+                says="You are one too high. Either your stripes are one too low, because the start token at place 0 is "
+                "forgotten, or you return a place in your list of shifts that begins with -1.",
             ),
             Mistake(
-                gives=lambda *given: _emptied(*given, mean="position"),
-                says="Your mean runs over all reference prompts. Other sentence frames have other words at that place: "
-                "take only prompts with the same template.",
+                gives=lambda score, n: _shift(score, n) - 1,
+                says="You are one too low: 0 is the same token, and the token after it, where an induction head looks, "
+                "is +1.",
             ),
         ],
     ),
     Exercise(
         number="10.3",
-        what="a distance",
-        near=0.0001,
-        takes=("F", "M", "C", "K", "v"),
-        cases=lambda setting: [
-            (_machine(1), set(range(8)), {0, 1, 2, 3, 4}, {1, 2}, 3),
-            (_machine(2), set(range(8)), {1, 3, 4, 6, 7}, {4}, 6),
-            (_machine(3), set(range(7)), {0, 2, 5, 6}, {0, 6}, 2),
-        ],
-        right=_measures,
-        says="Three questions, one F. For the first two small is good, for the last one large is.",
-        needs_model=False,
+        what="the induction score of each head",
+        dims="head",
+        takes=("pattern", "tokens"),
+        cases=_texts,
+        right=_score,
+        says="On tokens read twice this is the score of this chapter, and it works on any text. There it also counts "
+        "what a head knows of the language, so random tokens are still the cleaner test.",
         mistakes=[
             Mistake(
-                gives=_signed,
-                says="The sizes are right, but a measure is a distance: a circuit that does too well is as far off as "
-                "one that does too badly. Take absolute values.",
+                gives=lambda pattern, tokens: _score(pattern, tokens, shift=0),
+                says="This is the duplicate score: you read the attention to the same token, and induction looks at "
+                "the token after it.",
             ),
             Mistake(
-                gives=_but("faithfulness", lambda f, m, c, k, v: f(c) / f(m)),
-                says="Your faithfulness is the share F(C) / F(M). This exercise asks for the paper's measure, the "
-                "distance of the two.",
+                gives=lambda pattern, tokens: _score(pattern, tokens, shift=-1),
+                says="You read the token before the earlier occurrence. Perhaps you took the start token off and "
+                "forgot that all places then move, or you went one step the wrong way.",
             ),
             Mistake(
-                gives=_but("incompleteness", lambda f, m, c, k, v: abs(f(m) - f(c - k))),
-                says="For incompleteness you take K out of the circuit alone. The model has to lose the same heads, or "
-                "you measure what K is worth.",
+                gives=lambda pattern, tokens: _score(pattern, tokens, divisor="all"),
+                says="You divide by all positions. Those whose token did not stand before have nothing to find, and "
+                "they make every score small: count only the repeats.",
             ),
             Mistake(
-                gives=_but("incompleteness", lambda f, m, c, k, v: abs(f(m & k) - f(c & k))),
-                says="For incompleteness you keep K and take out the rest. K is what is knocked out: M without K, and "
-                "C without K.",
+                gives=lambda pattern, tokens: _score(pattern, tokens, divisor="none"),
+                says="This is the sum over the repeats, which can pass 1. Take the mean over them.",
             ),
         ],
     ),

@@ -1,147 +1,159 @@
-"""Chapter 11: where names and END stand in a new text, a second IO in front, and the worth of a whole name."""
+"""Chapter 11: pruning a circuit, a circuit without heads, and the three measures as functions of F."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from labbook.checks.exercise import Exercise, Mistake, Setting
-from labcode import variants
+from labcode.heads import Head
 
-TWO = "Then {a} and {b} went to the store. {a} gave a drink to"
-THREE = "Then {a} and {b} went to the store. {b} had a good day. {a} gave a drink to"
-
-
-def _ids(model: Any, text: str) -> list[int]:
-    return [int(token) for token in model.tokenizer.encode(text, add_special_tokens=False)]
+Worth = Mapping[Head, tuple[float, float, float]]
 
 
-def _places(
-    model: Any,
-    text: str,
-    name: str,
-    *,
-    shift: int = 0,
-    beyond: bool = False,
-    strip: bool = False,
-) -> dict[str, Any]:
-    """Where the name stands and where END is, or with one thing wrong."""
-    row, wanted = [model.tokenizer.bos_token_id, *_ids(model, text)], _ids(model, " " + name)
-    found = [i for i in range(len(row)) if row[i : i + len(wanted)] == wanted]
-    end = len(_ids(model, text.rstrip())) if strip else len(row) - 1
-    return {
-        "name": {i + shift for i in found},
-        "END": end + shift + beyond,
+def _pruned(
+    worth: Worth, whole: float, *, against: bool = False, interval: bool = True, share: bool = True
+) -> list[Head]:
+    least = 0.01 * (abs(whole) if share else 1.0)
+    kept = []
+    for head, (mean, low, high) in worth.items():
+        large = (abs(mean) if against else mean) >= least
+        clear = (low * high > 0) if against else low > 0
+        if large and (clear or not interval):
+            kept.append(head)
+    return kept
+
+
+def _worths(setting: Setting) -> list[tuple[Worth, float]]:
+    """Heads that pass, that are too small or not clear, and that work against the answer; both signs of F(M)."""
+    mixed = {
+        (2, 1): (0.5, 0.3, 0.7),
+        (3, 0): (0.02, 0.01, 0.03),
+        (5, 4): (0.2, -0.1, 0.5),
+        (6, 2): (-0.4, -0.6, -0.2),
+        (7, 7): (-0.3, -0.7, 0.1),
+        (8, 3): (0.036, 0.02, 0.05),
     }
+    small = {(0, 0): (0.02, 0.01, 0.03), (1, 1): (0.004, 0.001, 0.007), (1, 2): (-0.05, -0.07, -0.03)}
+    return [(mixed, 3.5), (small, 1.2), (mixed, -3.5)]
 
 
-def _by_words(model: Any, text: str, name: str) -> dict[str, Any]:
-    words = [word.strip(".,") for word in text.split()]
-    return {"name": [i + 1 for i, word in enumerate(words) if word == name], "END": len(words)}
+@torch.no_grad()
+def _emptied(model: Any, pop: Any, reference: Any, *, mean: str = "template") -> Tensor:
+    """[batch]: the logit difference with the mean in place of every head's output, or with one thing wrong."""
+    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
+    _, cache = model.run_with_cache(reference.tokens, names_filter=names, return_type=None)
+    shared = torch.tensor([[p.template == other.template for other in reference.prompts] for p in pop.prompts]).float()
+    if mean == "position":
+        shared = torch.ones_like(shared)
+    weight = shared / shared.sum(1, keepdim=True)  # [batch reference]
+
+    def put(z: Tensor, hook: Any) -> Tensor:
+        return torch.zeros_like(z) if mean == "zero" else torch.einsum("br,rphd->bphd", weight, cache[hook.name])
+
+    logits = model.run_with_hooks(pop.tokens, fwd_hooks=[(name, put) for name in names])
+    rows = torch.arange(len(pop))
+    return logits[rows, pop.end, pop.io_ids] - logits[rows, pop.end, pop.s_ids]
 
 
-def _rare(setting: Setting) -> list[str]:
-    """Two names of several tokens. To look for them takes longer than the rest of a check."""
-    return setting.once("rare names", lambda: variants.rare_names(setting.model)[:2])
+@torch.no_grad()
+def _untouched(model: Any, pop: Any, reference: Any) -> Tensor:
+    logits, rows = model(pop.tokens), torch.arange(len(pop))
+    return logits[rows, pop.end, pop.io_ids] - logits[rows, pop.end, pop.s_ids]
 
 
-def _texts(setting: Setting) -> list[tuple[Any, str, str]]:
-    rare, other = _rare(setting)
+def _references(setting: Setting) -> list[tuple[Any, ...]]:
+    """One that is blind, on the reader's model; on the toy one that knows, and one that knows the opposite."""
+    from labcode import prompts
+
+    toy, model = setting.toy, setting.model
+    alone = setting.pop.subset([0])
+
+    def half() -> Any:
+        # Several sentence frames, and some of them twice: with LAB_PROMPTS there would be too few, so they are built.
+        drawn = [prompts.population(toy, 4, seed=seed, templates=prompts.TEMPLATES[:3]) for seed in (1, 2, 3)]
+        return prompts.build(toy, [prompt for pop in drawn for prompt in pop.prompts[::2]])
+
+    some = setting.once("10 half", half)
     return [
-        (setting.model, THREE.format(a="John", b="Mary"), "Mary"),
-        (setting.model, TWO.format(a=rare, b=other), rare),
-        (setting.model, TWO.format(a="John", b="Mary") + " ", "John"),
+        (model, alone, setting.once("10 abc", lambda: prompts.corrupt(model, alone, "abc", seed=2024))),
+        (toy, some, some),
+        (toy, some, setting.once("10 swapped", lambda: prompts.corrupt(toy, some, "swap"))),
     ]
 
 
-def _in_front(
-    model: Any,
-    pop: Any,
-    who: str,
-    *,
-    swap: bool = False,
-    column: str = "own",
-    sign: float = 1.0,
-) -> Tensor:
-    """[batch]: the logit difference with a sentence in front that names IO or S, or with one thing wrong."""
-    rows = []
-    for prompt in pop.prompts:
-        name = prompt.io if (who == "IO") != swap else prompt.s
-        text = f"That day {name} got up early. {prompt.text}"
-        rows.append([model.tokenizer.bos_token_id, *_ids(model, text)])
-    width = max(map(len, rows))
-    padding = model.tokenizer.pad_token_id  # what model.to_tokens pads with
-    padding = model.tokenizer.bos_token_id if padding is None else padding
-    padded = torch.tensor([row + [padding] * (width - len(row)) for row in rows])
-    own = torch.tensor([len(row) - 1 for row in rows])
-    at = {"own": own, "old": pop.end, "last": torch.full_like(own, width - 1)}[column]
-    every = torch.arange(len(rows))
-    at_end = model(padded)[every, at]
-    return sign * (at_end[every, pop.io_ids] - at_end[every, pop.s_ids])
+Nodes = Iterable[Any]
+Measure = Callable[[Nodes], float]
 
 
-def _fronts(setting: Setting) -> list[tuple[Any, Any, str]]:
-    """The shortest and the longest prompt, then one alone: each run costs time."""
-    order = setting.pop.lengths.argsort()
-    two = setting.pop.subset([int(order[0]), int(order[-1])])
-    return [(setting.model, two, "IO"), (setting.model, two.subset([0]), "S")]
+def _machine(seed: int) -> Measure:
+    """A made-up F: every node writes something, and some write only while another one is out."""
+
+    def f(nodes: Nodes) -> float:
+        kept, draw = set(nodes), random.Random(seed)
+        own = [draw.uniform(-1, 2) for _ in range(8)]
+        spare = [(draw.uniform(-1, 2), draw.randrange(8), draw.randrange(8)) for _ in range(6)]
+        value = sum(own[node] for node in kept)
+        return value + sum(more for more, one, other in spare if one in kept and other not in kept)
+
+    return f
 
 
-def _whole(
-    model: Any,
-    text: str,
-    name: str,
-    *,
-    ahead: int = 1,
-    normed: bool = True,
-    first: bool = False,
-    mean: bool = False,
-) -> float:
-    """The log-probability of a whole name behind a text, or with one thing wrong."""
-    before, added = [model.tokenizer.bos_token_id, *_ids(model, text)], _ids(model, " " + name)
-    logits = model(torch.tensor([before + added]))[0]  # [pos d_vocab]
-    at = torch.arange(len(added)) + len(before) - ahead
-    values = (logits.log_softmax(-1) if normed else logits)[at, added][: 1 if first else None]
-    return float(values.mean() if mean else values.sum())
+def _measures(f: Measure, m: set[Any], c: set[Any], k: set[Any], v: Any) -> dict[str, float]:
+    return {
+        "faithfulness": abs(f(m) - f(c)),
+        "incompleteness": abs(f(m - k) - f(c - k)),
+        "minimality": abs(f(c - k) - f(c - (k | {v}))),
+    }
 
 
-def _names(setting: Setting) -> list[tuple[Any, str, str]]:
-    one, two = _rare(setting)
-    return [(setting.model, TWO.format(a=one, b=two), two), (setting.model, TWO.format(a="John", b="Mary"), one)]
+def _but(key: str, wrong: Callable[..., float]) -> Callable[..., dict[str, float]]:
+    """The right measures, with one of them wrong."""
+    return lambda *given: _measures(*given) | {key: wrong(*given)}
+
+
+def _signed(f: Measure, m: set[Any], c: set[Any], k: set[Any], v: Any) -> dict[str, float]:
+    return {
+        "faithfulness": f(m) - f(c),
+        "incompleteness": f(m - k) - f(c - k),
+        "minimality": f(c - k) - f(c - (k | {v})),
+    }
 
 
 EXERCISES = [
     Exercise(
         number="11.1",
-        what={"name": "the positions at which the name begins", "END": "the position of END"},
-        near=1e-09,
-        takes=("model", "text", "name"),
-        cases=_texts,
-        right=_places,
-        says="Positions are found in the tokens of this text, BOS counted, and never typed: they move with every edit, "
-        "with every name of several tokens, and with a space that nobody sees.",
+        what="the heads that are kept, (layer, head) each",
+        takes=("worth", "whole"),
+        cases=_worths,
+        right=lambda worth, whole: set(_pruned(worth, whole)),
+        says="These heads work for the answer, clearly and by enough. If a circuit of them alone has a "
+        "larger share, that is no gain: the model has the others too.",
+        needs_model=False,
         mistakes=[
             Mistake(
-                gives=lambda model, text, name: _places(model, text, name, shift=-1),
-                says="Everything stands one place too early: BOS is not counted. It is position 0, so the first token "
-                "of the text is position 1.",
+                gives=lambda *given: _pruned(*given, against=True),
+                says="You keep heads that work against the answer. They are needed, by the test of minimality, but "
+                "here they are to go as well: their worth is below zero.",
             ),
             Mistake(
-                gives=_by_words,
-                says="You count words. A full stop is a token of its own, a space at the end is one too, and a rare "
-                "name is several: let model.tokenizer.encode split the text.",
+                gives=lambda *given: _pruned(*given, interval=False),
+                says="You look at the mean alone. Where the interval reaches across zero, the sign is not known: its "
+                "low end has to be above zero.",
             ),
             Mistake(
-                gives=lambda model, text, name: _places(model, text, name, beyond=True),
-                says="The name is right, but END is one too far: with BOS the text has as many tokens as you say, and "
-                "the last one has that number less one, as the first is 0.",
+                gives=lambda *given: _pruned(*given, share=False),
+                says="Your threshold is in nats. It is to be a hundredth of what the whole model has, so divide the "
+                "worth by F(M), or multiply the threshold.",
             ),
             Mistake(
-                gives=lambda model, text, name: _places(model, text, name, strip=True),
-                says="You look for END in front of the space at the end. That space is a token of its own, and the "
-                "model's answer is read there.",
+                gives=lambda worth, whole: [head for head, (_, low, _) in worth.items() if low > 0],
+                says="You look at the interval alone. A head can be clearly above zero and still be worth next to "
+                "nothing: ask for a hundredth of F(M) too.",
             ),
         ],
     ),
@@ -149,61 +161,68 @@ EXERCISES = [
         number="11.2",
         what="the logit difference of each prompt",
         dims="batch",
-        takes=("model", "pop", "who"),
-        cases=_fronts,
-        right=_in_front,
-        says="A sentence in front moves END, and you have read each prompt where it now ends. The right answers are "
-        "the same as before, so the two runs can be compared prompt by prompt.",
+        near=0.01,
+        takes=("model", "pop", "reference"),
+        cases=_references,
+        right=_emptied,
+        says="With no head kept, all that the answer can know comes from the reference. One that knows gives some of "
+        "it back: so run the empty circuit before you believe a full one.",
         mistakes=[
             Mistake(
-                gives=lambda model, pop, who: _in_front(model, pop, who, column="old"),
-                says="You read at pop.end, and that is where END stood before. The sentence in front has moved it to "
-                "the right.",
+                gives=_untouched,
+                says="This is the whole model, nothing was replaced. A hook has to return the new tensor, and it must "
+                "be on hook_z of every layer.",
             ),
             Mistake(
-                gives=lambda model, pop, who: _in_front(model, pop, who, column="last"),
-                says="You read the last column of a padded batch. For the shorter prompts that is padding: read each "
-                "where its own text ends.",
+                gives=lambda model, pop, reference: _emptied(model, pop, pop),
+                says="Your means come from the prompts themselves, and those know the answer. Run the reference, and "
+                "take its outputs.",
             ),
             Mistake(
-                gives=lambda model, pop, who: _in_front(model, pop, who, swap=True),
-                says="The names are exchanged: with “IO” your sentence names S, and with “S” it names IO. prompt.io is "
-                "the right answer.",
+                gives=lambda *given: _emptied(*given, mean="zero"),
+                says="You put zero in place of the heads' output. Then what they write in every such sentence goes "
+                "too: put the mean over the reference.",
             ),
             Mistake(
-                gives=lambda model, pop, who: _in_front(model, pop, who, sign=-1.0),
-                says="The sign is turned round: logit(IO) comes first, logit(S) is taken away.",
+                gives=lambda *given: _emptied(*given, mean="position"),
+                says="Your mean runs over all reference prompts. Other sentence frames have other words at that place: "
+                "take only prompts with the same template.",
             ),
         ],
     ),
     Exercise(
         number="11.3",
-        what="a log-probability in nats",
+        what="a distance",
         near=0.0001,
-        takes=("model", "text", "name"),
-        cases=_names,
-        right=_whole,
-        says="Each token of the name is predicted one place before it stands, given those before it. Their "
-        "log-probabilities add up to that of the name, and names that begin alike can be told apart.",
+        takes=("F", "M", "C", "K", "v"),
+        cases=lambda setting: [
+            (_machine(1), set(range(8)), {0, 1, 2, 3, 4}, {1, 2}, 3),
+            (_machine(2), set(range(8)), {1, 3, 4, 6, 7}, {4}, 6),
+            (_machine(3), set(range(7)), {0, 2, 5, 6}, {0, 6}, 2),
+        ],
+        right=_measures,
+        says="Three questions, one F. For the first two small is good, for the last one large is.",
+        needs_model=False,
         mistakes=[
             Mistake(
-                gives=lambda model, text, name: _whole(model, text, name, first=True),
-                says="This is the first token of the name alone. Two names that begin alike get the same number: run "
-                "the name behind the text, and add what its other tokens get.",
+                gives=_signed,
+                says="The sizes are right, but a measure is a distance: a circuit that does too well is as far off as "
+                "one that does too badly. Take absolute values.",
             ),
             Mistake(
-                gives=lambda model, text, name: _whole(model, text, name, ahead=0),
-                says="Off by one: you read each token's probability at the place where it stands. The logits there are "
-                "about the token after it, so look one place earlier.",
+                gives=_but("faithfulness", lambda f, m, c, k, v: f(c) / f(m)),
+                says="Your faithfulness is the share F(C) / F(M). This exercise asks for the paper's measure, the "
+                "distance of the two.",
             ),
             Mistake(
-                gives=lambda model, text, name: _whole(model, text, name, normed=False),
-                says="You add up logits. Only after a log_softmax over the vocabulary are they log-probabilities.",
+                gives=_but("incompleteness", lambda f, m, c, k, v: abs(f(m) - f(c - k))),
+                says="For incompleteness you take K out of the circuit alone. The model has to lose the same heads, or "
+                "you measure what K is worth.",
             ),
             Mistake(
-                gives=lambda model, text, name: _whole(model, text, name, mean=True),
-                says="This is the mean over the tokens of the name. The probability of all of them is a product, so "
-                "their logarithms are added up.",
+                gives=_but("incompleteness", lambda f, m, c, k, v: abs(f(m & k) - f(c & k))),
+                says="For incompleteness you keep K and take out the rest. K is what is knocked out: M without K, and "
+                "C without K.",
             ),
         ],
     ),

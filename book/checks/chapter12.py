@@ -1,163 +1,209 @@
-"""Chapter 12: a Jaccard index by chance, heads at the edge of a threshold, and how many heads pass by luck."""
+"""Chapter 12: where names and END stand in a new text, a second IO in front, and the worth of a whole name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from labbook.checks.exercise import Exercise, Mistake, Setting
-from labcode.heads import Head
+from labcode import variants
+
+TWO = "Then {a} and {b} went to the store. {a} gave a drink to"
+THREE = "Then {a} and {b} went to the store. {b} had a good day. {a} gave a drink to"
 
 
-def _drawn(model: Any, heads: Iterable[Head]) -> tuple[int, int]:
-    """How many heads are drawn, and from how many."""
-    chosen = set(heads)
-    return len(chosen), model.cfg.n_heads * len({layer for layer, _ in chosen})
+def _ids(model: Any, text: str) -> list[int]:
+    return [int(token) for token in model.tokenizer.encode(text, add_special_tokens=False)]
 
 
-def _by_chance(model: Any, heads: Iterable[Head]) -> float:
-    k, pool = _drawn(model, heads)
-    shared = k * k / pool
-    return shared / (2 * k - shared)
+def _places(
+    model: Any,
+    text: str,
+    name: str,
+    *,
+    shift: int = 0,
+    beyond: bool = False,
+    strip: bool = False,
+) -> dict[str, Any]:
+    """Where the name stands and where END is, or with one thing wrong."""
+    row, wanted = [model.tokenizer.bos_token_id, *_ids(model, text)], _ids(model, " " + name)
+    found = [i for i in range(len(row)) if row[i : i + len(wanted)] == wanted]
+    end = len(_ids(model, text.rstrip())) if strip else len(row) - 1
+    return {
+        "name": {i + shift for i in found},
+        "END": end + shift + beyond,
+    }
 
 
-def _from_all(model: Any, heads: Iterable[Head]) -> float:
-    k = len(set(heads))
-    return k / (2 * model.cfg.n_layers * model.cfg.n_heads - k)
+def _by_words(model: Any, text: str, name: str) -> dict[str, Any]:
+    words = [word.strip(".,") for word in text.split()]
+    return {"name": [i + 1 for i, word in enumerate(words) if word == name], "END": len(words)}
 
 
-def _instead(share: Callable[[int, int], float]) -> Callable[[Any, Iterable[Head]], float]:
-    return lambda model, heads: share(*_drawn(model, heads))
+def _rare(setting: Setting) -> list[str]:
+    """Two names of several tokens. To look for them takes longer than the rest of a check."""
+    return setting.once("rare names", lambda: variants.rare_names(setting.model)[:2])
 
 
-def _circuits(setting: Setting) -> list[tuple[Any, set[Head]]]:
-    """Heads of the first and the last layer, in the reader's model and in the toy."""
-    return [(model, {(0, 0), (0, 1), (model.cfg.n_layers - 1, 0)}) for model in (setting.model, setting.toy)]
+def _texts(setting: Setting) -> list[tuple[Any, str, str]]:
+    rare, other = _rare(setting)
+    return [
+        (setting.model, THREE.format(a="John", b="Mary"), "Mary"),
+        (setting.model, TWO.format(a=rare, b=other), rare),
+        (setting.model, TWO.format(a="John", b="Mary") + " ", "John"),
+    ]
 
 
-def _heads(counts: Tensor, *, turned: bool = False) -> set[Head]:
-    """The heads for which a table says yes, as (layer, head)."""
-    return {(head, layer) if turned else (layer, head) for layer, head in counts.nonzero().tolist()}
+def _in_front(
+    model: Any,
+    pop: Any,
+    who: str,
+    *,
+    swap: bool = False,
+    column: str = "own",
+    sign: float = 1.0,
+) -> Tensor:
+    """[batch]: the logit difference with a sentence in front that names IO or S, or with one thing wrong."""
+    rows = []
+    for prompt in pop.prompts:
+        name = prompt.io if (who == "IO") != swap else prompt.s
+        text = f"That day {name} got up early. {prompt.text}"
+        rows.append([model.tokenizer.bos_token_id, *_ids(model, text)])
+    width = max(map(len, rows))
+    padding = model.tokenizer.pad_token_id  # what model.to_tokens pads with
+    padding = model.tokenizer.bos_token_id if padding is None else padding
+    padded = torch.tensor([row + [padding] * (width - len(row)) for row in rows])
+    own = torch.tensor([len(row) - 1 for row in rows])
+    at = {"own": own, "old": pop.end, "last": torch.full_like(own, width - 1)}[column]
+    every = torch.arange(len(rows))
+    at_end = model(padded)[every, at]
+    return sign * (at_end[every, pop.io_ids] - at_end[every, pop.s_ids])
 
 
-def _between(effect: Tensor, low: float, high: float) -> Tensor:
-    return (effect.abs() >= low) & (effect.abs() < high)
+def _fronts(setting: Setting) -> list[tuple[Any, Any, str]]:
+    """The shortest and the longest prompt, then one alone: each run costs time."""
+    order = setting.pop.lengths.argsort()
+    two = setting.pop.subset([int(order[0]), int(order[-1])])
+    return [(setting.model, two, "IO"), (setting.model, two.subset([0]), "S")]
 
 
-def _effects(setting: Setting) -> list[tuple[Tensor, float]]:
-    return [(0.03 * setting.random(5, 4, seed=1), 0.02), (0.2 * setting.random(3, 7, seed=2), 0.1)]
+def _whole(
+    model: Any,
+    text: str,
+    name: str,
+    *,
+    ahead: int = 1,
+    normed: bool = True,
+    first: bool = False,
+    mean: bool = False,
+) -> float:
+    """The log-probability of a whole name behind a text, or with one thing wrong."""
+    before, added = [model.tokenizer.bos_token_id, *_ids(model, text)], _ids(model, " " + name)
+    logits = model(torch.tensor([before + added]))[0]  # [pos d_vocab]
+    at = torch.arange(len(added)) + len(before) - ahead
+    values = (logits.log_softmax(-1) if normed else logits)[at, added][: 1 if first else None]
+    return float(values.mean() if mean else values.sum())
 
 
-def _by_luck(looks: Tensor, acts: Tensor) -> float:
-    """Summed over layers: heads that look, times the share of heads that act."""
-    return float((looks.double().sum(1) * acts.double().mean(1)).sum())
-
-
-def _tables(setting: Setting) -> list[tuple[Tensor, Tensor]]:
-    """What looks and what acts share layers, as in a real model."""
-    tables = []
-    for layers, heads, seed in ((4, 6, 0), (5, 3, 1)):
-        layer = setting.random(layers, 1, seed=seed)
-        looks, acts = (layer + setting.random(layers, heads, seed=seed + k) > 0.3 for k in (10, 20))
-        tables.append((looks, acts))
-    return tables
+def _names(setting: Setting) -> list[tuple[Any, str, str]]:
+    one, two = _rare(setting)
+    return [(setting.model, TWO.format(a=one, b=two), two), (setting.model, TWO.format(a="John", b="Mary"), one)]
 
 
 EXERCISES = [
     Exercise(
         number="12.1",
-        what="a Jaccard index",
-        takes=("model", "heads"),
-        cases=_circuits,
-        right=_by_chance,
-        says="Two sets of k out of N heads share about k²/N by chance, so the index is k / (2N - k). The fewer heads "
-        "there are to choose from, the less an agreement says.",
+        what={"name": "the positions at which the name begins", "END": "the position of END"},
+        near=1e-09,
+        takes=("model", "text", "name"),
+        cases=_texts,
+        right=_places,
+        says="Positions are found in the tokens of this text, BOS counted, and never typed: they move with every edit, "
+        "with every name of several tokens, and with a space that nobody sees.",
         mistakes=[
             Mistake(
-                gives=_from_all,
-                says="You draw from all heads of the model. Asked is a draw from the layers that `heads` uses: count "
-                "those layers, and the heads in them.",
+                gives=lambda model, text, name: _places(model, text, name, shift=-1),
+                says="Everything stands one place too early: BOS is not counted. It is position 0, so the first token "
+                "of the text is position 1.",
             ),
             Mistake(
-                gives=_instead(lambda k, pool: k / pool),
-                says="You divide by the size of one set. The Jaccard index divides by the heads that are in either of "
-                "the two, and that is more unless they are the same.",
+                gives=_by_words,
+                says="You count words. A full stop is a token of its own, a space at the end is one too, and a rare "
+                "name is several: let model.tokenizer.encode split the text.",
             ),
             Mistake(
-                gives=_instead(lambda k, pool: k / (2 * pool)),
-                says="You divide by the sum of the two sizes. That counts the heads in common twice: the union is the "
-                "sum less what they share.",
+                gives=lambda model, text, name: _places(model, text, name, beyond=True),
+                says="The name is right, but END is one too far: with BOS the text has as many tokens as you say, and "
+                "the last one has that number less one, as the first is 0.",
             ),
             Mistake(
-                gives=_instead(lambda k, pool: (k / pool) ** 2),
-                says="You divide by all heads that could be drawn. Heads that are in neither set don't count in a "
-                "Jaccard index: divide by the union.",
+                gives=lambda model, text, name: _places(model, text, name, strip=True),
+                says="You look for END in front of the space at the end. That space is a token of its own, and the "
+                "model's answer is read there.",
             ),
         ],
     ),
     Exercise(
         number="12.2",
-        what="the heads at the edge, as (layer, head) pairs",
-        takes=("effect", "threshold"),
-        cases=_effects,
-        right=lambda effect, threshold: _heads(_between(effect, threshold / 2, 2 * threshold)),
-        says="These heads are in or out by the choice of a round number, and no measurement changes when it moves. So "
-        "the number has to stand before the table is seen.",
-        needs_model=False,
+        what="the logit difference of each prompt",
+        dims="batch",
+        takes=("model", "pop", "who"),
+        cases=_fronts,
+        right=_in_front,
+        says="A sentence in front moves END, and you have read each prompt where it now ends. The right answers are "
+        "the same as before, so the two runs can be compared prompt by prompt.",
         mistakes=[
             Mistake(
-                gives=lambda effect, threshold: _heads((effect >= threshold / 2) & (effect < 2 * threshold)),
-                says="Heads with a negative effect are missing. A negative name mover matters as much as a name mover: "
-                "compare the size of the effect, without its sign.",
+                gives=lambda model, pop, who: _in_front(model, pop, who, column="old"),
+                says="You read at pop.end, and that is where END stood before. The sentence in front has moved it to "
+                "the right.",
             ),
             Mistake(
-                gives=lambda effect, threshold: _heads(_between(effect, threshold / 2, 2 * threshold), turned=True),
-                says="Layer and head are exchanged: the first dimension of the table is the layer, and a head is "
-                "written (layer, head).",
+                gives=lambda model, pop, who: _in_front(model, pop, who, column="last"),
+                says="You read the last column of a padded batch. For the shorter prompts that is padding: read each "
+                "where its own text ends.",
             ),
             Mistake(
-                gives=lambda effect, threshold: _heads(_between(effect, threshold, 2 * threshold)),
-                says="These are the heads that you lose when the threshold doubles. Those that you gain when it is "
-                "halved belong to the edge too.",
+                gives=lambda model, pop, who: _in_front(model, pop, who, swap=True),
+                says="The names are exchanged: with “IO” your sentence names S, and with “S” it names IO. prompt.io is "
+                "the right answer.",
             ),
             Mistake(
-                gives=lambda effect, threshold: _heads(_between(effect, threshold / 2, threshold)),
-                says="These are the heads that you gain when the threshold is halved. Those that you lose when it "
-                "doubles belong to the edge too.",
+                gives=lambda model, pop, who: _in_front(model, pop, who, sign=-1.0),
+                says="The sign is turned round: logit(IO) comes first, logit(S) is taken away.",
             ),
         ],
     ),
     Exercise(
         number="12.3",
-        what="a number of heads",
-        takes=("looks", "acts"),
-        cases=_tables,
-        right=_by_luck,
-        says="Within a layer, luck gives a head that looks an effect that counts as often as such effects are there. A "
-        "layer with many of both passes many heads by luck, and that is the control to beat.",
-        needs_model=False,
+        what="a log-probability in nats",
+        near=0.0001,
+        takes=("model", "text", "name"),
+        cases=_names,
+        right=_whole,
+        says="Each token of the name is predicted one place before it stands, given those before it. Their "
+        "log-probabilities add up to that of the name, and names that begin alike can be told apart.",
         mistakes=[
             Mistake(
-                gives=lambda looks, acts: looks.double().sum() * acts.double().mean(),
-                says="You deal the effects out over the whole model. Asked is the harder control, within each layer: "
-                "work out each layer for itself, then add up.",
+                gives=lambda model, text, name: _whole(model, text, name, first=True),
+                says="This is the first token of the name alone. Two names that begin alike get the same number: run "
+                "the name behind the text, and add what its other tokens get.",
             ),
             Mistake(
-                gives=lambda looks, acts: (looks & acts).sum(),
-                says="This is how many heads really pass. Asked is how many would pass if the effects of a layer went "
-                "to its heads at random.",
+                gives=lambda model, text, name: _whole(model, text, name, ahead=0),
+                says="Off by one: you read each token's probability at the place where it stands. The logits there are "
+                "about the token after it, so look one place earlier.",
             ),
             Mistake(
-                gives=lambda looks, acts: (looks.double().sum(0) * acts.double().mean(0)).sum(),
-                says="You shuffle over layers, among heads with the same number. The table is [layer head], so within "
-                "a layer means along the last dimension.",
+                gives=lambda model, text, name: _whole(model, text, name, normed=False),
+                says="You add up logits. Only after a log_softmax over the vocabulary are they log-probabilities.",
             ),
             Mistake(
-                gives=lambda looks, acts: (looks.double().mean(1) * acts.double().mean(1)).sum(),
-                says="You add up probabilities: in each layer, that of one head to pass. There are several heads in a "
-                "layer, and each has that chance.",
+                gives=lambda model, text, name: _whole(model, text, name, mean=True),
+                says="This is the mean over the tokens of the name. The probability of all of them is a product, so "
+                "their logarithms are added up.",
             ),
         ],
     ),

@@ -1,4 +1,4 @@
-"""Chapter 14: the largest entries of a code, the cost of a splice, and two measures of an SAE by hand."""
+"""Chapter 14: where spare latents go, an error beside what was found, and how large the interference is."""
 
 from __future__ import annotations
 
@@ -9,225 +9,206 @@ import torch
 from torch import Tensor
 
 from labbook.checks.exercise import Exercise, Mistake, Setting
-from labcode.sae import cross_entropy
+from labcode.superposition import matched, unit
+
+ALONG = 0.9
 
 
-def _largest(codes: Tensor, n: int) -> Tensor:
-    kept = codes.topk(n, dim=-1)
-    return torch.zeros_like(codes).scatter(-1, kept.indices, kept.values)
+def _cosines(decoder: Tensor, directions: Tensor) -> Tensor:
+    """[latent feature]."""
+    return unit(decoder) @ unit(directions).T
 
 
-def _of_each_latent(codes: Tensor, n: int) -> Tensor:
-    kept = codes.topk(n, dim=0)
-    return torch.zeros_like(codes).scatter(0, kept.indices, kept.values)
+def _kinds(latents: Tensor, nearest: Tensor, *, all_of_them: bool = False) -> dict[str, int]:
+    """Dead, along a feature, along none: counts of latents, given the cosine of each with the nearest feature."""
+    live = latents.amax(0) > 0
+    counted = torch.ones_like(live) if all_of_them else live
+    near = nearest > ALONG
+    return {"dead": int((~live).sum()), "along": int((counted & near).sum()), "none": int((counted & ~near).sum())}
 
 
-def _same_for_all(codes: Tensor, n: int) -> Tensor:
-    chosen = codes.mean(0).topk(n).indices
-    kept = torch.zeros_like(codes)
-    kept[:, chosen] = codes[:, chosen]
-    return kept
+def _spare(latents: Tensor, decoder: Tensor, directions: Tensor) -> dict[str, int]:
+    return _kinds(latents, _cosines(decoder, directions).amax(-1))
 
 
-def _smallest(codes: Tensor, n: int) -> Tensor:
-    """Of the entries that are above 0."""
-    kept = codes.where(codes > 0, torch.inf).topk(n, dim=-1, largest=False)
-    return torch.zeros_like(codes).scatter(-1, kept.indices, kept.values)
+def _one_to_one(latents: Tensor, decoder: Tensor, directions: Tensor) -> dict[str, int]:
+    """Only the latent that a feature is matched with counts as along it."""
+    live = latents.amax(0) > 0
+    along = int((matched(decoder[live], directions) > ALONG).sum())
+    return {"dead": int((~live).sum()), "along": along, "none": int(live.sum()) - along}
 
 
-def _codes(setting: Setting) -> list[tuple[Tensor, int]]:
-    """Codes in which every sample has more entries above 0 than are asked for, and some latents are often large."""
+def _of_features(latents: Tensor, decoder: Tensor, directions: Tensor) -> dict[str, int]:
+    """Features counted where latents were asked for."""
+    live = latents.amax(0) > 0
+    near = _cosines(decoder, directions)[live].amax(0) > ALONG
+    return {"dead": int((~live).sum()), "along": int(near.sum()), "none": int((~near).sum())}
+
+
+def _dictionaries(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Latents [sample latent], a decoder that is not of length 1, and true directions.
+
+    Along a feature: rows 0 to 3, short, and row 4, which shares the feature of row 0. Row 5 points against a feature,
+    rows 6 and 7 anywhere, and long. Row 8 is dead and along a feature, row 9 dead and anywhere.
+    """
     cases = []
-    for seed, n in ((0, 3), (1, 1)):
-        size = 1 + setting.random(20, seed=seed + 10).abs()
-        cases.append((_largest((setting.random(9, 20, seed=seed) * size + 0.5).relu(), 6), n))
-    return cases
-
-
-def _spliced(
-    model: Any,
-    tokens: Tensor,
-    layer: int,
-    rebuild: Callable[[Tensor], Tensor] | None,
-    *,
-    first: int = 1,
-    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
-) -> Tensor:
-    """[context]: the cross-entropy with the stream rebuilt from position `first` on."""
-
-    def splice(h: Tensor, hook: Any) -> Tensor:
-        assert rebuild is not None
-        h = h.clone()
-        h[:, first:] = rebuild(h[:, first:])
-        return h
-
-    hooks = [] if rebuild is None else [(f"blocks.{layer}.hook_out", splice)]
-    with torch.no_grad():
-        return loss(model.run_with_hooks(tokens, fwd_hooks=hooks), tokens)
-
-
-def _surprise(logits: Tensor, tokens: Tensor, at: slice, ahead: int) -> Tensor:
-    """[context position]: -log P of the token `ahead` places on."""
-    positions = torch.arange(tokens.shape[1])[at]
-    log_p = logits[:, positions].float().log_softmax(-1)
-    return -log_p.gather(-1, tokens[:, positions + ahead, None])[..., 0]
-
-
-def _mixed(h: Tensor) -> Tensor:
-    """A bad reconstruction that is as long as the vector, whatever the model."""
-    return 0.5 * h + 0.5 * h.roll(1, -1)
-
-
-def _contexts(setting: Setting) -> list[tuple[Any, Tensor, int, Callable[[Tensor], Tensor]]]:
-    """The beginnings of two prompts, none of them padded. One case: a forward pass is slow."""
-    shortest = int(setting.pop.lengths.min())
-    return [(setting.model, setting.pop.tokens[:2, :shortest], setting.model.cfg.n_layers // 3, _mixed)]
-
-
-def _explained(x: Tensor, rebuilt: Tensor, center: Tensor) -> Tensor:
-    return 1 - (x - rebuilt).square().sum() / (x - center).square().sum()
-
-
-def _judged(
-    x: Tensor, rebuilt: Tensor, clean: Tensor, spliced: Tensor, floor: Tensor, **instead: Tensor
-) -> dict[str, float]:
-    """Two measures, or with one of them replaced."""
-    right = {
-        "explained": _explained(x, rebuilt, x.mean(0)),
-        "recovered": _part(clean, spliced, floor),
-    }
-    return {key: float(value) for key, value in (right | instead).items()}
-
-
-def _part(clean: Tensor, spliced: Tensor, floor: Tensor) -> Tensor:
-    return (floor.mean() - spliced.mean()) / (floor.mean() - clean.mean())
-
-
-def _with(key: str, value: Callable[..., Tensor]) -> Callable[..., dict[str, float]]:
-    return lambda *case: _judged(*case, **{key: value(*case)})
-
-
-def _each_vector(x: Tensor, rebuilt: Tensor, *_: Tensor) -> Tensor:
-    error, total = (x - rebuilt).square().sum(-1), (x - x.mean(0)).square().sum(-1)
-    return (1 - error / total).mean()
-
-
-def _measured(setting: Setting) -> list[tuple[Tensor, ...]]:
-    """Vectors off the centre and of different lengths, and losses that differ from context to context."""
-    cases: list[tuple[Tensor, ...]] = []
     for seed in (0, 1):
-        length = 0.5 + setting.random(30, 1, seed=seed + 10).abs()
-        x = length * setting.random(30, 8, seed=seed) + setting.random(8, seed=seed + 20)
-        rebuilt = x + 0.4 * setting.random(30, 8, seed=seed + 30)
-        clean = 3 + 0.5 * setting.random(6, seed=seed + 40).abs()
-        spliced = clean + 0.2 + 0.5 * setting.random(6, seed=seed + 50).abs()
-        cases.append((x, rebuilt, clean, spliced, spliced + 1 + 2 * setting.random(6, seed=seed + 60).abs()))
+        directions = unit(setting.random(7, 24, seed=seed))
+        noise = setting.random(10, 24, seed=seed + 10)
+        true = directions[[0, 1, 2, 3, 0, 5, 0, 0, 6, 0]]
+        size = torch.tensor([0.4, 0.5, 0.6, 0.7, 1.5, 1.2, 0.0, 0.0, 1.0, 0.0])[:, None]
+        sign = torch.tensor([1.0, 1, 1, 1, 1, -1, 1, 1, 1, 1])[:, None]
+        decoder = sign * size * true + 0.01 * noise
+        decoder[[6, 7, 9]] = 3 * noise[[6, 7, 9]]
+        latents = setting.random(40, 10, seed=seed + 20).relu()
+        latents[:, 8:] = 0
+        cases.append((latents, decoder, directions))
     return cases
+
+
+def _found(points: Tensor, latents: Tensor, decoder: Tensor, directions: Tensor, **instead: Any) -> dict[str, float]:
+    """Three numbers of an SAE, or with some of them replaced."""
+    error = (points - latents @ decoder).square().sum()
+    right = {
+        "FVU": float(error / (points - points.mean(0)).square().sum()),
+        "L0": float((latents > 0).double().sum(-1).mean()),
+        "found": float((matched(decoder, directions) > ALONG).double().mean()),
+    }
+    return right | {key: float(value) for key, value in instead.items()}
+
+
+def _with(key: str, value: Callable[..., Any]) -> Callable[..., dict[str, float]]:
+    return lambda points, latents, decoder, directions: _found(
+        points, latents, decoder, directions, **{key: value(points, latents, decoder, directions)}
+    )
+
+
+def _codes(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Points off the centre, and a decoder where one latent lies between two features, and one against a feature."""
+    cases = []
+    for seed in (0, 1):
+        directions = setting.random(9, 16, seed=seed)
+        directions[1] = directions[0] + 0.2 * directions[1]
+        directions = unit(directions)
+        decoder = unit(setting.random(12, 16, seed=seed + 10))
+        decoder[:4] = unit(torch.stack([directions[0] + directions[1], directions[2], directions[3], -directions[4]]))
+        latents = (setting.random(30, 12, seed=seed + 20) - 0.7).relu()
+        points = latents @ decoder + 0.3 * setting.random(30, 16, seed=seed + 30) + 0.5
+        cases.append((points, latents, decoder, directions))
+    return cases
+
+
+def _variance(p: float) -> float:
+    """Of one feature's value: on with probability p, and then uniform from 1/2 to 3/2."""
+    return p * 13 / 12 - p**2
+
+
+def _interference(directions: Tensor, p: float) -> Tensor:
+    overlap = directions @ directions.T
+    return (overlap.square().sum(-1) - overlap.diagonal().square()) * _variance(p)
+
+
+def _others(directions: Tensor) -> Tensor:
+    """[feature]: the sum of squared cosines with the other features."""
+    return (directions @ directions.T).square().sum(-1) - 1
 
 
 EXERCISES = [
     Exercise(
         number="14.1",
-        what="codes with n entries each",
-        dims="sample d_sae",
-        takes=("codes", "n"),
-        cases=_codes,
-        right=_largest,
-        says="Each vector keeps its own n largest entries, at their places, and the decoder can be run on what is "
-        "left.",
+        what="a number of latents",
+        near=1e-09,
+        takes=("latents", "decoder", "directions"),
+        cases=_dictionaries,
+        right=_spare,
+        says="Each latent is counted once: dead, along a feature, or along none. A feature may have several latents, "
+        "and that is where spare ones can go.",
         needs_model=False,
         mistakes=[
             Mistake(
-                gives=_of_each_latent,
-                says="You keep the n samples in which each latent is largest. The entries of one code lie along the "
-                "last dimension: take the largest along it.",
+                gives=lambda latents, decoder, directions: _kinds(latents, (decoder @ directions.T).amax(-1)),
+                says="You compare projections, not cosines: the rows of this decoder are not of length 1. Divide each "
+                "by its length first; superposition.unit does it.",
             ),
             Mistake(
-                gives=_same_for_all,
-                says="You keep the same latents for all samples. That is a fixed set of directions, as in PCA; in a "
-                "sparse code every vector has its own.",
+                gives=lambda latents, decoder, directions: _kinds(
+                    latents, _cosines(decoder, directions).amax(-1), all_of_them=True
+                ),
+                says="Dead latents are counted twice, as dead and by their direction. A direction that is never used "
+                "says nothing: count only live ones as along a feature or along none.",
             ),
             Mistake(
-                gives=_smallest,
-                says="You keep the smallest entries that are above 0. Look at the argument `largest` of topk, or at "
-                "the direction in which you sort.",
+                gives=_one_to_one,
+                says="You match one to one, so only one latent of each feature counts. Here we ask where the spare "
+                "ones go: take the nearest feature of each latent, whether or not it has a partner.",
             ),
             Mistake(
-                gives=lambda codes, n: codes.where(codes > codes.topk(n).values[:, -1:], 0),
-                says="You keep one entry too few: the n-th largest is itself not larger than the n-th largest. "
-                "Compare with >=.",
+                gives=_of_features,
+                says="You count features instead of latents. In a table of cosines [latent feature], the largest of "
+                "each latent is along the last dimension.",
             ),
         ],
     ),
     Exercise(
         number="14.2",
-        what="cross-entropy of each context, in nats",
-        dims="context",
-        near=0.0005,
-        takes=("model", "tokens", "layer", "rebuild"),
-        cases=_contexts,
-        right=_spliced,
-        says="Everything from position 1 on is rebuilt, position 0 is left alone, and its prediction isn't counted. So "
-        "the number is about the reconstruction, and about nothing else.",
+        what={"FVU": "a fraction of the variance", "L0": "a number of latents", "found": "a share of the features"},
+        takes=("points", "latents", "decoder", "directions"),
+        cases=_codes,
+        right=_found,
+        says="Three numbers, and only the first two can be had from a real model: FVU may fall because L0 has risen, "
+        "while nothing is found.",
+        needs_model=False,
         mistakes=[
             Mistake(
-                gives=lambda model, tokens, layer, rebuild: _spliced(model, tokens, layer, rebuild, first=0),
-                says="Position 0 is replaced too. No SAE of this book has seen such a vector, and all later heads can "
-                "look there: change h[:, 1:] only.",
+                gives=_with("FVU", lambda x, z, dec, _: (x - z @ dec).square().sum() / x.square().sum()),
+                says="FVU: you divide by the squared length of the points. Variance is measured from their mean: take "
+                "points.mean(0) off first, or data far from 0 look well explained by anything.",
             ),
             Mistake(
-                gives=lambda model, tokens, layer, rebuild: _spliced(model, tokens, layer, None),
-                says="This is the cross-entropy of the model as it is: the splice isn't in it. Does your hook return "
-                "what it has changed, and does it stand on while the model runs?",
+                gives=_with("FVU", lambda *case: 1 - _found(*case)["FVU"]),
+                says="FVU: this is the part that is explained. FVU is the other part, and a perfect SAE has 0.",
             ),
             Mistake(
-                gives=lambda model, tokens, layer, rebuild: _spliced(
-                    model, tokens, layer, rebuild, loss=lambda logits, t: _surprise(logits, t, slice(0, -1), 1).mean(-1)
-                ),
-                says="You count the prediction at position 0, too. That position is never rebuilt, so it makes any SAE "
-                "look better: start at position 1.",
+                gives=_with("L0", lambda x, z, dec, true: z.sum(-1).mean()),
+                says="L0: you add up the values of the latents, and that is L1. L0 counts how many are above 0.",
             ),
             Mistake(
-                gives=lambda model, tokens, layer, rebuild: _spliced(
-                    model,
-                    tokens,
-                    layer,
-                    rebuild,
-                    loss=lambda logits, t: _surprise(logits, t, slice(1, None), 0).mean(-1),
-                ),
-                says="You score each position on its own token, which the model has just read. It predicts the next "
-                "one: hold logits[:, 1:-1] against tokens[:, 2:].",
+                gives=_with("L0", lambda x, z, dec, true: (z > 0).double().mean()),
+                says="L0: this is the share of latents that are on. L0 is their number in a point, so add up over "
+                "latents and take the mean over points.",
             ),
         ],
     ),
     Exercise(
         number="14.3",
-        what={"explained": "a fraction of the variance", "recovered": "a part of the cross-entropy"},
-        takes=("x", "rebuilt", "clean", "spliced", "floor"),
-        cases=_measured,
-        right=_judged,
-        says="Both are parts of a way: from the mean to the vectors, and from the floor to the clean model. Sums and "
-        "means come first, one division at the end.",
+        what="the variance of the interference in each reading",
+        dims="feature",
+        takes=("directions", "p"),
+        cases=lambda setting: [(unit(setting.random(7, 4)), 0.1), (unit(setting.random(5, 12)), 0.4)],
+        right=_interference,
+        says="The interference grows with the squared cosines and with how often the others are on. It can be written "
+        "down without a sample, as long as the features are independent.",
         needs_model=False,
         mistakes=[
             Mistake(
-                gives=_with("explained", lambda x, rebuilt, *_: _explained(x, rebuilt, torch.zeros(1))),
-                says="Explained: you divide by the squared lengths, so a constant that is the same for all vectors "
-                "counts as variance. Take x.mean(0) off first.",
+                gives=lambda directions, p: (_others(directions) + 1) * _variance(p),
+                says="You count the feature itself among the others. Its own value is what we want to read: leave the "
+                "diagonal out.",
             ),
             Mistake(
-                gives=_with("explained", lambda x, rebuilt, *_: _explained(x, rebuilt, x.mean(-1, keepdim=True))),
-                says="Explained: your mean is over the coordinates of each vector. Variance is measured from the mean "
-                "vector: the mean over samples, x.mean(0).",
+                gives=lambda directions, p: ((directions @ directions.T).abs().sum(-1) - 1) * _variance(p),
+                says="You weight with the size of the cosine. A value that is multiplied by c has c² times the "
+                "variance: square the cosines.",
             ),
             Mistake(
-                gives=_with("explained", _each_vector),
-                says="Explained: you take the ratio for each vector and then the mean. A short vector with a small "
-                "error then weighs as much as a long one: add up squares first, and divide once.",
+                gives=lambda directions, p: ((directions @ directions.T).sum(-1) - 1) * _variance(p),
+                says="You add up cosines, and those of opposite sign cancel. Variances of independent values add, each "
+                "with the square of its cosine.",
             ),
             Mistake(
-                gives=_with("explained", lambda x, rebuilt, *_: 1 - _explained(x, rebuilt, x.mean(0))),
-                says="Explained: this is the part that is left over, FVU. Asked is the part that is explained.",
+                gives=lambda directions, p: _others(directions) * p * 13 / 12,
+                says="You take the mean of the squared value for the variance. Take the square of the mean value off, "
+                "too.",
             ),
         ],
     ),

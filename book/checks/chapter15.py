@@ -1,228 +1,233 @@
-"""Chapter 15: contexts for a dashboard, a rule that learns by heart, and latents that fire on repeated words."""
+"""Chapter 15: the largest entries of a code, the cost of a splice, and two measures of an SAE by hand."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from labbook.checks.exercise import Exercise, Mistake, Setting
-from labcode.latents import repeated
-from labcode.readable import f1
+from labcode.sae import cross_entropy
 
 
-def _top(values: Tensor, n: int, *, first: int = 1, ascending: bool = False) -> Tensor:
-    """[n 2]: context and position of the strongest token of a context, for the n strongest contexts."""
-    highest, where = values[:, first:].max(-1)
-    contexts = highest.argsort(descending=not ascending)[:n]
-    return torch.stack([contexts, where[contexts] + first], -1)
+def _largest(codes: Tensor, n: int) -> Tensor:
+    kept = codes.topk(n, dim=-1)
+    return torch.zeros_like(codes).scatter(-1, kept.indices, kept.values)
 
 
-def _top_tokens(values: Tensor, n: int) -> Tensor:
-    """[n 2]: the n strongest tokens, of whatever context."""
-    later = values[:, 1:]
-    at = later.flatten().topk(n).indices
-    return torch.stack([at // later.shape[1], at % later.shape[1] + 1], -1)
+def _of_each_latent(codes: Tensor, n: int) -> Tensor:
+    kept = codes.topk(n, dim=0)
+    return torch.zeros_like(codes).scatter(0, kept.indices, kept.values)
 
 
-def _firing(setting: Setting) -> list[tuple[Tensor, int]]:
-    """Values with several strong ones in one context, and the largest of all at the start token."""
+def _same_for_all(codes: Tensor, n: int) -> Tensor:
+    chosen = codes.mean(0).topk(n).indices
+    kept = torch.zeros_like(codes)
+    kept[:, chosen] = codes[:, chosen]
+    return kept
+
+
+def _smallest(codes: Tensor, n: int) -> Tensor:
+    """Of the entries that are above 0."""
+    kept = codes.where(codes > 0, torch.inf).topk(n, dim=-1, largest=False)
+    return torch.zeros_like(codes).scatter(-1, kept.indices, kept.values)
+
+
+def _codes(setting: Setting) -> list[tuple[Tensor, int]]:
+    """Codes in which every sample has more entries above 0 than are asked for, and some latents are often large."""
     cases = []
-    for seed, n in ((0, 4), (1, 3)):
-        values = (setting.random(9, 14, seed=seed) - 0.3).relu()
-        values[5, 3], values[5, 9] = 5.0, 4.5
-        values[:, 0] = 6 + setting.random(9, seed=seed + 10).abs()
-        cases.append((values, n))
+    for seed, n in ((0, 3), (1, 1)):
+        size = 1 + setting.random(20, seed=seed + 10).abs()
+        cases.append((_largest((setting.random(9, 20, seed=seed) * size + 0.5).relu(), 6), n))
     return cases
 
 
-def _list_of(tokens: Tensor, fires: Tensor, part: Tensor, few: int, *, first: int = 1) -> Tensor:
-    """The `few` tokens on which it fires most often, of those where it fires at least half the time."""
-    text, fired = tokens[part, first:], fires[part, first:]
-    n = int(tokens.max()) + 1
-    seen, hit = (torch.bincount(ids, minlength=n) for ids in (text.flatten(), text[fired]))
-    best = hit.masked_fill(2 * hit < seen, 0).topk(min(few, n))
-    return best.indices[best.values > 0]
-
-
-def _scores(
+def _spliced(
+    model: Any,
     tokens: Tensor,
-    fires: Tensor,
-    even: Tensor,
-    few: int,
+    layer: int,
+    rebuild: Callable[[Tensor], Tensor] | None,
     *,
-    listed: Tensor | None = None,
     first: int = 1,
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+) -> Tensor:
+    """[context]: the cross-entropy with the stream rebuilt from position `first` on."""
+
+    def splice(h: Tensor, hook: Any) -> Tensor:
+        assert rebuild is not None
+        h = h.clone()
+        h[:, first:] = rebuild(h[:, first:])
+        return h
+
+    hooks = [] if rebuild is None else [(f"blocks.{layer}.hook_out", splice)]
+    with torch.no_grad():
+        return loss(model.run_with_hooks(tokens, fwd_hooks=hooks), tokens)
+
+
+def _surprise(logits: Tensor, tokens: Tensor, at: slice, ahead: int) -> Tensor:
+    """[context position]: -log P of the token `ahead` places on."""
+    positions = torch.arange(tokens.shape[1])[at]
+    log_p = logits[:, positions].float().log_softmax(-1)
+    return -log_p.gather(-1, tokens[:, positions + ahead, None])[..., 0]
+
+
+def _mixed(h: Tensor) -> Tensor:
+    """A bad reconstruction that is as long as the vector, whatever the model."""
+    return 0.5 * h + 0.5 * h.roll(1, -1)
+
+
+def _contexts(setting: Setting) -> list[tuple[Any, Tensor, int, Callable[[Tensor], Tensor]]]:
+    """The beginnings of two prompts, none of them padded. One case: a forward pass is slow."""
+    shortest = int(setting.pop.lengths.min())
+    return [(setting.model, setting.pop.tokens[:2, :shortest], setting.model.cfg.n_layers // 3, _mixed)]
+
+
+def _explained(x: Tensor, rebuilt: Tensor, center: Tensor) -> Tensor:
+    return 1 - (x - rebuilt).square().sum() / (x - center).square().sum()
+
+
+def _judged(
+    x: Tensor, rebuilt: Tensor, clean: Tensor, spliced: Tensor, floor: Tensor, **instead: Tensor
 ) -> dict[str, float]:
-    """F1 of the list on the half that chose it and on the other, or with one thing wrong."""
-    listed = _list_of(tokens, fires, even, few) if listed is None else listed
-    says, true = torch.isin(tokens, listed)[:, first:], fires[:, first:]
-    return {name: f1(says[part], true[part]) for name, part in (("chosen", even), ("other", ~even))}
+    """Two measures, or with one of them replaced."""
+    right = {
+        "explained": _explained(x, rebuilt, x.mean(0)),
+        "recovered": _part(clean, spliced, floor),
+    }
+    return {key: float(value) for key, value in (right | instead).items()}
 
 
-def _text(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor, int]]:
-    """A text with frequent and rare tokens; the latent likes a third of them, among them the one that starts texts.
-
-    The seeds are chosen so that no two tokens are hit equally often where the list is cut.
-    """
-    cases = []
-    for seed, few in ((10, 3), (3, 40)):
-        tokens = (10 * setting.random(12, 40, seed=seed).abs()).long()
-        tokens[:, 0] = 3
-        chance = torch.where(tokens % 3 == 0, 0.85, 0.15)
-        fires = torch.special.ndtr(setting.random(12, 40, seed=seed + 10)) < chance
-        fires[:, 0] = False
-        cases.append((tokens, fires, torch.arange(12) % 2 == 0, few))
-    return cases
+def _part(clean: Tensor, spliced: Tensor, floor: Tensor) -> Tensor:
+    return (floor.mean() - spliced.mean()) / (floor.mean() - clean.mean())
 
 
-def _gap(fired: Tensor, again: Tensor, new: Tensor) -> Tensor:
-    """[latent]: how often latents fire at the first kind of place, less how often at the second."""
-    return fired[again].double().mean(0) - fired[new].double().mean(0)
+def _with(key: str, value: Callable[..., Tensor]) -> Callable[..., dict[str, float]]:
+    return lambda *case: _judged(*case, **{key: value(*case)})
 
 
-def _again(tokens: Tensor) -> Tensor:
-    return repeated(tokens)
+def _each_vector(x: Tensor, rebuilt: Tensor, *_: Tensor) -> Tensor:
+    error, total = (x - rebuilt).square().sum(-1), (x - x.mean(0)).square().sum(-1)
+    return (1 - error / total).mean()
 
 
-def _anywhere(tokens: Tensor) -> Tensor:
-    """Whether the token stands more than once in its context."""
-    return (tokens[:, :, None] == tokens[:, None, :]).sum(-1) > 1
-
-
-def _in_the_text(tokens: Tensor) -> Tensor:
-    return repeated(tokens.reshape(1, -1)).view_as(tokens)
-
-
-def _turned(fired: Tensor, tokens: Tensor, counted: Tensor) -> Tensor:
-    """How often it is a repetition where the latent fires, less how often it is none."""
-    firing = (fired & counted[..., None]).double()
-    share = (firing * _again(tokens)[..., None]).sum((0, 1)) / firing.sum((0, 1)).clamp(min=1)
-    return share - (1 - share)
-
-
-def _words(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Three latents and some noise: one for repetitions, one for first occurrences, one for frequent words."""
-    cases = []
+def _measured(setting: Setting) -> list[tuple[Tensor, ...]]:
+    """Vectors off the centre and of different lengths, and losses that differ from context to context."""
+    cases: list[tuple[Tensor, ...]] = []
     for seed in (0, 1):
-        tokens = 1 + (12 * setting.random(8, 25, seed=seed).abs()).long()
-        tokens[:, 0] = 0
-        again = repeated(tokens)[..., None]
-        chance = torch.full((8, 25, 5), 0.2)
-        chance[..., 0:1] += 0.6 * again
-        chance[..., 1:2] += 0.5 * ~again
-        chance[..., 2:3] += 0.5 * (tokens < 8)[..., None]
-        fired = torch.special.ndtr(setting.random(8, 25, 5, seed=seed + 10)) < chance
-        fired[:, 0] = False
-        counted = tokens % 4 > 0
-        cases.append((fired, tokens, counted))
+        length = 0.5 + setting.random(30, 1, seed=seed + 10).abs()
+        x = length * setting.random(30, 8, seed=seed) + setting.random(8, seed=seed + 20)
+        rebuilt = x + 0.4 * setting.random(30, 8, seed=seed + 30)
+        clean = 3 + 0.5 * setting.random(6, seed=seed + 40).abs()
+        spliced = clean + 0.2 + 0.5 * setting.random(6, seed=seed + 50).abs()
+        cases.append((x, rebuilt, clean, spliced, spliced + 1 + 2 * setting.random(6, seed=seed + 60).abs()))
     return cases
 
 
 EXERCISES = [
     Exercise(
         number="15.1",
-        what="a context and a position in each row",
-        dims="n 2",
-        near=1e-06,
-        takes=("values", "n"),
-        cases=_firing,
-        right=_top,
-        says="One token from each context, the strongest first, and no start token. These are the contexts that a "
-        "dashboard shows, and the part of the firing that flatters.",
+        what="codes with n entries each",
+        dims="sample d_sae",
+        takes=("codes", "n"),
+        cases=_codes,
+        right=_largest,
+        says="Each vector keeps its own n largest entries, at their places, and the decoder can be run on what is "
+        "left.",
         needs_model=False,
         mistakes=[
             Mistake(
-                gives=lambda values, n: _top(values, n, first=0),
-                says="The start token is among them. The SAE was not trained on position 0, and what a plain encoder "
-                "gives there means nothing: leave it out, or it fills the dashboard.",
+                gives=_of_each_latent,
+                says="You keep the n samples in which each latent is largest. The entries of one code lie along the "
+                "last dimension: take the largest along it.",
             ),
             Mistake(
-                gives=_top_tokens,
-                says="You take the strongest tokens, and some context comes twice. One sentence with several strong "
-                "tokens would fill the dashboard: take one token from each context.",
+                gives=_same_for_all,
+                says="You keep the same latents for all samples. That is a fixed set of directions, as in PCA; in a "
+                "sparse code every vector has its own.",
             ),
             Mistake(
-                gives=lambda values, n: _top(values, n, ascending=True),
-                says="You take the weakest contexts. argsort starts with the smallest: give descending=True.",
+                gives=_smallest,
+                says="You keep the smallest entries that are above 0. Look at the argument `largest` of topk, or at "
+                "the direction in which you sort.",
             ),
             Mistake(
-                gives=lambda values, n: _top(values, n) - torch.tensor([0, 1]),
-                says="Your positions are one too small. Where position 0 was cut off, places count from position 1: "
-                "add it again.",
+                gives=lambda codes, n: codes.where(codes > codes.topk(n).values[:, -1:], 0),
+                says="You keep one entry too few: the n-th largest is itself not larger than the n-th largest. "
+                "Compare with >=.",
             ),
         ],
     ),
     Exercise(
         number="15.2",
-        what="an F1",
-        takes=("tokens", "fires", "even", "few"),
-        cases=_text,
-        right=_scores,
-        says="The list is made on one half and scored on both. Only the second score says whether the latent was "
-        "understood; the first rises with every token that the list learns by heart.",
-        needs_model=False,
+        what="cross-entropy of each context, in nats",
+        dims="context",
+        near=0.0005,
+        takes=("model", "tokens", "layer", "rebuild"),
+        cases=_contexts,
+        right=_spliced,
+        says="Everything from position 1 on is rebuilt, position 0 is left alone, and its prediction isn't counted. So "
+        "the number is about the reconstruction, and about nothing else.",
         mistakes=[
             Mistake(
-                gives=lambda tokens, fires, even, few: _scores(
-                    tokens, fires, even, few, listed=_list_of(tokens, fires, torch.ones_like(even), few)
+                gives=lambda model, tokens, layer, rebuild: _spliced(model, tokens, layer, rebuild, first=0),
+                says="Position 0 is replaced too. No SAE of this book has seen such a vector, and all later heads can "
+                "look there: change h[:, 1:] only.",
+            ),
+            Mistake(
+                gives=lambda model, tokens, layer, rebuild: _spliced(model, tokens, layer, None),
+                says="This is the cross-entropy of the model as it is: the splice isn't in it. Does your hook return "
+                "what it has changed, and does it stand on while the model runs?",
+            ),
+            Mistake(
+                gives=lambda model, tokens, layer, rebuild: _spliced(
+                    model, tokens, layer, rebuild, loss=lambda logits, t: _surprise(logits, t, slice(0, -1), 1).mean(-1)
                 ),
-                says="Your list is made of the whole text. Then the other half has helped to choose it, and is no "
-                "test: count hits in the half that `even` marks.",
+                says="You count the prediction at position 0, too. That position is never rebuilt, so it makes any SAE "
+                "look better: start at position 1.",
             ),
             Mistake(
-                gives=lambda tokens, fires, even, few: _scores(
-                    tokens, fires, even, few, listed=_list_of(tokens, fires, ~even, few)
+                gives=lambda model, tokens, layer, rebuild: _spliced(
+                    model,
+                    tokens,
+                    layer,
+                    rebuild,
+                    loss=lambda logits, t: _surprise(logits, t, slice(1, None), 0).mean(-1),
                 ),
-                says="Your list is made on the half that should test it. `even` is true for the contexts that choose.",
-            ),
-            Mistake(
-                gives=lambda tokens, fires, even, few: {
-                    name: _scores(tokens, fires, even, few)[other]
-                    for name, other in (("chosen", "other"), ("other", "chosen"))
-                },
-                says="The two scores are exchanged. `chosen` is the score on the half that made the list.",
-            ),
-            Mistake(
-                gives=lambda tokens, fires, even, few: _scores(tokens, fires, even, few, first=0),
-                says="The start token is counted. It has no code, so no latent can fire there, but its id may be on "
-                "the list: leave out position 0.",
+                says="You score each position on its own token, which the model has just read. It predicts the next "
+                "one: hold logits[:, 1:-1] against tokens[:, 2:].",
             ),
         ],
     ),
     Exercise(
         number="15.3",
-        what="differences of two rates",
-        dims="latent",
-        takes=("fired", "tokens", "counted"),
-        cases=_words,
-        right=lambda fired, tokens, counted: _gap(fired, _again(tokens) & counted, ~_again(tokens) & counted),
-        says="Two rates of the same latent, at words that came before in their context and at words that are new. It "
-        "needs no prompt and no names; chapter 16 starts from such a number.",
+        what={"explained": "a fraction of the variance", "recovered": "a part of the cross-entropy"},
+        takes=("x", "rebuilt", "clean", "spliced", "floor"),
+        cases=_measured,
+        right=_judged,
+        says="Both are parts of a way: from the mean to the vectors, and from the floor to the clean model. Sums and "
+        "means come first, one division at the end.",
         needs_model=False,
         mistakes=[
             Mistake(
-                gives=_turned,
-                says="You ask how many of the firings are repetitions. That depends on how often words are repeated at "
-                "all. Asked is how many of the repetitions make the latent fire, and how many of the first ones.",
+                gives=_with("explained", lambda x, rebuilt, *_: _explained(x, rebuilt, torch.zeros(1))),
+                says="Explained: you divide by the squared lengths, so a constant that is the same for all vectors "
+                "counts as variance. Take x.mean(0) off first.",
             ),
             Mistake(
-                gives=lambda fired, tokens, counted: _gap(
-                    fired, _in_the_text(tokens) & counted, ~_in_the_text(tokens) & counted
-                ),
-                says="A word counts as repeated for you if it stood in an earlier context. The model reads each "
-                "context by itself: start afresh in every row.",
+                gives=_with("explained", lambda x, rebuilt, *_: _explained(x, rebuilt, x.mean(-1, keepdim=True))),
+                says="Explained: your mean is over the coordinates of each vector. Variance is measured from the mean "
+                "vector: the mean over samples, x.mean(0).",
             ),
             Mistake(
-                gives=lambda fired, tokens, counted: _gap(
-                    fired, _anywhere(tokens) & counted, ~_anywhere(tokens) & counted
-                ),
-                says="You call a word repeated if it stands twice in its context, the first time too. At the first "
-                "time the model can't know: only earlier positions count.",
+                gives=_with("explained", _each_vector),
+                says="Explained: you take the ratio for each vector and then the mean. A short vector with a small "
+                "error then weighs as much as a long one: add up squares first, and divide once.",
             ),
             Mistake(
-                gives=lambda fired, tokens, counted: _gap(fired, _again(tokens), ~_again(tokens)),
-                says="You count all tokens. Function words repeat all the time and would carry the result: only places "
-                "where `counted` is true.",
+                gives=_with("explained", lambda x, rebuilt, *_: 1 - _explained(x, rebuilt, x.mean(0))),
+                says="Explained: this is the part that is left over, FVU. Asked is the part that is explained.",
             ),
         ],
     ),

@@ -1,219 +1,228 @@
-"""Chapter 16: the activation of another run, two words read off a direction, and one latent out with the error kept."""
+"""Chapter 16: contexts for a dashboard, a rule that learns by heart, and latents that fire on repeated words."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from labbook.checks.exercise import Exercise, Mistake, Setting
-from labcode import metrics, prompts
+from labcode.latents import repeated
+from labcode.readable import f1
 
 
-def _two_runs(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor, list[int]]]:
-    """Codes of two runs, in which some latents are off in one of them; rows of the decoder are not of length 1."""
+def _top(values: Tensor, n: int, *, first: int = 1, ascending: bool = False) -> Tensor:
+    """[n 2]: context and position of the strongest token of a context, for the n strongest contexts."""
+    highest, where = values[:, first:].max(-1)
+    contexts = highest.argsort(descending=not ascending)[:n]
+    return torch.stack([contexts, where[contexts] + first], -1)
+
+
+def _top_tokens(values: Tensor, n: int) -> Tensor:
+    """[n 2]: the n strongest tokens, of whatever context."""
+    later = values[:, 1:]
+    at = later.flatten().topk(n).indices
+    return torch.stack([at // later.shape[1], at % later.shape[1] + 1], -1)
+
+
+def _firing(setting: Setting) -> list[tuple[Tensor, int]]:
+    """Values with several strong ones in one context, and the largest of all at the start token."""
     cases = []
-    for seed, latents in ((0, [7, 2]), (1, [5])):
-        code, other = ((0.5 + setting.random(4, 12, seed=10 * seed + i)).relu() for i in (1, 2))
-        code[:, latents] += 1.0
-        cases.append((code, other, setting.random(12, 6, seed=10 * seed + 3), latents))
+    for seed, n in ((0, 4), (1, 3)):
+        values = (setting.random(9, 14, seed=seed) - 0.3).relu()
+        values[5, 3], values[5, 9] = 5.0, 4.5
+        values[:, 0] = 6 + setting.random(9, seed=seed + 10).abs()
+        cases.append((values, n))
     return cases
 
 
-def _step(code: Tensor, other: Tensor, decoder: Tensor, latents: Sequence[int]) -> Tensor:
-    return (other - code)[:, latents] @ decoder[latents]
+def _list_of(tokens: Tensor, fires: Tensor, part: Tensor, few: int, *, first: int = 1) -> Tensor:
+    """The `few` tokens on which it fires most often, of those where it fires at least half the time."""
+    text, fired = tokens[part, first:], fires[part, first:]
+    n = int(tokens.max()) + 1
+    seen, hit = (torch.bincount(ids, minlength=n) for ids in (text.flatten(), text[fired]))
+    best = hit.masked_fill(2 * hit < seen, 0).topk(min(few, n))
+    return best.indices[best.values > 0]
 
 
-def _raises(model: Any, direction: Tensor, first: str, second: str, *, space: str = " ") -> float:
-    """How much a direction adds to logit(first) - logit(second)."""
-    a, b = (model.tokenizer.encode(space + name, add_special_tokens=False)[0] for name in (first, second))
-    return float(direction @ (model.W_U[:, a] - model.W_U[:, b]))
+def _scores(
+    tokens: Tensor,
+    fires: Tensor,
+    even: Tensor,
+    few: int,
+    *,
+    listed: Tensor | None = None,
+    first: int = 1,
+) -> dict[str, float]:
+    """F1 of the list on the half that chose it and on the other, or with one thing wrong."""
+    listed = _list_of(tokens, fires, even, few) if listed is None else listed
+    says, true = torch.isin(tokens, listed)[:, first:], fires[:, first:]
+    return {name: f1(says[part], true[part]) for name, part in (("chosen", even), ("other", ~even))}
 
 
-def _directions(setting: Setting) -> list[tuple[Any, Tensor, str, str]]:
-    """Directions that write against the first name of a pair, for two pairs."""
+def _text(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor, int]]:
+    """A text with frequent and rare tokens; the latent likes a third of them, among them the one that starts texts.
+
+    The seeds are chosen so that no two tokens are hit equally often where the list is cut.
+    """
     cases = []
-    for seed, prompt in enumerate(setting.pop.prompts[:2]):
-        a, b = (prompts.token_id(setting.model, f" {name}") for name in (prompt.io, prompt.s))
-        apart = (setting.model.W_U[:, b] - setting.model.W_U[:, a]).detach()
-        noise = setting.random(setting.model.cfg.d_model, seed=seed)
-        # So long that the answer is far from 0, which is what one of the mistakes gives.
-        cases.append((setting.model, 3 * apart / apart.norm().square() + 0.1 * noise, prompt.io, prompt.s))
+    for seed, few in ((10, 3), (3, 40)):
+        tokens = (10 * setting.random(12, 40, seed=seed).abs()).long()
+        tokens[:, 0] = 3
+        chance = torch.where(tokens % 3 == 0, 0.85, 0.15)
+        fires = torch.special.ndtr(setting.random(12, 40, seed=seed + 10)) < chance
+        fires[:, 0] = False
+        cases.append((tokens, fires, torch.arange(12) % 2 == 0, few))
     return cases
 
 
-class _Small:
-    """A TopK autoencoder with random directions, with the names that those of sae-lens have."""
-
-    def __init__(self, decoder: Tensor, encoder: Tensor, center: Tensor, k: int) -> None:
-        self.W_dec, self.W_enc, self.b_dec = decoder, encoder, center
-        self.b_enc = torch.zeros(len(decoder))
-        self.cfg = SimpleNamespace(d_in=decoder.shape[1], d_sae=len(decoder), k=k)
-
-    def encode(self, x: Tensor) -> Tensor:
-        kept = ((x - self.b_dec) @ self.W_enc + self.b_enc).topk(self.cfg.k, dim=-1)
-        return torch.zeros(*x.shape[:-1], len(self.W_dec)).scatter(-1, kept.indices, kept.values.relu())
-
-    def decode(self, code: Tensor) -> Tensor:
-        return code @ self.W_dec + self.b_dec
+def _gap(fired: Tensor, again: Tensor, new: Tensor) -> Tensor:
+    """[latent]: how often latents fire at the first kind of place, less how often at the second."""
+    return fired[again].double().mean(0) - fired[new].double().mean(0)
 
 
-def _prompts_and_sae(setting: Setting) -> list[tuple[Any, Any, _Small, int, int]]:
-    """Two prompts whose S2 stands at different places, and a latent that is active at both places of either.
-
-    One case, and two prompts: a forward pass is slow.
-    """
-    model, s2 = setting.model, setting.pop.positions["S2"]
-    pop = setting.pop.subset([0, int((s2 != s2[0]).int().argmax()) or 1])
-    layer, latent = model.cfg.n_layers // 3, 5
-    name = f"blocks.{layer}.hook_out"
-    _, cache = model.run_with_cache(pop.tokens, names_filter=[name], stop_at_layer=layer + 1)
-    h = cache[name].detach()
-    unit, center = torch.nn.functional.normalize, 0.5 * h[:, 1:].mean((0, 1))
-    decoder = setting.random(64, h.shape[-1])
-    decoder[latent] = unit(h[:, pop.positions["S2"]] - center, dim=-1).sum((0, 1))
-    decoder = unit(decoder, dim=-1)
-    # The encoder is not the decoder turned round, and so long that taking a latent out can be seen on any model.
-    encoder = 3 * (decoder + 0.5 * setting.random(64, h.shape[-1], seed=1) / h.shape[-1] ** 0.5).T
-    return [(model, pop, _Small(decoder, encoder, center, k=12), layer, latent)]
+def _again(tokens: Tensor) -> Tensor:
+    return repeated(tokens)
 
 
-Change = Callable[[Tensor, Tensor, Tensor, Any, int], Tensor]
+def _anywhere(tokens: Tensor) -> Tensor:
+    """Whether the token stands more than once in its context."""
+    return (tokens[:, :, None] == tokens[:, None, :]).sum(-1) > 1
 
 
-def _run(change: Change, place: Callable[[Any], tuple[Any, Any]]) -> Callable[..., Tensor]:
-    """[batch]: the logit difference with the vectors at a place replaced.
-
-    Args:
-        change: of the vectors there, their code, the code without the latent, the autoencoder and the latent.
-        place: indices of rows and columns, given the population.
-    """
-
-    def answer(model: Any, pop: Any, sae: Any, layer: int, latent: int) -> Tensor:
-        def hook(h: Tensor, hook: Any) -> Tensor:
-            at = place(pop)
-            there = h[at]
-            code = sae.encode(there)
-            new = code.clone()
-            new[..., latent] = 0.0
-            h = h.clone()
-            h[at] = change(there, code, new, sae, latent)
-            return h
-
-        with torch.no_grad(), model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_out", hook)]):
-            return metrics.logit_difference(metrics.end_logits(model, pop), pop)
-
-    return answer
+def _in_the_text(tokens: Tensor) -> Tensor:
+    return repeated(tokens.reshape(1, -1)).view_as(tokens)
 
 
-def _kept(h: Tensor, code: Tensor, new: Tensor, sae: Any, latent: int) -> Tensor:
-    return h + (new - code) @ sae.W_dec
+def _turned(fired: Tensor, tokens: Tensor, counted: Tensor) -> Tensor:
+    """How often it is a repetition where the latent fires, less how often it is none."""
+    firing = (fired & counted[..., None]).double()
+    share = (firing * _again(tokens)[..., None]).sum((0, 1)) / firing.sum((0, 1)).clamp(min=1)
+    return share - (1 - share)
 
 
-def _at_s2(pop: Any) -> tuple[Any, Any]:
-    return torch.arange(len(pop)), pop.positions["S2"]
-
-
-def _after_start(pop: Any) -> tuple[Any, Any]:
-    return slice(None), slice(1, None)
+def _words(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Three latents and some noise: one for repetitions, one for first occurrences, one for frequent words."""
+    cases = []
+    for seed in (0, 1):
+        tokens = 1 + (12 * setting.random(8, 25, seed=seed).abs()).long()
+        tokens[:, 0] = 0
+        again = repeated(tokens)[..., None]
+        chance = torch.full((8, 25, 5), 0.2)
+        chance[..., 0:1] += 0.6 * again
+        chance[..., 1:2] += 0.5 * ~again
+        chance[..., 2:3] += 0.5 * (tokens < 8)[..., None]
+        fired = torch.special.ndtr(setting.random(8, 25, 5, seed=seed + 10)) < chance
+        fired[:, 0] = False
+        counted = tokens % 4 > 0
+        cases.append((fired, tokens, counted))
+    return cases
 
 
 EXERCISES = [
     Exercise(
         number="16.1",
-        what="what is added to the stream of each prompt",
-        dims="batch d_model",
-        takes=("code", "other", "decoder", "latents"),
-        cases=_two_runs,
-        right=_step,
-        says="The change of the activations, times the decoder, and nothing else: all other latents and the error stay "
-        "as they are.",
+        what="a context and a position in each row",
+        dims="n 2",
+        near=1e-06,
+        takes=("values", "n"),
+        cases=_firing,
+        right=_top,
+        says="One token from each context, the strongest first, and no start token. These are the contexts that a "
+        "dashboard shows, and the part of the firing that flatters.",
         needs_model=False,
         mistakes=[
             Mistake(
-                gives=lambda code, other, decoder, latents: -_step(code, other, decoder, latents),
-                says="The sign is turned round: new less old. Yours moves away from the other run.",
+                gives=lambda values, n: _top(values, n, first=0),
+                says="The start token is among them. The SAE was not trained on position 0, and what a plain encoder "
+                "gives there means nothing: leave it out, or it fills the dashboard.",
             ),
             Mistake(
-                gives=lambda code, other, decoder, latents: other[:, latents] @ decoder[latents],
-                says="You add the new activation without taking the old one off, so the latent is there twice.",
+                gives=_top_tokens,
+                says="You take the strongest tokens, and some context comes twice. One sentence with several strong "
+                "tokens would fill the dashboard: take one token from each context.",
             ),
             Mistake(
-                gives=lambda code, other, decoder, latents: -code[:, latents] @ decoder[latents],
-                says="This takes the latents out. Asked is to put in the activations of the other run.",
+                gives=lambda values, n: _top(values, n, ascending=True),
+                says="You take the weakest contexts. argsort starts with the smallest: give descending=True.",
             ),
             Mistake(
-                gives=lambda code, other, decoder, latents: (other - code) @ decoder,
-                says="You change all latents. Only those on the list take the other run's activation.",
+                gives=lambda values, n: _top(values, n) - torch.tensor([0, 1]),
+                says="Your positions are one too small. Where position 0 was cut off, places count from position 1: "
+                "add it again.",
             ),
         ],
     ),
     Exercise(
         number="16.2",
-        what="a difference of logits",
-        takes=("model", "direction", "first", "second"),
-        cases=_directions,
-        right=_raises,
-        says="The ids are those of the names inside a sentence: with a space, and without a start token. Both slips "
-        "run without an error, so print the ids that you compare.",
+        what="an F1",
+        takes=("tokens", "fires", "even", "few"),
+        cases=_text,
+        right=_scores,
+        says="The list is made on one half and scored on both. Only the second score says whether the latent was "
+        "understood; the first rises with every token that the list learns by heart.",
+        needs_model=False,
         mistakes=[
             Mistake(
-                gives=lambda model, direction, first, second: 0.0,
-                says="It is zero for every direction: both of your ids are the same token. The tokenizer puts a start "
-                "token in front, or gives one id for all that it does not know. Ask for add_special_tokens=False.",
-            ),
-            Mistake(
-                gives=lambda model, direction, first, second: _raises(model, direction, first, second, space=""),
-                says="These are the names without their space, other tokens than those inside a sentence: ' Mary'.",
-            ),
-            Mistake(
-                gives=lambda model, direction, first, second: _raises(model, direction, second, first),
-                says="The sign is turned round: the logit of the first name, less that of the second.",
-            ),
-            Mistake(
-                gives=lambda model, direction, first, second: float(
-                    direction @ model.W_U[:, prompts.token_id(model, f" {first}")]
+                gives=lambda tokens, fires, even, few: _scores(
+                    tokens, fires, even, few, listed=_list_of(tokens, fires, torch.ones_like(even), few)
                 ),
-                says="This is what the direction adds to the first name alone. A direction may raise all names, and "
-                "that decides nothing: take the second name's logit off.",
+                says="Your list is made of the whole text. Then the other half has helped to choose it, and is no "
+                "test: count hits in the half that `even` marks.",
+            ),
+            Mistake(
+                gives=lambda tokens, fires, even, few: _scores(
+                    tokens, fires, even, few, listed=_list_of(tokens, fires, ~even, few)
+                ),
+                says="Your list is made on the half that should test it. `even` is true for the contexts that choose.",
+            ),
+            Mistake(
+                gives=lambda tokens, fires, even, few: {
+                    name: _scores(tokens, fires, even, few)[other]
+                    for name, other in (("chosen", "other"), ("other", "chosen"))
+                },
+                says="The two scores are exchanged. `chosen` is the score on the half that made the list.",
+            ),
+            Mistake(
+                gives=lambda tokens, fires, even, few: _scores(tokens, fires, even, few, first=0),
+                says="The start token is counted. It has no code, so no latent can fire there, but its id may be on "
+                "the list: leave out position 0.",
             ),
         ],
     ),
     Exercise(
         number="16.3",
-        what="logit differences",
-        dims="batch",
-        takes=("model", "pop", "sae", "layer", "latent"),
-        cases=_prompts_and_sae,
-        right=_run(_kept, _at_s2),
-        says="One latent is gone, at one token of each prompt. What the autoencoder does not explain went on to the "
-        "later heads, so the change is the latent's own.",
+        what="differences of two rates",
+        dims="latent",
+        takes=("fired", "tokens", "counted"),
+        cases=_words,
+        right=lambda fired, tokens, counted: _gap(fired, _again(tokens) & counted, ~_again(tokens) & counted),
+        says="Two rates of the same latent, at words that came before in their context and at words that are new. It "
+        "needs no prompt and no names; chapter 17 starts from such a number.",
+        needs_model=False,
         mistakes=[
             Mistake(
-                gives=_run(lambda h, code, new, sae, latent: sae.decode(new), _at_s2),
-                says="The error is dropped at S2: you put in the edited reconstruction. Then most of what changes is "
-                "the loss of the error. Add only the change: (new code - code) @ W_dec.",
+                gives=_turned,
+                says="You ask how many of the firings are repetitions. That depends on how often words are repeated at "
+                "all. Asked is how many of the repetitions make the latent fire, and how many of the first ones.",
             ),
             Mistake(
-                gives=_run(_kept, _after_start),
-                says="The latent is taken out at all positions. Asked is S2 alone: pop.positions['S2'], one place for "
-                "each prompt.",
-            ),
-            Mistake(
-                gives=_run(_kept, lambda pop: (slice(None), pop.positions["S2"])),
-                says="Each prompt is changed at the S2 of every prompt. h[:, at] takes all places for all rows: pair "
-                "them, with h[torch.arange(len(pop)), at].",
-            ),
-            Mistake(
-                gives=_run(
-                    lambda h, code, new, sae, latent: sae.decode(new) + 2 * (h - sae.decode(code)),
-                    _at_s2,
+                gives=lambda fired, tokens, counted: _gap(
+                    fired, _in_the_text(tokens) & counted, ~_in_the_text(tokens) & counted
                 ),
-                says="The error is there twice. The old vector has it already: add nothing but the change of the code, "
-                "or put the parts together, each once.",
+                says="A word counts as repeated for you if it stood in an earlier context. The model reads each "
+                "context by itself: start afresh in every row.",
+            ),
+            Mistake(
+                gives=lambda fired, tokens, counted: _gap(
+                    fired, _anywhere(tokens) & counted, ~_anywhere(tokens) & counted
+                ),
+                says="You call a word repeated if it stands twice in its context, the first time too. At the first "
+                "time the model can't know: only earlier positions count.",
+            ),
+            Mistake(
+                gives=lambda fired, tokens, counted: _gap(fired, _again(tokens), ~_again(tokens)),
+                says="You count all tokens. Function words repeat all the time and would carry the result: only places "
+                "where `counted` is true.",
             ),
         ],
     ),

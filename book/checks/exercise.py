@@ -57,7 +57,7 @@ class Exercise:
     """One exercise that a machine can check.
 
     Attributes:
-        number: chapter and place in it, "04.2" for the label ex-04-2.
+        number: chapter and place in it, "04.2" for the label ex-05-2.
         what: what is asked for, in a few words; a dictionary where a dictionary is asked for.
         dims: the names of the dimensions, where a tensor is asked for: "layer batch".
         near: how far off a number may be, as a part of what is right (of a tensor's largest), and as much beside 0.

@@ -197,7 +197,7 @@ def test_a_double_click_opens_a_chapter_as_a_notebook(lab):
     assert viewers["markdown"] == "Jupytext Notebook"
 
 
-@pytest.mark.parametrize("name", ["01-behaviour", "02-residual-stream"])
+@pytest.mark.parametrize("name", ["01-behaviour", "03-residual-stream"])
 def test_a_chapter_runs_as_the_notebook_that_jupyterlab_makes_of_it(lab, name, kernel):
     answer = get(f"{lab}/api/contents/{name}.md?type=notebook&content=1")
     assert answer["type"] == "notebook"

@@ -10,7 +10,7 @@ from served import BROWSER, DESKTOP, PHONE, SITE
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
 
-PAGE = "book/10-the-circuit.html"
+PAGE = "book/11-the-circuit.html"
 pytestmark = [
     pytest.mark.skipif(not BROWSER, reason="no chromium or google-chrome on the PATH"),
     pytest.mark.skipif(not (SITE / PAGE).is_file(), reason=f"no {PAGE} in {SITE}: run make book"),

@@ -151,7 +151,7 @@ def test_it_fits_a_phone(browser, address):
 
 
 def test_the_chapter_of_dashboards_is_light_and_whole(browser):
-    built = SITE / "book" / "15-reading-features.html"
+    built = SITE / "book" / "16-reading-features.html"
     if not built.is_file():
         pytest.skip(f"no built page {built}: run make book")
     assert built.stat().st_size < 1_500_000

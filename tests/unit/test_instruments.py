@@ -1,4 +1,4 @@
-"""Each mistake of chapter 03 made on purpose: that it raises no error, what it does, and what would find it."""
+"""Each mistake of chapter 04 made on purpose: that it raises no error, what it does, and what would find it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from labcode.metrics import bootstrap, end_logits, logit_difference, restoration
 from labcode.patching import PatchError, sweep
 
 ROOT = Path(__file__).parents[2]
-CHAPTER = ROOT / "book" / "03-instruments.md"
+CHAPTER = ROOT / "book" / "04-instruments.md"
 EVERYWHERE = slice(None)
 
 

@@ -1,4 +1,4 @@
-"""The toy of chapter 13: what is drawn is what was asked for, and matching is one to one."""
+"""The toy of chapter 14: what is drawn is what was asked for, and matching is one to one."""
 
 from __future__ import annotations
 
