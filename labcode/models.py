@@ -253,7 +253,11 @@ def self_check(model: TransformerBridge, name: str) -> float:
 
 def edition(model: TransformerBridge) -> str:
     """Which known model this is, "smollm2" or "gpt2"; "" for any other."""
-    return next((name for name, spec in KNOWN.items() if spec.title == model.cfg.model_name), "")
+    return _edition_of(str(model.cfg.model_name))
+
+
+def _edition_of(title: str) -> str:
+    return next((name for name, spec in KNOWN.items() if spec.title == title), "")
 
 
 def summary(model: TransformerBridge) -> str:
@@ -692,7 +696,7 @@ def main() -> int:
     """Get the chosen model ready and say which it is and why; with one line on stderr and status 2 if there is none."""
     parser = argparse.ArgumentParser(prog="python -m labcode.models", description=main.__doc__)
     parser.add_argument("request", nargs="?", help="smollm2, gpt2 or a folder; default: LAB_MODEL, else smollm2")
-    parser.add_argument("--json", action="store_true", help="name, title, why, folder, fingerprint")
+    parser.add_argument("--json", action="store_true", help="name, title, why, folder, fingerprint, edition")
     options = parser.parse_args()
     try:
         source = prepare(options.request)
@@ -701,7 +705,8 @@ def main() -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps({**source._asdict(), "folder": str(source.folder), "fingerprint": mark}))
+        told = {"folder": str(source.folder), "fingerprint": mark, "edition": _edition_of(source.title)}
+        print(json.dumps({**source._asdict(), **told}))
     else:
         print(f"{source.title}: {source.why} ({source.folder})")
     return 0

@@ -3,8 +3,9 @@
 What is published, with its source, stands at the end. It describes GPT-2 small and no other model. Tolerances allow for
 what differs between set-ups (prompts, names, start token).
 
-In the book each call leaves a record in the notebook's outputs; the build collects them into the ledger. A claim that
-does not hold shows a cross and the chapter goes on. Outside a notebook the calls print what they would show.
+In the book each call leaves a record in the notebook's outputs; the build collects them into the ledger. A claim is a
+sentence of the chapter, and the build puts its verdict there; one that does not hold shows a cross and the chapter goes
+on. Outside a notebook the calls print what they would show.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import html
 import json
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -22,6 +25,7 @@ from labcode.errors import ReportError
 Method = Literal["observed", "denoised", "noised", "ablated"]
 METHODS = get_args(Method)
 Origin = Literal["measured", "recorded"]
+KEY = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+")
 LONG = ' class="lab-long"'  # a cell that holds a sentence
 
 _numbers = count(1)
@@ -61,14 +65,17 @@ def put(origin: Origin = "measured", /, **values: Any) -> None:
 
 
 def claim(
-    text: str, holds: bool, method: Method, against: str = "", *, source: str = "", origin: Origin = "measured"
+    key: str, holds: bool, method: Method, against: str = "", *, source: str = "", origin: Origin = "measured"
 ) -> None:
-    """Show whether a sentence about the model holds on this run, how it was found, and against what.
+    """Say whether a sentence of the chapter holds on this run, how that was found, and against what.
 
-    A claim could have failed: `against` says what would then have been the case, the null. What only asks whether our
-    tools agree with themselves is a `check`.
+    The sentence stands in the text, as [The answer is +1.2 nats.]{.claim #answer-is-positive}; the build puts the
+    verdict behind it. Anywhere else the verdict is printed. A claim could have failed: `against` says what would then
+    have been the case, the null. What only asks whether our tools agree with themselves is a `check`.
 
     Args:
+        key: the sentence's name, words in lower case with hyphens between them, unique in the book.
+        holds: one truth value, also of numpy or torch.
         method: what was done; it leaves to the sentence what follows from it. "observed": nothing was changed in the
             runs that were read. "denoised": clean activations were put into other runs. "noised": activations of other
             runs were put into clean ones. "ablated": parts were taken out, or all but some.
@@ -77,11 +84,21 @@ def claim(
         origin: "recorded" where the values come from the recorded evidence.
 
     Raises:
-        ReportError: an unknown method, or no text.
+        ReportError: an unknown method, a key that is none, or no truth value.
     """
     if method not in METHODS:
         raise ReportError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}", see="claim-method")
-    _judge("claim", text, holds, method, {"against": against, "source": source, "origin": origin})
+    more = {"against": against, "source": source, "origin": origin}
+    if " " in key:  # a text, as all claims had before they became sentences of the chapters; delete when none has
+        _judge("claim", key, bool(holds), method, more)
+        return
+    if not KEY.fullmatch(key):
+        raise ReportError(f"{key!r} can't name a claim: use words in lower case, a hyphen between two", see="claim-key")
+    verdict = _truth(holds)
+    if not os.environ.get("LAB_BUILD"):
+        mark = f"✓ {key} holds" if verdict else f"✗ {key} does not hold on this run"
+        print(f"{mark} ({_how(method, more)})")
+    _record({"kind": "claim", "key": key, "text": "", "holds": verdict, "method": method, **more})
 
 
 def check(text: str, holds: bool) -> None:
@@ -90,16 +107,22 @@ def check(text: str, holds: bool) -> None:
     The ledger lists checks apart from claims and does not count them, since they say nothing about the model.
 
     Raises:
-        ReportError: no text.
+        ReportError: no text, or no truth value.
     """
-    _judge("check", text, holds, "self-check", {})
+    _judge("check", text, _truth(holds), "self-check", {})
 
 
-def _judge(kind: str, text: str, holds: bool, method: str, more: dict[str, str]) -> None:
-    if not text.strip():
-        raise ReportError("a claim needs a sentence", see="claim-without-text")
-    verdict = bool(holds)
-    mark = "✓ holds" if verdict else "✗ does not hold on this run"
+def _truth(value: Any) -> bool:
+    try:
+        plain = value.item() if hasattr(value, "item") else value
+    except (RuntimeError, ValueError):  # more than one element
+        plain = value
+    if not isinstance(plain, bool):
+        raise ReportError(f"a verdict is one truth value, not {type(value).__name__}", see="claim-truth")
+    return plain
+
+
+def _how(method: str, more: Mapping[str, str]) -> str:
     how = method
     if more.get("against"):
         how += f", against {more['against']}"
@@ -107,12 +130,19 @@ def _judge(kind: str, text: str, holds: bool, method: str, more: dict[str, str])
         how += f"; a replication of {more['source']}"
     if more.get("origin") == "recorded":
         how += "; from recorded evidence"
+    return how
+
+
+def _judge(kind: str, text: str, holds: bool, method: str, more: dict[str, str]) -> None:
+    if not text.strip():
+        raise ReportError("a claim needs a sentence", see="claim-without-text")
+    mark, how = "✓ holds" if holds else "✗ does not hold on this run", _how(method, more)
     page = (
-        f'<div class="lab-claim" data-holds="{str(verdict).lower()}"><span class="lab-verdict">{mark}</span> '
+        f'<div class="lab-claim" data-holds="{str(holds).lower()}"><span class="lab-verdict">{mark}</span> '
         f'<span class="lab-text">{html.escape(text)}</span> <span class="lab-evidence">{html.escape(how)}</span></div>'
     )
     _show(page, f"{mark}: {text} ({how})")
-    _record({"kind": kind, "text": text, "holds": verdict, "method": method, **more})
+    _record({"kind": kind, "text": text, "holds": holds, "method": method, **more})
 
 
 def compare(values: Mapping[str, float], same_model: bool) -> None:

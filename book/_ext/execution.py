@@ -45,6 +45,7 @@ ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 KEPT = 3  # old caches that are worth their place: switching between two models should not run everything again
 # Kernels run side by side, so each takes one thread; nothing may write a progress bar into a page.
 KERNEL_ENVIRONMENT = {
+    "LAB_BUILD": "1",  # the page shows the verdicts of claims, so `report.claim` prints none
     "OMP_NUM_THREADS": "1",
     "GOMP_SPINCOUNT": "0",
     "OMP_WAIT_POLICY": "passive",
@@ -86,7 +87,7 @@ def choose_and_key(app: Sphinx, config: Config) -> None:
 
 
 def chosen(wanted: bool, command: tuple[str, ...] = ("-m", "labcode.models", "--json")) -> dict[str, str]:
-    """Ask `python -m labcode.models` for the model: a dict with name, title, why, folder and fingerprint.
+    """Ask `python -m labcode.models` for the model: its name, title, why, folder, fingerprint and edition.
 
     A process of its own, so that torch never enters Sphinx. Its progress and its errors show on the terminal.
 

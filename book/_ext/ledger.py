@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from docutils import nodes
 from myst_nb.sphinx_ import NbMetadataCollector
 
-from labbook._ext import pages
+from labbook._ext import claims, pages
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -60,19 +60,24 @@ def parse(glued: Mapping[str, Mapping[str, Any]]) -> Reported:
 
 def _read(app: Sphinx, doctree: nodes.document) -> Reported | None:
     docname = app.env.docname
-    if not NbMetadataCollector.get_doc_data(app.env)[docname].get("glue"):  # type: ignore[arg-type]
-        return None
+    glued = NbMetadataCollector.get_doc_data(app.env)[docname].get("glue")  # type: ignore[arg-type]
     stored = Path(app.outdir).parent / "jupyter_execute" / f"{docname}.glue.json"
-    return parse(json.loads(stored.read_text(encoding="utf8")))
+    found = parse(json.loads(stored.read_text(encoding="utf8"))) if glued else Reported()
+    claims.settle(docname, doctree, found.claims, app.env.temp_data.get(claims.UNTOLD, set()))
+    return found if glued else None
 
 
 def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
-    """The tables: findings, replications, comparisons with published values, self-checks, numbers."""
+    """The tables: the mechanism, findings, replications, comparisons with published values, self-checks, numbers."""
     reported = pages.in_order(app.env, "ledger")
 
     def judged(kind: str, *columns: str, only: Callable[[dict[str, Any]], object] = bool) -> list[list[pages.Cell]]:
         return [
-            [_mark(one["holds"]), *(one.get(column, "") for column in columns), pages.link(app, here, docname)]
+            [
+                _mark(one["holds"]),
+                *(one.get(column, "") for column in columns),
+                pages.link(app, here, docname, anchor=one.get("key", "")),
+            ]
             for docname, found in reported
             for one in getattr(found, kind)
             if only(one)
@@ -87,9 +92,24 @@ def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
         for docname, found in reported
         for one in found.comparisons
     ]
-    findings = judged("claims", "text", "method", "against", "origin", only=lambda one: not one.get("source"))
-    replications = judged("claims", "text", "method", "against", "source", only=lambda one: one.get("source"))
+
+    def listed(what: str, *columns: str) -> list[list[pages.Cell]]:
+        return judged("claims", "text", "method", "against", *columns, only=lambda one: table_of(one) == what)
+
+    mechanism = listed("mechanism", "source", "origin")
+    told = [
+        nodes.rubric("", "The mechanism"),
+        nodes.paragraph(
+            "", "The story of this run's model, by the names of its heads: what the chapters say of no other."
+        ),
+        *_table(
+            "mechanism", ["On this run", "Sentence", "Method", "Against", "Published", "Origin", "Chapter"], mechanism
+        ),
+    ]
+    findings = listed("findings", "origin")
+    replications = listed("replications", "source")
     return [
+        *(told if app.config.lab_subject else []),
         nodes.rubric("", "Findings"),
         nodes.paragraph(
             "",
@@ -108,6 +128,11 @@ def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
         nodes.rubric("", "Numbers"),
         *(_numbers(app, reported) or _table("numbers", [], [])),
     ]
+
+
+def table_of(claim: Mapping[str, Any]) -> str:
+    """The table that a claim stands in: an edition's claims have their own, published ones theirs."""
+    return "mechanism" if claim.get("edition") else "replications" if claim.get("source") else "findings"
 
 
 def _numbers(app: Sphinx, reported: Sequence[tuple[str, Reported]]) -> list[nodes.Node]:
@@ -130,6 +155,8 @@ def _origin(name: str, recorded: set[str]) -> str:
 
 
 def _table(what: str, headings: list[str], rows: list[list[pages.Cell]]) -> list[nodes.Node]:
+    if not rows and what == "mechanism":
+        return [nodes.paragraph("", "Nobody has written it yet.")]
     if not rows:
         return [nodes.paragraph("", f"No chapter has reported any {what}.")]
     return [pages.table(headings, rows, f"lab-ledger-{what}")]

@@ -163,5 +163,27 @@ def test_a_claim_says_what_it_was_held_against(page):
         assert len(call.args) >= 4 or "against" in {word.arg for word in call.keywords}, ast.unparse(call.args[0])
 
 
+KEY = re.compile(r"\]\{[^{}]*\.claim\b[^{}]*#([\w-]+)[^{}]*\}")
+
+
+def keys(page: Path) -> list[str]:
+    """The keys that a chapter's cells claim; a claim with a text instead has none."""
+    given = [ast.literal_eval(call.args[0]) for call in claims(page) if isinstance(call.args[0], ast.Constant)]
+    return [key for key in given if " " not in key]
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
+def test_a_claim_is_a_sentence_of_its_page(page):
+    """The build warns of it too, minutes later."""
+    text = re.sub(r"`[^`\n]*`", "", CELL.sub("", page.read_text()))
+    assert len(re.findall(r"\]\{[^{}]*\.claim\b", text)) == len(KEY.findall(text)), "a sentence without a key"
+    assert sorted(KEY.findall(text)) == sorted(keys(page))
+
+
+def test_no_two_claims_share_a_key():
+    known = [key for page in CHAPTERS for key in keys(page)]
+    assert sorted({key for key in known if known.count(key) > 1}) == []
+
+
 def test_claims_are_found():
     assert sum(len(claims(page)) for page in CHAPTERS) >= 40

@@ -6,6 +6,7 @@ import ast
 import json
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 from nbclient import NotebookClient
@@ -22,6 +23,7 @@ report.claim("one < two & <script>alert(1)</script>", 1 < 2, "observed")
 report.check("one and one are two", 1 + 1 == 2)
 report.claim("three is two", False, "noised", "<chance>", source="A & B 2022", origin="recorded")
 report.put("recorded", old=7, wide=metrics.Interval(3.0, 2.0, 4.0, 8))
+report.claim("water-is-wet", torch.tensor(True), "denoised", "<dry>")
 report.compare({"wang.accuracy": 0.99}, same_model=True)
 report.compare({"wang.accuracy": 0.5}, same_model=True)
 report.compare({"wang.accuracy": 0.5}, same_model=False)
@@ -31,6 +33,13 @@ report.expected([report.Row("a", "1", "2", False)])
 
 @pytest.fixture(scope="module")
 def outputs():
+    """As the build executes the cell: without what `report.claim` prints elsewhere."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("LAB_BUILD", "1")
+        return run()
+
+
+def run():
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
     return NotebookClient(notebook, timeout=120).execute().cells[0].outputs
 
@@ -52,11 +61,17 @@ def test_numbers_arrive_plain(glued):
 
 def test_claims_are_recorded_with_their_method(glued):
     claims = [json.loads(value) for name, value in glued.items() if name.startswith("ledger.claim.")]
-    assert [(claim["holds"], claim["method"]) for claim in claims] == [(True, "observed"), (False, "noised")]
+    assert [(claim["holds"], claim["method"]) for claim in claims] == [
+        (True, "observed"),
+        (False, "noised"),
+        (True, "denoised"),
+    ]
     assert [(claim["against"], claim["source"], claim["origin"]) for claim in claims] == [
         ("", "", "measured"),
         ("<chance>", "A & B 2022", "recorded"),
+        ("<dry>", "", "measured"),
     ]
+    assert [claim.get("key", "") for claim in claims] == ["", "", "water-is-wet"]
     (check,) = [json.loads(value) for name, value in glued.items() if name.startswith("ledger.check.")]
     assert (check["text"], check["holds"], check["method"]) == ("one and one are two", True, "self-check")
 
@@ -94,6 +109,42 @@ def test_what_the_page_shows_is_escaped_and_marked(outputs):
     assert "✗ a surprise" in pages[-1]
 
 
+def test_a_claim_with_a_key_is_silent_in_a_build_and_prints_elsewhere(outputs, capsys, monkeypatch):
+    def printed(outputs):
+        return "".join(output["text"] for output in outputs if output.output_type == "stream")
+
+    assert printed(outputs) == ""
+    assert not any("water-is-wet" in str(output.get("data", {}).get("text/html", "")) for output in outputs)
+    monkeypatch.delenv("LAB_BUILD", raising=False)
+    assert printed(run()) == "✓ water-is-wet holds (denoised, against <dry>)\n"
+    report.claim("water-is-dry", np.bool_(False), "observed", "wet", source="A 2022", origin="recorded")
+    said = "✗ water-is-dry does not hold on this run (observed, against wet; a replication of A 2022; from recorded "
+    assert capsys.readouterr().out == f"{said}evidence)\n"
+
+
+@pytest.mark.parametrize("key", ["a", "", "A-b", "a_b", "a--b", "a-", "-a", "1-a", "ä-b", "a-b\n"])
+def test_what_names_no_claim(key):
+    with pytest.raises(ReportError, match="can't name a claim"):
+        report.claim(key, True, "observed")
+
+
+NO_VERDICT = [float("nan"), None, "True", "", [], [True], {}, 1, 0, 1.0, len, torch.ones(2) > 0, torch.tensor(1.0)]
+
+
+@pytest.mark.parametrize("value", [*NO_VERDICT, np.array([True, False]), np.float64("nan"), torch.tensor([])])
+def test_what_is_no_verdict(value):
+    with pytest.raises(ReportError, match="one truth value"):
+        report.claim("it-is-so", value, "observed")
+    with pytest.raises(ReportError, match="one truth value"):
+        report.check("it is so", value)
+
+
+@pytest.mark.parametrize("value", [True, np.bool_(True), np.array([True]), torch.tensor(True), torch.tensor([[True]])])
+def test_what_is_a_verdict(value, capsys):
+    report.claim("it-is-so", value, "observed")
+    assert "✓ it-is-so holds (observed)" in capsys.readouterr().out
+
+
 def test_a_claim_prints_outside_a_notebook(capsys):
     report.claim("water is wet", torch.tensor(True), "observed")
     report.claim("water is dry", False, "observed")
@@ -110,9 +161,9 @@ def test_what_no_sentence_can_carry(value):
 
 def test_unknown_method_and_unknown_figure():
     with pytest.raises(ReportError, match="unknown method"):
-        report.claim("a", True, "obvious")
+        report.claim("a-b", True, "obvious")
     with pytest.raises(ReportError, match="needs a sentence"):
-        report.claim("  ", True, "observed")
+        report.check("  ", True)
     with pytest.raises(ReportError, match="no published figure 'nobody'"):
         report.compare({"nobody": 1.0}, same_model=True)
 

@@ -67,7 +67,7 @@
   }
   const plain = (node) => {
     const copy = node.cloneNode(true);
-    copy.querySelectorAll(".headerlink, script, style").forEach((part) => part.remove());
+    copy.querySelectorAll(".headerlink, script, style, .lab-mark, .lab-how").forEach((part) => part.remove());
     return copy.textContent.replace(/\s+/g, " ").trim();
   };
   const day = (at) => (/^\d{4}-\d\d-\d\d/.test(at) ? at.slice(0, 10) : "");
@@ -75,7 +75,7 @@
   // What the page found out after a box: claims and figures up to the next box or, once there is one, the next heading.
   function findings(box) {
     const scope = box.closest("article") ?? document;
-    const marks = [...scope.querySelectorAll(".admonition.predict, h2, .lab-claim, figure:not(.lab-diagram)")];
+    const marks = [...scope.querySelectorAll(".admonition.predict, h2, .lab-claim, .lab-said, figure:not(.lab-diagram)")];
     const found = [];
     for (const node of marks.slice(marks.indexOf(box) + 1)) {
       if (node.matches(".predict") || node.closest("#exercises")) break;
@@ -89,6 +89,7 @@
     return found.slice(0, MOST_FINDINGS);
   }
   function told(finding) {
+    if (finding.matches(".lab-said")) return `${finding.dataset.holds === "true" ? "✓ holds" : "✗ does not hold on this run"}: ${plain(finding)}`;
     const [head, body] = finding.matches("figure") ? [".caption-number", ".caption-text"] : [".lab-verdict", ".lab-text"];
     const parts = [head, body].map((part) => finding.querySelector(part)).filter(Boolean).map(plain);
     return parts.filter(Boolean).join(": ") || plain(finding);
