@@ -272,11 +272,11 @@ def measure(
     wires = path_patch(model, pop, corrupted, "q", writers, sender_at="END", receiver_at="END")
     found["query"] = wires.clean - wires.values
     here, there = (decompose(model, run, batch_size=len(run)) for run in (pop, corrupted))
-    clean, other = (_by_name(model, parts, pop, parts.scale) for parts in (here, there))
+    clean, other = (by_name(model, parts, pop, parts.scale) for parts in (here, there))
     found["for IO"], found["against S"] = clean[0] - other[0], other[1] - clean[1]
     with exchanged(model, pop, corrupted, writers):
         alone, still = (decompose(model, run, batch_size=len(run)) for run in (pop, corrupted))
-    found["for IO, alone"] = _by_name(model, alone, pop, here.scale)[0] - _by_name(model, still, pop, there.scale)[0]
+    found["for IO, alone"] = by_name(model, alone, pop, here.scale)[0] - by_name(model, still, pop, there.scale)[0]
     return found | {"OV": _copying(model, pop), "writers": torch.tensor(writers)}
 
 
@@ -316,10 +316,16 @@ def _at_the_next_word(
     return lost
 
 
-def _by_name(
+def by_name(
     model: TransformerBridge, parts: Decomposition, answers: Population, scale: Float[Tensor, " batch"]
 ) -> tuple[Float[Tensor, "layer head batch"], Float[Tensor, "layer head batch"]]:
-    """Direct attribution of each head to the logits of IO and of S, relative to the mean over all names."""
+    """Direct attribution of each head to the logits of IO and of S, relative to the mean over all names.
+
+    Args:
+        parts: of `decompose`, at END or at the place that it was given for END.
+        answers: whose IO and S are meant.
+        scale: the final norm's, held at this value.
+    """
     kept, _ = prompts.single_token_names(model)
     ids = torch.tensor([prompts.token_id(model, " " + name) for name in kept])
     names = model.W_U[:, ids].mean(-1)  # [d_model]

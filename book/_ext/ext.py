@@ -73,6 +73,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     for name in ("lab", "labboard", "labdashboards"):
         app.add_css_file(f"{name}.css")
         app.add_js_file(f"{name}.js", loading_method="defer")
+    app.add_css_file("labattention.css")  # it needs no script
     for part in PARTS:
         part.setup(app)
     app.connect("builder-inited", copy_assets)
