@@ -24,9 +24,9 @@ arithmetic.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -39,6 +39,7 @@ from labcode.heads import Head, Node, check_heads
 from labcode.metrics import end_logits, logit_difference
 from labcode.progress import progress
 from labcode.prompts import build, corrupt
+from labcode.recorded import Recorded, prompt_key
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -328,7 +329,7 @@ class Means:
         self._group = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         width = 1 if how in ("zero", "mean") else int(pop.end.max()) + 1
         self._sums = torch.zeros(len(self._group), cfg.n_layers, width, cfg.n_heads, cfg.d_head)
-        if reference is None:
+        if reference is None or how == "zero":
             return
         partners = _partners(pop, reference, how, seed) or [list(range(len(reference)))] * len(pop)
         chosen = dict(zip(keys, partners, strict=True))
@@ -418,9 +419,10 @@ class Runner:
         reference: prompts of the same templates that know nothing of who is who: `references(model, pop)`.
         means: those of another runner of the same model, whose templates include these; else they are measured.
         how, least, seed: of the means, where they are measured, as for `Means`.
+        known: what is recorded. States that it holds are taken from it, and nothing is set up before it is needed.
 
     Attributes:
-        model, pop, means: as given, or measured. draws: of the prompts, for intervals.
+        model, pop: as given. means: as given, or measured. draws: of the prompts, for intervals.
 
     Raises:
         PatchError: as `Means`; a model that is not on the CPU, or one under hooks.
@@ -439,6 +441,7 @@ class Runner:
         how: How = "template-mean",
         least: int = LEAST,
         seed: int = 0,
+        known: Recorded | None = None,
     ) -> None:
         need_cpu(model, "circuits")
         if model.cfg.n_heads > MAX_HEADS:
@@ -446,10 +449,24 @@ class Runner:
                 f"{model.cfg.n_heads} heads in a layer: circuits know up to {MAX_HEADS}", see="unsupported-model"
             )
         self.model, self.pop, self.draws = model, pop, pop.draws
-        self.means = means or Means(model, pop, reference, how=how, least=least, seed=seed)
+        self.reference, self._given = reference, means
+        self.known = None if means else known  # means that are given are those of prompts that no key names
+        self._how: dict[str, Any] = {"how": how, "least": least, "seed": seed}
         self._pieces = list(pop.chunks(PROMPTS_AT_ONCE))
-        network = Network(model)
-        self._suffixes = [_recorded(model, network, piece) for piece in self._pieces]
+        self._few: dict[tuple[int, ...], Runner] = {}
+        if self.known is None:
+            self._suffixes  # noqa: B018
+
+    @cached_property
+    def means(self) -> Means:
+        """What takes the place of heads."""
+        return self._given or Means(self.model, self.pop, self.reference, **self._how)
+
+    @cached_property
+    def _suffixes(self) -> list[Suffix]:
+        self.means  # noqa: B018
+        network = Network(self.model)
+        return [_recorded(self.model, network, piece) for piece in self._pieces]
 
     def values(self, states: Sequence[State]) -> Float[Tensor, "state batch"]:
         """The logit difference of each prompt in each state: `Keep(nodes)` and `Out(nodes)`, in any mixture.
@@ -459,6 +476,35 @@ class Runner:
             HeadError: an unknown head.
         """
         check_states(self.model, self.pop, states)
+        if self.known is None:
+            return self._measured(states)
+        keys = [(type(state).__name__, *sorted({tuple(node) for node in state.nodes})) for state in states]
+        return self.known.values(self._context, keys, len(self.pop), partial(self._asked, states))
+
+    @property
+    def origin(self) -> Literal["recorded", "measured"]:
+        """Whether some values so far came from the record."""
+        return "recorded" if self.known and self.known.has_given(self._context) else "measured"
+
+    @cached_property
+    def _context(self) -> tuple[Hashable, ...]:
+        """What the values of all states depend on."""
+        reference = prompt_key(self.reference) if self.reference else ""
+        return ("states", prompt_key(self.pop), reference, *self._how.values())
+
+    def _asked(self, states: Sequence[State], numbers: list[int], prompts: list[int] | None) -> Tensor:
+        some = [states[number] for number in numbers]
+        if prompts is None:
+            return self._measured(some)
+        few = tuple(prompts)
+        if few not in self._few:
+            # A draw of another prompt, or one's own twin, is by the place among all prompts: those means stay.
+            drawn = self._how["how"] in ("resample", "corrupted")
+            means = self.means if drawn else self._given
+            self._few[few] = Runner(self.model, self.pop.subset(few), self.reference, means=means, **self._how)
+        return self._few[few].values(some)
+
+    def _measured(self, states: Sequence[State]) -> Float[Tensor, "state batch"]:
         with torch.no_grad():
             found = torch.cat([self._values(number, states) for number in range(len(self._pieces))], dim=1)
         return finite(found, self.pop)

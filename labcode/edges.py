@@ -41,6 +41,7 @@ from labcode.heads import Head, Node, check_heads
 from labcode.metrics import logit_difference, restoration
 from labcode.patching import first_difference
 from labcode.progress import progress
+from labcode.recorded import Recorded, prompt_key
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -324,12 +325,30 @@ def _pieces(graph: Graph, clean: Population, corrupted: Population, size: int) -
         yield piece
 
 
-def _run_masks(graph: Graph, clean: Population, corrupted: Population, masks: Sequence[Tensor]) -> Tensor:
+def _run_masks(
+    graph: Graph,
+    clean: Population,
+    corrupted: Population,
+    masks: Sequence[Tensor],
+    known: Recorded | None = None,
+    held: list[Piece] | None = None,
+) -> Float[Tensor, "set batch"]:
+    """The logit difference of each prompt with each mask; `held` keeps what all masks share for the next call."""
+    if known is not None:
+
+        def measure(numbers: list[int], prompts: list[int] | None) -> Tensor:
+            pops = (clean, corrupted) if prompts is None else (clean.subset(prompts), corrupted.subset(prompts))
+            return _run_masks(graph, *pops, [masks[number] for number in numbers], held=None if prompts else held)
+
+        context = ("edges", prompt_key(clean), prompt_key(corrupted))
+        keys = [mask.numpy().tobytes() for mask in masks]
+        return known.values(context, keys, len(clean), measure)
+    pieces: Iterable[Piece] = _pieces(graph, clean, corrupted, PROMPTS_AT_ONCE)
+    if held is not None:
+        held.extend(() if held else pieces)
+        pieces = held
     with torch.no_grad():
-        found = [
-            torch.stack([piece.run(mask) for mask in masks])
-            for piece in _pieces(graph, clean, corrupted, PROMPTS_AT_ONCE)
-        ]
+        found = [torch.stack([piece.run(mask) for mask in masks]) for piece in pieces]
     return finite(torch.cat(found, dim=1), clean)
 
 
@@ -356,8 +375,9 @@ class Scores:
     """What each edge is worth by some method.
 
     Attributes:
-        edges: all edges of the model.
-        values: in nats of logit difference, for each prompt. Positive: the edge speaks for the right answer.
+        edges: all edges of the model; from the record, the first of the ranking.
+        values: in nats of logit difference, for each prompt; from the record, their mean only. Positive: the edge
+            speaks for the right answer.
     """
 
     edges: list[Edge]
@@ -379,15 +399,47 @@ class Scores:
         return {edge: mean[edge] for edge in self.ranking()[:n]}
 
 
-def _attribute(model: TransformerBridge, clean: Population, corrupted: Population, shares: Sequence[float]) -> Scores:
+EVERY = 16  # of the edges whose scores are recorded, every so manieth is for each prompt, to be measured again
+
+
+def _attribute(
+    model: TransformerBridge,
+    clean: Population,
+    corrupted: Population,
+    shares: Sequence[float],
+    known: Recorded | None = None,
+) -> Scores:
     graph = Graph(model)
+    if known is not None:
+
+        def measure() -> dict[str, Tensor]:
+            values = _attribute(model, clean, corrupted, shares).values
+            mean = values.mean(-1)
+            order = mean.abs().argsort(descending=True, stable=True)[: len(mean) // 4]
+            return {"order": order.int(), "mean": mean[order], "some": values[order[::EVERY]]}
+
+        def again(table: dict[str, Tensor], prompts: list[int]) -> tuple[Tensor, Tensor]:
+            one = prompts[:1]
+            new = _attribute(model, clean.subset(one), corrupted.subset(one), shares)
+            old, mean = table["some"], table["mean"][::EVERY]
+            now = new.values[table["order"][::EVERY]]
+            return torch.stack([now[:, 0], mean]), torch.stack([old[:, one[0]], old.mean(-1)])
+
+        context = ("scores", prompt_key(clean), prompt_key(corrupted), *shares)
+        found = known.table(context, len(clean), measure, again)
+        return Scores([graph.edges[number] for number in found["order"].tolist()], found["mean"][:, None])
     pieces = _pieces(graph, clean, corrupted, max(1, ROWS_AT_ONCE // len(shares)))
     values = torch.cat([piece.scores(shares)[graph.possible] for piece in pieces], dim=1)
     return Scores(graph.edges, finite(values, clean))
 
 
 def eap(
-    model: TransformerBridge, clean: Population, corrupted: Population, at: Literal["clean", "corrupted"] = "clean"
+    model: TransformerBridge,
+    clean: Population,
+    corrupted: Population,
+    at: Literal["clean", "corrupted"] = "clean",
+    *,
+    known: Recorded | None = None,
 ) -> Scores:
     """Edge attribution patching (Syed, Rager and Conmy 2023, arXiv 2310.10348).
 
@@ -397,6 +449,7 @@ def eap(
     Args:
         at: the run whose gradient is taken. "clean": how much is lost if this edge alone becomes corrupted.
             "corrupted": how much is won if this edge alone becomes clean.
+        known: what is recorded. With it, scores are those of the first quarter of the ranking.
 
     Raises:
         PatchError: unknown `at`, prompts that do not align, a model under hooks or not on the CPU.
@@ -406,15 +459,25 @@ def eap(
     """
     if at not in ("clean", "corrupted"):
         raise PatchError(f"at={at!r}: the gradient is taken at the 'clean' or the 'corrupted' run", see="no-such-part")
-    return _attribute(model, clean, corrupted, [1.0 if at == "clean" else 0.0])
+    return _attribute(model, clean, corrupted, [1.0 if at == "clean" else 0.0], known)
 
 
-def eap_ig(model: TransformerBridge, clean: Population, corrupted: Population, steps: int = 5) -> Scores:
+def eap_ig(
+    model: TransformerBridge,
+    clean: Population,
+    corrupted: Population,
+    steps: int = 5,
+    *,
+    known: Recorded | None = None,
+) -> Scores:
     """Edge attribution patching with integrated gradients (Hanna, Pezzelle and Belinkov 2024, arXiv 2403.17806).
 
     As `eap`, with the mean gradient of `steps` runs. In run k = 1 ... `steps`, what the embedding writes is corrupted +
     k / `steps` (clean - corrupted); all else follows from it. One step is `eap` at the clean run. With many, the
     scores of the embedding's own edges add up to the difference between clean and corrupted logit difference.
+
+    Args:
+        known: as for `eap`.
 
     Raises:
         PatchError: no step, prompts that do not align, a model under hooks or not on the CPU.
@@ -423,7 +486,7 @@ def eap_ig(model: TransformerBridge, clean: Population, corrupted: Population, s
     """
     if steps < 1:
         raise PatchError(f"steps = {steps}: the mean gradient needs at least one run", see="nothing-chosen")
-    return _attribute(model, clean, corrupted, [k / steps for k in range(1, steps + 1)])
+    return _attribute(model, clean, corrupted, [k / steps for k in range(1, steps + 1)], known)
 
 
 def prune(
@@ -434,6 +497,8 @@ def prune(
     tau: float,
     block: int = 1000,
     by: Literal["kl", "difference"] = "kl",
+    *,
+    known: Recorded | None = None,
 ) -> list[Edge]:
     """Drop edges one block after another, the last ranked first, as long as little changes.
 
@@ -445,6 +510,7 @@ def prune(
         tau: a block is dropped if the measure changes by less than this.
         by: "kl": the mean divergence of P(IO against S) from that of the clean run, in nats, may rise by less than
             tau. "difference": the mean logit difference may change by less than tau, in either direction.
+        known: what is recorded; only what it lacks is measured.
 
     Returns:
         The edges that are left, in the order of the ranking, without those on no path from the embedding to the logits.
@@ -463,15 +529,16 @@ def prune(
         )
     graph = Graph(model)
     kept = graph.mask(ranking)
-    pieces = list(_pieces(graph, clean, corrupted, PROMPTS_AT_ONCE))
+    pieces: list[Piece] = []
+
+    def run(mask: Tensor) -> Tensor:
+        return _run_masks(graph, clean, corrupted, [mask], known, pieces)[0]
 
     def measure(mask: Tensor) -> float:
-        with torch.no_grad():
-            value = finite(torch.cat([piece.run(mask) for piece in pieces]), clean)
+        value = run(mask)
         return float(value.mean() if by == "difference" else divergence(whole, value).mean())
 
-    with torch.no_grad():
-        whole = torch.cat([piece.run(graph.possible) for piece in pieces])
+    whole = run(graph.possible)
     now = measure(kept)
     for stop in progress(range(len(ranking), 0, -block), "blocks of edges", -(-len(ranking) // block)):
         without = kept & ~graph.mask(ranking[max(0, stop - block) : stop])
@@ -506,11 +573,19 @@ class Point(NamedTuple):
 
 
 def faithfulness(
-    model: TransformerBridge, clean: Population, corrupted: Population, circuits: Sequence[Collection[Edge]]
+    model: TransformerBridge,
+    clean: Population,
+    corrupted: Population,
+    circuits: Sequence[Collection[Edge]],
+    *,
+    known: Recorded | None = None,
 ) -> list[Point]:
     """How much of the logit difference each circuit makes: (F(C) - F(nothing)) / (F(all) - F(nothing)).
 
     F is the mean logit difference; nothing is the corrupted run, all the clean one.
+
+    Args:
+        known: what is recorded; only what it lacks is measured.
 
     Raises:
         PatchError: as for `run`.
@@ -520,7 +595,7 @@ def faithfulness(
     masks = [graph.mask(edges) for edges in circuits]
     bounds = [torch.zeros_like(graph.possible), graph.possible]
     connected = [graph.connected(mask) for mask in masks]
-    nothing, whole, *found = _run_masks(graph, clean, corrupted, [*bounds, *connected])
+    nothing, whole, *found = _run_masks(graph, clean, corrupted, [*bounds, *connected], known)
     points = []
     for mask, rest, value in zip(masks, connected, found, strict=True):
         size, unit = int(mask.sum()), restoration(value, whole, nothing)
@@ -529,13 +604,20 @@ def faithfulness(
 
 
 def curve(
-    model: TransformerBridge, clean: Population, corrupted: Population, ranking: Sequence[Edge], sizes: Sequence[int]
+    model: TransformerBridge,
+    clean: Population,
+    corrupted: Population,
+    ranking: Sequence[Edge],
+    sizes: Sequence[int],
+    *,
+    known: Recorded | None = None,
 ) -> list[Point]:
     """The faithfulness of the first n edges of a ranking, for each n in `sizes`, in ascending order.
 
     Args:
         ranking: best first, such as `Scores.ranking()`, which ranks by |score|.
         sizes: numbers of edges, counted before those on no path from the embedding to the logits are left out.
+        known: what is recorded; only what it lacks is measured.
 
     Raises:
         PatchError: no sizes, or one that the ranking does not have; as for `run`.
@@ -546,7 +628,7 @@ def curve(
             f"sizes {list(sizes)} of a ranking of {len(ranking)} edges: give numbers from 0 to its length",
             see="nothing-chosen",
         )
-    return faithfulness(model, clean, corrupted, [ranking[:n] for n in sorted(set(sizes))])
+    return faithfulness(model, clean, corrupted, [ranking[:n] for n in sorted(set(sizes))], known=known)
 
 
 class Area(NamedTuple):
@@ -594,6 +676,8 @@ def arrows(
     senders: Mapping[str, Sequence[Node]],
     receivers: Mapping[str, Sequence[Node]],
     inputs: Sequence[str] = ("q", "k", "v"),
+    *,
+    known: Recorded | None = None,
 ) -> dict[Arrow, Float[Tensor, " batch"]]:
     """What each arrow between families carries: how much logit difference is lost when it alone carries corrupted news.
 
@@ -607,6 +691,7 @@ def arrows(
         clean, corrupted: aligned populations, as for `path_patch`.
         senders, receivers: families, which may be the same ones. Each sender's arrow to the logits is added.
         inputs: which inputs change together: "q" alone, or for instance "qkv".
+        known: what is recorded; only what it lacks is measured.
 
     Returns:
         Clean - patched logit difference of each prompt, in nats. An arrow that leads to no later layer holds zeros.
@@ -628,9 +713,11 @@ def arrows(
     families = [Keep(tuple(nodes)) for nodes in (*senders.values(), *receivers.values())]
     check_states(model, clean, families)
     first_difference(clean, corrupted)
-    network = Network(model)
     found: dict[Arrow, list[Tensor]] = {Arrow(name, "logits", "logits"): [] for name in senders}
     found |= {Arrow(a, b, into): [] for a in senders for b in receivers for into in inputs}
+    if known is not None:
+        return _known_arrows(model, clean, corrupted, senders, receivers, list(found), known)
+    network = Network(model)
     pieces = zip(clean.chunks(PROMPTS_AT_ONCE), corrupted.chunks(PROMPTS_AT_ONCE), strict=True)
     with torch.no_grad():
         for pop, other in progress(pieces, "prompts", -(-len(clean) // PROMPTS_AT_ONCE)):
@@ -643,6 +730,37 @@ def arrows(
                 for (sender, into), one in zip(product(senders, inputs), lost.flatten(0, 1), strict=True):
                     found[Arrow(sender, receiver, into)].append(one)
     return {arrow: finite(torch.cat(values), clean) for arrow, values in found.items()}
+
+
+def _known_arrows(
+    model: TransformerBridge,
+    clean: Population,
+    corrupted: Population,
+    senders: Mapping[str, Sequence[Node]],
+    receivers: Mapping[str, Sequence[Node]],
+    asked: Sequence[Arrow],
+    known: Recorded,
+) -> dict[Arrow, Float[Tensor, " batch"]]:
+    """`arrows`, as far as they are recorded: the key of one is who sends, who receives, and through what."""
+
+    def measure(numbers: list[int], prompts: list[int] | None) -> Tensor:
+        some = [asked[number] for number in numbers]
+        pops = (clean, corrupted) if prompts is None else (clean.subset(prompts), corrupted.subset(prompts))
+        made = arrows(
+            model,
+            *pops,
+            {one.sender: senders[one.sender] for one in some},
+            {one.receiver: receivers[one.receiver] for one in some if one.into != "logits"},
+            sorted({one.into for one in some} - {"logits"}),
+        )
+        return torch.stack([made[one] for one in some])
+
+    def who(nodes: Sequence[Node]) -> tuple[Node, ...]:
+        return tuple(sorted({(layer, head, place) for layer, head, place in nodes}))
+
+    keys = [(who(senders[a]), into if into == "logits" else who(receivers[b]), into) for a, b, into in asked]
+    context = ("arrows", prompt_key(clean), prompt_key(corrupted))
+    return dict(zip(asked, known.values(context, keys, len(clean), measure), strict=True))
 
 
 class _Letters:

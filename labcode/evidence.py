@@ -5,6 +5,9 @@ measurements of a known model are recorded (`make evidence`), and a chapter read
 build takes two prompts of each half, chosen by the day, measures everything on them again (`recheck`), and fails where
 a value differs. A model without a record is measured when it is asked for, on fewer prompts, and the page says so.
 
+Two things are recorded. Every head on both halves of the prompts, which `recheck` measures again; and what chapters ask
+of the circuit that was found, row by row (`labcode.recorded`), of which they measure a part again where they ask.
+
 There are two halves that share no frame and no name (`labcode.frames`). "discovery" is where heads are found and
 thresholds are applied, "test" is where what was found is judged: nothing is chosen there, and the writers whose queries
 are followed are those of the discovery.
@@ -14,16 +17,19 @@ from __future__ import annotations
 
 import datetime
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 
-from labcode import families, frames, prompts
+from labcode import edges, families, frames, prompts
 from labcode.corpus import DATA
 from labcode.errors import EvidenceError
 from labcode.models import edition, pins
+from labcode.recorded import AT_ONCE, TOLERANCE, Recorded, remember, stale, today
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
+    from labcode.heads import Node
     from labcode.prompts import Population
 
 Half = Literal["discovery", "test"]
@@ -38,8 +45,6 @@ HALVES: dict[Half, tuple[tuple[str, ...], int]] = {"discovery": (frames.DISCOVER
 """The frames of each half, and the seed that draws its prompts."""
 N = 96  # prompts of a half: two pairs for each frame
 FEWER = 24  # of a model without a record: one pair for every other frame
-TOLERANCE = 1e-4  # in the unit of each value: nats, or shares of attention
-AT_ONCE = 2  # prompts of each half that a build measures again: a little more than 2 % of 96
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,15 @@ class Evidence:
         tables: by half and name, as `families.measure` gives them: prompts are the last axis.
         populations: by half, the prompts and their three-names twins.
         origin: "recorded", or "measured" in this run.
+        model: whose measurements they are.
+        known: what chapters asked of the circuit.
     """
 
     tables: Mapping[Half, Mapping[str, Tensor]]
     populations: Mapping[Half, tuple[Population, Population]]
     origin: Literal["recorded", "measured"]
+    model: TransformerBridge | None = None
+    known: Recorded = field(default_factory=Recorded)
 
     def judged(self, half: Half) -> families.Discovery:
         """The families by the measurements of one half."""
@@ -63,6 +72,51 @@ class Evidence:
     def table(self, half: Half) -> dict[str, Tensor]:
         """The measurements of one half and the group of each prompt, as `families.judge` takes them."""
         return {**self.tables[half], "groups": groups(self.populations[half][0])}
+
+    @cached_property
+    def found(self) -> families.Discovery:
+        """The families by the discovery half: those whose circuit is recorded."""
+        return self.judged("discovery")
+
+    @property
+    def filled(self) -> dict[str, list[Node]]:
+        """The families that have heads, each head at the position at which it acts."""
+        return {name: self.found.nodes(name) for name in families.FAMILIES if self.found.families[name]}
+
+    def arrows(
+        self,
+        senders: Mapping[str, Sequence[Node]] | None = None,
+        receivers: Mapping[str, Sequence[Node]] | None = None,
+        inputs: Sequence[str] = ("q", "k", "v"),
+    ) -> dict[edges.Arrow, Tensor]:
+        """What each arrow of the circuit carries on the prompts of the test half: `edges.arrows`.
+
+        Args:
+            senders: all families if None.
+            receivers: all families but those at S1+1, which nobody before them writes to, if None.
+
+        Returns:
+            Clean - patched logit difference, in nats, [batch]; the groups of intervals are `groups` of the test half.
+            Nothing where there are no families.
+        """
+        if senders is None:
+            senders = self.filled
+        if receivers is None:
+            early = {name for name, family in families.FAMILIES.items() if family.position == "S1+1"}
+            receivers = {name: nodes for name, nodes in self.filled.items() if name not in early}
+        model = self.model
+        if model is None or not senders:
+            return {}
+        pops = self.populations["test"]
+
+        def measure() -> dict[edges.Arrow, Tensor]:
+            return edges.arrows(model, *pops, senders, receivers, inputs, known=self.known)
+
+        if self.origin == "recorded":
+            return measure()
+        name = repr(("arrows", sorted(senders.items()), sorted(receivers.items()), inputs))
+        kept = remember(name, model, pops, lambda: {" > ".join(one): lost for one, lost in measure().items()})
+        return {edges.Arrow(*one.split(" > ")): lost for one, lost in kept.items()}
 
 
 def groups(pop: Population) -> Tensor:
@@ -111,30 +165,59 @@ def load(model: TransformerBridge, folder: Path = DATA) -> Evidence:
     Raises:
         EvidenceError: a record that cannot be read, or that lacks something.
     """
+    if _recording:
+        return replace(_recording[-1], model=model)
     path = folder / f"evidence-{edition(model)}.safetensors"
     if edition(model) and path.is_file():
-        return Evidence(read(path, pins(edition(model))), populations(model), "recorded")
+        tables, known = read(path, pins(edition(model)))
+        return Evidence(tables, populations(model), "recorded", model, known)
     pops = populations(model, FEWER, exact=False)
-    kept = measure(model, pops, lambda half, made: families.remember(f"evidence {half}", model, pops[half], made))
-    return Evidence(kept, pops, "measured")
+    kept = measure(model, pops, lambda half, made: remember(f"evidence {half}", model, pops[half], made))
+    return Evidence(kept, pops, "measured", model)
 
 
-def read(path: Path, key: str) -> dict[Half, dict[str, Tensor]]:
-    """The tables of a record.
+_recording: list[Evidence] = []
+
+
+@contextmanager
+def recording(found: Evidence) -> Iterator[None]:
+    """What `load` gives meanwhile, so that what a chapter measures comes to be known (`make evidence`)."""
+    _recording.append(found)
+    try:
+        yield
+    finally:
+        _recording.pop()
+
+
+def read(path: Path, key: str) -> tuple[dict[Half, dict[str, Tensor]], Recorded]:
+    """The tables of a record, and its rows.
 
     Raises:
-        EvidenceError: no safetensors file; a record of other weights; halves without tables.
+        EvidenceError: no safetensors file; a record of other weights; halves without tables; rows without keys.
     """
     from safetensors import SafetensorError, safe_open
 
-    tables: dict[Half, dict[str, Tensor]] = {half: {} for half in HALVES}
+    tables: dict[str, dict[str, Tensor]] = {half: {} for half in HALVES}
+    numbers: dict[str, list[int]] = {}
+    rows: dict[str, Tensor] = {}
+    more: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, "pt") as file:
             said = file.metadata() or {}
             for name in list(file.keys()):
-                half, _, table = name.partition("/")
-                tables[half][table] = file.get_tensor(name)  # type: ignore[index]
-    except (SafetensorError, OSError, KeyError) as error:
+                group, _, rest = name.partition("/")
+                context, _, part = rest.partition("/")
+                value = file.get_tensor(name)
+                if group == "keys":
+                    numbers[context] = value.tolist()
+                elif group == "rows":
+                    rows[context] = value
+                elif group == "edges":
+                    more.setdefault(context, {})[part] = value
+                else:
+                    tables[group][rest] = value
+        known = Recorded({one: dict(zip(numbers[one], of, strict=True)) for one, of in rows.items()}, more)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise EvidenceError(
             f"{path} can't be read ({error}): make it again with `make evidence`", see="evidence"
         ) from error
@@ -143,15 +226,21 @@ def read(path: Path, key: str) -> dict[Half, dict[str, Tensor]]:
             f"{path} holds measurements of other weights, or only some of them: make it again with `make evidence`",
             see="evidence",
         )
-    return tables
+    return cast("dict[Half, dict[str, Tensor]]", tables), known
 
 
-def write(path: Path, tables: Mapping[Half, Mapping[str, Tensor]], said: Mapping[str, str]) -> None:
+def write(
+    path: Path, tables: Mapping[Half, Mapping[str, Tensor]], said: Mapping[str, str], known: Recorded | None = None
+) -> None:
     """Write a record aside and rename it into its place."""
     from safetensors.torch import save_file
 
     aside = path.with_suffix(".tmp")
     flat = {f"{half}/{name}": value.contiguous() for half, found in tables.items() for name, value in found.items()}
+    for context, rows in known.rows.items() if known else ():
+        flat |= {f"keys/{context}": torch.tensor(list(rows)), f"rows/{context}": torch.stack(list(rows.values()))}
+    for context, table in known.tables.items() if known else ():
+        flat |= {f"edges/{context}/{name}": value.contiguous() for name, value in table.items()}
     save_file(flat, aside, dict(said))
     aside.replace(path)
 
@@ -172,7 +261,7 @@ def recheck(model: TransformerBridge, found: Evidence, day: datetime.date | None
     Raises:
         EvidenceError: a value differs by more than `TOLERANCE`.
     """
-    rng = random.Random((day or datetime.datetime.now(datetime.UTC).date()).isoformat())
+    rng = random.Random((day or today()).isoformat())
     n, largest, where = 0, 0.0, ""
     texts: dict[Half, tuple[str, ...]] = {}
     for half, (pop, corrupted) in found.populations.items():
@@ -194,9 +283,5 @@ def recheck(model: TransformerBridge, found: Evidence, day: datetime.date | None
             if gap >= largest:
                 largest, where = gap, f"{half}: {name}"
     if largest > TOLERANCE:
-        raise EvidenceError(
-            f"the recorded evidence differs from this run by {largest:.1g} ({where}), and {TOLERANCE:g} is allowed: "
-            "the code or the model has changed since; make it again with `make evidence`",
-            see="evidence",
-        )
+        raise stale(largest, where)
     return Recheck(n, largest, where, texts)

@@ -1,27 +1,22 @@
 """Head families: which head does which job, decided by criteria that were written down before the search.
 
-In reading order: the criteria, the same ones on every model; what is measured of every head, once; the discovery, which
-applies the criteria to the measurements and decides nothing else; and the memory that keeps a measurement, since it
-takes minutes and several chapters share it.
+In reading order: the criteria, the same ones on every model; what is measured of every head, once; and the discovery,
+which applies the criteria to the measurements and decides nothing else.
 """
 
 from __future__ import annotations
 
-import hashlib
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from labcode import prompts
-from labcode.errors import FamilyError, ModelError
+from labcode.errors import FamilyError
 from labcode.heads import Head, Node, copy_scores, position_attentions
 from labcode.metrics import Interval, bootstrap_cells, screen, tossed
-from labcode.models import build_once, cache_dir, weights_key
 from labcode.patching import exchanged, path_patch, sweep
 from labcode.residual import Decomposition, decompose
 
@@ -621,59 +616,3 @@ def _tossed(
         means, threshold = tossed(values[asked], groups, signs)
         passed[:, asked] = (means * (1 if least > 0 else -1) >= abs(least)) & threshold
     return passed
-
-
-def remember(
-    name: str, model: TransformerBridge, pops: Sequence[Population], measure: Callable[[], dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    """What `measure` returns, from the lab's cache folder if it was measured before.
-
-    A name alone would go stale. The key of a measurement holds the model's weights and tokenizer, the prompts, all of
-    labcode's source and the version of torch, so a result is found again only where the same code would give it again.
-    It is written aside and renamed, and a lock lets one process measure while others wait for it.
-
-    Args:
-        name: of the measurement, since others may be made of the same prompts.
-        measure: makes the tensors, by name. Called at most once, and by one process at a time.
-
-    Returns:
-        The tensors. Where the cache folder can't be used there is a warning, and they are measured.
-    """
-    from safetensors.torch import load_file, save_file
-
-    parts = [name, weights_key(model), source_key(Path(__file__).parent), *map(prompt_key, pops)]
-    folder = cache_dir() / "measured" / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
-    made: dict[str, Tensor] = {}
-
-    def build(aside: Path) -> None:
-        made.update(measure())
-        save_file({key: value.detach().contiguous() for key, value in made.items()}, aside / "values.safetensors")
-
-    def read(target: Path) -> dict[str, Tensor] | None:
-        try:
-            return load_file(target / "values.safetensors")
-        except Exception:  # whatever is wrong with the file, measuring again mends it
-            return None
-
-    try:
-        build_once(folder, lambda target: read(target) is not None, build, needs=2**20)
-    except ModelError as reason:
-        warnings.warn(f"this measurement is not kept: {reason}", stacklevel=2)
-        return made or measure()
-    return made or read(folder) or measure()
-
-
-def prompt_key(pop: Population) -> str:
-    """Everything about prompts that a measurement can depend on, as a short text."""
-    places = [pop.positions[name] for name in sorted(pop.positions)]
-    parts = [pop.tokens, pop.lengths, pop.io_ids, pop.s_ids, pop.draws, *places]
-    return hashlib.sha256(b"\0".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
-
-
-@cache
-def source_key(folder: Path) -> str:
-    """A hash of all Python files of a folder, and of torch's version."""
-    digest = hashlib.sha256(torch.__version__.encode())
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
-    return digest.hexdigest()

@@ -201,7 +201,7 @@ def test_every_way_of_taking_out_is_that_of_an_ablation(tiny, several, how):
         reference = reference.subset(range(len(pop)))
     nodes, places = [(0, 2, "S2"), (1, 3, "S2")], {"at": "S2"}
     expected = ablate(tiny, pop, [node[:2] for node in nodes], how, reference=reference, seed=3, **places)
-    runner = Runner(tiny, pop, None if how == "zero" else reference, how=how, least=1, seed=3)
+    runner = Runner(tiny, pop, reference, how=how, least=1, seed=3)
     torch.testing.assert_close(runner.values([Out(nodes)])[0], expected, atol=1e-5, rtol=0)
     assert (expected - ablate(tiny, pop)).abs().max() > 1e-4
 

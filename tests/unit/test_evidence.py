@@ -11,6 +11,7 @@ import torch
 
 from labcode import evidence, frames, models, prompts
 from labcode.errors import EvidenceError
+from labcode.recorded import SHARE, Recorded
 
 FEW = 8
 
@@ -63,9 +64,13 @@ def test_the_test_half_follows_the_writers_of_the_discovery(found):
 
 def test_it_is_written_and_read_back(found, tmp_path):
     path = tmp_path / "evidence-x.safetensors"
-    evidence.write(path, found.tables, {"weights": "key"})
-    back = evidence.read(path, "key")
+    known = Recorded({"context": {3: torch.rand(FEW), 7: torch.rand(FEW)}}, {"scores": {"mean": torch.rand(5)}})
+    evidence.write(path, found.tables, {"weights": "key"}, known)
+    back, rows = evidence.read(path, "key")
     assert os.listdir(tmp_path) == [path.name]
+    assert rows.rows.keys() == {"context"}
+    assert all(torch.equal(rows.rows["context"][number], row) for number, row in known.rows["context"].items())
+    assert torch.equal(rows.tables["scores"]["mean"], known.tables["scores"]["mean"])
     for half, tables in found.tables.items():
         assert all(torch.equal(back[half][name].nan_to_num(9), value.nan_to_num(9)) for name, value in tables.items())
     with pytest.raises(EvidenceError, match="other weights"):
@@ -83,3 +88,35 @@ def test_a_quick_look_does_not_change_the_prompts_of_a_record(monkeypatch, smoll
 
 def test_pins_name_the_weights_without_loading():
     assert models.pins("smollm2") != models.pins("gpt2")
+
+
+def test_a_record_with_rows_but_no_keys_is_refused(found, tmp_path):
+    path = tmp_path / "evidence-x.safetensors"
+    tables = {**found.tables, "rows": {"context": torch.rand(2, FEW)}}
+    evidence.write(path, tables, {"weights": "key"})
+    with pytest.raises(EvidenceError, match="can't be read"):
+        evidence.read(path, "key")
+    tables["keys"] = {"context": torch.tensor([1, 2, 3])}
+    evidence.write(path, tables, {"weights": "key"})
+    with pytest.raises(EvidenceError, match="can't be read"):
+        evidence.read(path, "key")
+
+
+def test_what_a_chapter_asks_while_recording_is_known_afterwards(found, tiny_gpt2):
+    model = tiny_gpt2.bridge
+    with evidence.recording(replace(found, known=Recorded())):
+        seen = evidence.load(model)
+    assert seen.model is model
+    some = {"a": [(0, 0, "S2")]}, {"b": [(1, 0, "END")]}
+    lost = seen.arrows(*some)
+    assert len(seen.known.measured) == len(lost) == 4
+    again = replace(seen, known=seen.known.asked()).arrows(*some)
+    assert all(torch.equal(lost[arrow], value) for arrow, value in again.items())
+
+
+def test_the_record_holds_the_arrows_of_the_circuit(smollm2):
+    seen = evidence.load(smollm2)
+    arrows = seen.arrows()
+    assert {arrow.sender for arrow in arrows} == set(seen.filled)
+    assert not seen.known.measured
+    assert seen.known.n_again >= 2 * SHARE * len(arrows)

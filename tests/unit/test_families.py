@@ -9,7 +9,7 @@ import torch
 
 from labcode import evidence, families, prompts
 from labcode.errors import FamilyError
-from labcode.families import EFFECT, LOOKS, remember, source_key
+from labcode.families import EFFECT, LOOKS
 from labcode.patching import exchanged
 from labcode.report import CIRCUIT
 from labcode.residual import decompose, direct_attribution
@@ -276,97 +276,3 @@ def test_the_circuit_of_gpt2_small_is_recovered(gpt2):
     assert len(published) == 26
     assert len(found & published) >= 24, sorted(published - found)
     assert len(found - published) <= 4, sorted(found - published)
-
-
-# What is remembered is found again, made again when anything changed, and no obstacle where nothing can be kept
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LAB_CACHE", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def counted():
-    calls = []
-
-    def measure():
-        calls.append(1)
-        return {"x": torch.arange(6.0).view(2, 3), "y": torch.tensor(float(len(calls)))}
-
-    return calls, measure
-
-
-def test_a_measurement_is_made_once(cache, toy, counted):
-    calls, measure = counted
-    first = remember("thing", toy, [], measure)
-    again = remember("thing", toy, [], measure)
-    assert len(calls) == 1
-    assert torch.equal(first["x"], again["x"])
-    assert float(again["y"]) == 1
-
-
-def test_changed_weights_are_measured_again(cache, tiny_gpt2, counted):
-    calls, measure = counted
-    model = tiny_gpt2.bridge
-    remember("thing", model, [], measure)
-    weight = next(iter(dict(sorted(model.named_parameters())).values()))
-    kept = weight.data.clone()
-    try:
-        weight.data += 1
-        remember("thing", model, [], measure)
-    finally:
-        weight.data.copy_(kept)
-    remember("thing", model, [], measure)
-    assert len(calls) == 2
-
-
-def test_other_prompts_are_measured_again(cache, toy, counted):
-    calls, measure = counted
-    pop = prompts.population(toy, 4, seed=1)
-    others = [prompts.population(toy, 4, seed=seed) for seed in (1, 2)]
-    for other in (pop, *others, prompts.corrupt(toy, pop, "abc")):
-        remember("thing", toy, [other], measure)
-    assert len(calls) == 3, "the same prompts once, other names, and three unrelated ones"
-
-
-def test_any_change_of_labcodes_source_changes_the_key(tmp_path):
-    def key():
-        source_key.cache_clear()
-        return source_key(tmp_path)
-
-    (tmp_path / "one.py").write_text("x = 1\n")
-    before = key()
-    assert key() == before
-    (tmp_path / "one.py").write_text("x = 2\n")
-    changed = key()
-    (tmp_path / "two.py").write_text("")
-    assert len({before, changed, key()}) == 3
-
-
-def test_a_damaged_file_is_measured_again(cache, toy, counted):
-    calls, measure = counted
-    remember("thing", toy, [], measure)
-    (file,) = (cache / "measured").rglob("values.safetensors")
-    file.write_bytes(file.read_bytes()[:-5])
-    assert torch.equal(remember("thing", toy, [], measure)["x"], torch.arange(6.0).view(2, 3))
-    assert len(calls) == 2
-
-
-def test_a_cache_that_cannot_be_written_costs_a_warning_only(cache, toy, counted):
-    calls, measure = counted
-    (cache / "measured").write_text("a file where the folder should be")
-    with pytest.warns(UserWarning, match="not kept: the cache folder .* set LAB_CACHE"):
-        found = remember("thing", toy, [], measure)
-    assert torch.equal(found["x"], torch.arange(6.0).view(2, 3))
-    assert len(calls) == 1
-
-
-def test_an_error_while_measuring_is_the_callers_and_leaves_nothing(cache, toy):
-    def measure():
-        raise ZeroDivisionError("the measurement's own")
-
-    with pytest.raises(ZeroDivisionError):
-        remember("thing", toy, [], measure)
-    assert not list((cache / "measured").rglob("values.safetensors"))

@@ -1,0 +1,251 @@
+"""What is measured once and found again: by name in the cache folder, or row by row in the recorded evidence.
+
+`remember` keeps tensors in the lab's cache folder. `Recorded` holds rows of one value per prompt, each under a key made
+of all that it depends on: the prompts, the intervention, the heads or edges. Whoever measures (`circuit.Runner`,
+`edges.arrows`, `edges.run` and what is built on it) can be given one: rows that it holds are taken from it, others are
+measured. So a chapter that asks for something new is slower and never wrong. Of what is taken, a part is measured again
+on a few prompts, by the day, and a difference stops the build.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import math
+import random
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from labcode.errors import EvidenceError, ModelError
+from labcode.models import build_once, cache_dir, weights_key
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from labcode.prompts import Population
+
+TOLERANCE = 1e-4  # in the unit of each value: nats, or shares of attention
+AT_ONCE = 2  # prompts on which a build measures again
+SHARE = 0.02  # of the rows that are taken from the record: at least so many of each context, and at least one
+
+Measure = Callable[[list[int], list[int] | None], "Float[Tensor, 'row batch']"]
+"""Measures the rows of these numbers, on the prompts of these numbers or on all."""
+
+
+def today() -> datetime.date:
+    """The day that chooses what is measured again, the same all over the world."""
+    return datetime.datetime.now(datetime.UTC).date()
+
+
+@dataclass
+class Recorded:
+    """Rows of one value per prompt, by what they depend on.
+
+    Attributes:
+        rows: by context and key, both hashed. A context holds the prompts and the intervention; its rows have one
+            length.
+        tables: larger things that are no rows, by context.
+        day: chooses what is measured again.
+        taken: the rows that came from the record. measured: those that were measured in this run, kept from then on.
+        n_again, largest: how many values were measured again, and the largest difference.
+        watch: called after each measurement, so that a long recording can be saved on its way.
+    """
+
+    rows: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    tables: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    day: datetime.date = field(default_factory=today)
+    taken: set[tuple[str, int]] = field(default_factory=set)
+    measured: set[tuple[str, int]] = field(default_factory=set)
+    n_again: int = 0
+    largest: float = 0.0
+    watch: Callable[[Recorded], None] | None = None
+    _checked: dict[str, int] = field(default_factory=dict)
+
+    def values(
+        self, context: Sequence[Hashable], keys: Sequence[Hashable], n: int, measure: Measure
+    ) -> Float[Tensor, "row batch"]:
+        """The rows of these keys, from the record where it has them.
+
+        Args:
+            context: what all rows depend on, hashed by their text: strings, numbers, and tuples of them.
+            keys: of each row.
+            n: number of prompts.
+            measure: what is not known, and a part of what is.
+
+        Raises:
+            EvidenceError: a row with another number of prompts; one that differs from what is measured again.
+        """
+        name = digest("row", *context)
+        known = self.rows.setdefault(name, {})
+        numbers = [int(digest(key)[:15], 16) for key in keys]
+        missing = [i for i, number in enumerate(numbers) if number not in known]
+        fresh = [
+            i
+            for i, number in enumerate(numbers)
+            if number in known and (name, number) not in self.measured and (name, number) not in self.taken
+        ]
+        for i in fresh:
+            if known[numbers[i]].shape != (n,):
+                raise EvidenceError(
+                    f"a recorded row has {known[numbers[i]].numel()} values for {n} prompts: make the record again "
+                    "with `make evidence`",
+                    see="evidence",
+                )
+        if fresh:
+            self.taken |= {(name, numbers[i]) for i in fresh}
+            here = sum(context == name for context, _ in self.taken)
+            due = min(len(fresh), math.ceil(SHARE * here) - self._checked.get(name, 0))
+            if due > 0:
+                some = sorted(random.Random(f"{self.day} {name} {here}").sample(fresh, due))
+                prompts = self.prompts(name, n)
+                old = torch.stack([known[numbers[i]] for i in some])[:, prompts]
+                self.compare(measure(some, prompts), old, f"{context[0]}, row {some[0]} of {len(keys)}")
+                self._checked[name] = self._checked.get(name, 0) + due
+        if missing:
+            for i, row in zip(missing, measure(missing, None), strict=True):
+                known[numbers[i]] = row.detach().clone()
+                self.measured.add((name, numbers[i]))
+            self.saved()
+        return torch.stack([known[number] for number in numbers])
+
+    def has_given(self, context: Sequence[Hashable]) -> bool:
+        """Whether some rows of this context came from the record."""
+        name = digest("row", *context)
+        return any(name == one for one, _ in self.taken)
+
+    def table(
+        self,
+        context: Sequence[Hashable],
+        n: int,
+        measure: Callable[[], dict[str, Tensor]],
+        again: Callable[[dict[str, Tensor], list[int]], tuple[Tensor, Tensor]],
+    ) -> dict[str, Tensor]:
+        """Something larger that depends on prompts: tensors by name.
+
+        Args:
+            again: takes what is recorded and a few prompts; returns what it measures on them and what is recorded.
+
+        Raises:
+            EvidenceError: what is measured again differs.
+        """
+        name = digest("table", *context)
+        at = (name, 0)
+        if name in self.tables and at not in self.taken and at not in self.measured:
+            new, old = again(self.tables[name], self.prompts(name, n))
+            self.compare(new, old, str(context[0]))
+            self.taken.add(at)
+        if name not in self.tables:
+            self.tables[name] = measure()
+            self.measured.add(at)
+            self.saved()
+        return self.tables[name]
+
+    def prompts(self, name: str, n: int) -> list[int]:
+        """On which prompts of a context the day measures again."""
+        return sorted(random.Random(f"{self.day} {name}").sample(range(n), min(AT_ONCE, n)))
+
+    def compare(self, new: Tensor, old: Tensor, what: str) -> None:
+        """Count what was measured again.
+
+        Raises:
+            EvidenceError: a difference above `TOLERANCE`, or values that are not finite.
+        """
+        gap = float((new - old).abs().max())
+        self.n_again += new.numel()
+        self.largest = max(self.largest, gap)
+        if not gap <= TOLERANCE:
+            raise stale(gap, what)
+
+    def saved(self) -> None:
+        """Tell the watcher that something was measured."""
+        if self.watch:
+            self.watch(self)
+
+    def asked(self) -> Recorded:
+        """Only what this run asked for: what goes into a new record."""
+        of = self.taken | self.measured
+        rows = {
+            name: {number: row for number, row in known.items() if (name, number) in of}
+            for name, known in self.rows.items()
+        }
+        tables = {name: table for name, table in self.tables.items() if (name, 0) in of}
+        return Recorded({name: known for name, known in rows.items() if known}, tables)
+
+
+def stale(gap: float, where: str) -> EvidenceError:
+    """What is said where a record and a run differ."""
+    return EvidenceError(
+        f"the recorded evidence differs from this run by {gap:.1g} ({where}), and {TOLERANCE:g} is allowed: "
+        "the code or the model has changed since; make it again with `make evidence`",
+        see="evidence",
+    )
+
+
+def digest(*parts: Hashable) -> str:
+    """A short text for everything that a value depends on."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
+
+
+def remember(
+    name: str, model: TransformerBridge, pops: Sequence[Population], measure: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """What `measure` returns, from the lab's cache folder if it was measured before.
+
+    A name alone would go stale. The key of a measurement holds the model's weights and tokenizer, the prompts, all of
+    labcode's source and the version of torch, so a result is found again only where the same code would give it again.
+    It is written aside and renamed, and a lock lets one process measure while others wait for it.
+
+    Args:
+        name: of the measurement, since others may be made of the same prompts.
+        measure: makes the tensors, by name. Called at most once, and by one process at a time.
+
+    Returns:
+        The tensors. Where the cache folder can't be used there is a warning, and they are measured.
+    """
+    from safetensors.torch import load_file, save_file
+
+    parts = [name, weights_key(model), source_key(Path(__file__).parent), *map(prompt_key, pops)]
+    folder = cache_dir() / "measured" / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+    made: dict[str, Tensor] = {}
+
+    def build(aside: Path) -> None:
+        made.update(measure())
+        save_file({key: value.detach().contiguous() for key, value in made.items()}, aside / "values.safetensors")
+
+    def read(target: Path) -> dict[str, Tensor] | None:
+        try:
+            return load_file(target / "values.safetensors")
+        except Exception:  # whatever is wrong with the file, measuring again mends it
+            return None
+
+    try:
+        build_once(folder, lambda target: read(target) is not None, build, needs=2**20)
+    except ModelError as reason:
+        warnings.warn(f"this measurement is not kept: {reason}", stacklevel=2)
+        return made or measure()
+    return made or read(folder) or measure()
+
+
+def prompt_key(pop: Population) -> str:
+    """Everything about prompts that a measurement can depend on, as a short text."""
+    places = [pop.positions[name] for name in sorted(pop.positions)]
+    templates = torch.tensor([prompt.template for prompt in pop.prompts])
+    parts = [pop.tokens, pop.lengths, pop.io_ids, pop.s_ids, pop.draws, templates, *places]
+    return hashlib.sha256(b"\0".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
+
+
+@cache
+def source_key(folder: Path) -> str:
+    """A hash of all Python files of a folder, and of torch's version."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,224 @@
+"""What was measured once is found again as long as nothing that it depends on has changed."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+import torch
+
+from labcode import edges, prompts
+from labcode.circuit import Keep, Out, Runner, references
+from labcode.errors import EvidenceError
+from labcode.recorded import Recorded, remember, source_key
+
+NODES = [(0, 0, "S2"), (1, 1, "END")]
+STATES = [Out(), Keep(NODES), Keep(), Out(NODES)]
+
+
+@pytest.fixture
+def pop(toy):
+    return prompts.population(toy, 8, seed=3)
+
+
+def found_again(known, day=None):
+    """The record as a later build reads it."""
+    again = known.asked()
+    again.day = day or datetime.date(2026, 1, 2)
+    return again
+
+
+# Rows of the record
+
+
+@pytest.mark.parametrize("how", ["template-mean", "mean", "zero", "resample", "corrupted"])
+def test_recorded_states_are_those_of_a_run(toy, pop, how, monkeypatch):
+    reference = prompts.corrupt(toy, pop, "abc") if how == "corrupted" else references(toy, pop)
+    plain = Runner(toy, pop, reference, how=how).values(STATES)
+    first = Runner(toy, pop, reference, how=how, known=Recorded())
+    assert torch.equal(first.values(STATES), plain)
+    assert first.origin == "measured"
+    known = found_again(first.known)
+    second = Runner(toy, pop, reference, how=how, known=known)
+    assert torch.equal(second.values(STATES[::-1]), plain.flip(0))
+    assert second.origin == "recorded"
+    assert (len(known.taken), len(known.measured), known.n_again) == (4, 0, 2), "one state on two prompts"
+    assert known.largest < 1e-5
+    monkeypatch.setattr(Runner, "_measured", None)
+    assert torch.equal(second.values([Keep(NODES[::-1])])[0], plain[1]), "the order of heads is no matter"
+
+
+def test_another_state_other_prompts_and_another_reference_are_measured(toy, pop):
+    reference = references(toy, pop)
+    first = Runner(toy, pop, reference, known=Recorded())
+    first.values(STATES)
+    known = first.known
+    n = len(known.measured)
+    other = references(toy, pop, seed=9)
+    for number, (run, states) in enumerate(
+        (
+            (first, [Keep([(0, 0, "END")])]),
+            (Runner(toy, pop, other, known=known), STATES[:1]),
+            (Runner(toy, pop.subset(range(6)), reference, known=known), STATES[:1]),
+            (Runner(toy, pop, reference, how="mean", known=known), STATES[:1]),
+        ),
+        1,
+    ):
+        run.values(states)
+        assert len(known.measured) == n + number
+    assert not known.taken
+
+
+def test_a_stale_row_stops_the_build(toy, pop):
+    reference = references(toy, pop)
+    first = Runner(toy, pop, reference, known=Recorded())
+    first.values(STATES)
+    for damage, message in ((lambda row: row + 2e-4, r"states, row \d of 4"), (lambda row: row[:-1], "7 values for 8")):
+        stale = found_again(first.known)
+        stale.rows = {name: {n: damage(row) for n, row in rows.items()} for name, rows in stale.rows.items()}
+        with pytest.raises(EvidenceError, match=message):
+            Runner(toy, pop, reference, known=stale).values(STATES)
+
+
+def test_the_day_chooses_what_is_measured_again(toy, pop):
+    found = Recorded(day=datetime.date(2026, 1, 2)).prompts("a", 48)
+    assert len({*found}) == 2
+    days = [Recorded(day=datetime.date(2026, 1, day)).prompts("a", 48) for day in range(1, 29)]
+    assert len({*map(tuple, days)}) > 20
+    reference = references(toy, pop)
+    first = Runner(toy, pop, reference, known=Recorded())
+    many = [Keep([(layer, head, place)]) for layer in range(3) for head in range(2) for place in pop.positions]
+    first.values(many)
+    known = found_again(first.known)
+    again = Runner(toy, pop, reference, known=known)
+    for state in many:
+        again.values([state])
+    assert known.n_again == 2, "one of thirty states is more than two in a hundred, also where each is asked alone"
+
+
+def test_recorded_arrows_and_edges_are_those_of_a_run(tiny_gpt2):
+    model, known = tiny_gpt2.bridge, Recorded()
+    pop = prompts.population(model, 4, seed=1)
+    abc = prompts.corrupt(model, pop, "abc")
+    a, b = {"a": [(0, 0, "S2"), (0, 1, "S2")]}, {"b": [(1, 0, "END")]}
+    graph = edges.Graph(model)
+    ranking = edges.eap_ig(model, pop, abc).ranking()
+    quarter = len(ranking) // 4
+
+    def asked(known):
+        found = edges.arrows(model, pop, abc, a, b, known=known)
+        scores = [edges.eap(model, pop, abc, known=known), edges.eap_ig(model, pop, abc, known=known)]
+        points = edges.curve(model, pop, abc, ranking, [0, quarter, len(graph.edges)], known=known)
+        left = edges.prune(model, pop, abc, ranking[:quarter], 0.01, block=quarter // 3, known=known)
+        return found, scores, points, left
+
+    plain, (made, later) = asked(None), (asked(known), asked(found_again(known)))
+    for found, scores, points, left in (made, later):
+        assert found.keys() == plain[0].keys()
+        assert all(torch.allclose(found[arrow], lost, atol=1e-6) for arrow, lost in plain[0].items())
+        for some, every in zip(scores, plain[1], strict=True):
+            assert some.ranking() == every.ranking()[:quarter]
+            assert some.top(3) == every.top(3)
+        assert all(torch.equal(one.values, other.values) for one, other in zip(points, plain[2], strict=True))
+        assert left == plain[3]
+    stale = found_again(known)
+    for table in stale.tables.values():
+        table["some"] += 2e-4
+    with pytest.raises(EvidenceError, match="scores"):
+        edges.eap(model, pop, abc, known=stale)
+
+
+# Memory in the cache folder
+
+# What is remembered is found again, made again when anything changed, and no obstacle where nothing can be kept
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def counted():
+    calls = []
+
+    def measure():
+        calls.append(1)
+        return {"x": torch.arange(6.0).view(2, 3), "y": torch.tensor(float(len(calls)))}
+
+    return calls, measure
+
+
+def test_a_measurement_is_made_once(cache, toy, counted):
+    calls, measure = counted
+    first = remember("thing", toy, [], measure)
+    again = remember("thing", toy, [], measure)
+    assert len(calls) == 1
+    assert torch.equal(first["x"], again["x"])
+    assert float(again["y"]) == 1
+
+
+def test_changed_weights_are_measured_again(cache, tiny_gpt2, counted):
+    calls, measure = counted
+    model = tiny_gpt2.bridge
+    remember("thing", model, [], measure)
+    weight = next(iter(dict(sorted(model.named_parameters())).values()))
+    kept = weight.data.clone()
+    try:
+        weight.data += 1
+        remember("thing", model, [], measure)
+    finally:
+        weight.data.copy_(kept)
+    remember("thing", model, [], measure)
+    assert len(calls) == 2
+
+
+def test_other_prompts_are_measured_again(cache, toy, counted):
+    calls, measure = counted
+    pop = prompts.population(toy, 4, seed=1)
+    others = [prompts.population(toy, 4, seed=seed) for seed in (1, 2)]
+    for other in (pop, *others, prompts.corrupt(toy, pop, "abc")):
+        remember("thing", toy, [other], measure)
+    assert len(calls) == 3, "the same prompts once, other names, and three unrelated ones"
+
+
+def test_any_change_of_labcodes_source_changes_the_key(tmp_path):
+    def key():
+        source_key.cache_clear()
+        return source_key(tmp_path)
+
+    (tmp_path / "one.py").write_text("x = 1\n")
+    before = key()
+    assert key() == before
+    (tmp_path / "one.py").write_text("x = 2\n")
+    changed = key()
+    (tmp_path / "two.py").write_text("")
+    assert len({before, changed, key()}) == 3
+
+
+def test_a_damaged_file_is_measured_again(cache, toy, counted):
+    calls, measure = counted
+    remember("thing", toy, [], measure)
+    (file,) = (cache / "measured").rglob("values.safetensors")
+    file.write_bytes(file.read_bytes()[:-5])
+    assert torch.equal(remember("thing", toy, [], measure)["x"], torch.arange(6.0).view(2, 3))
+    assert len(calls) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning_only(cache, toy, counted):
+    calls, measure = counted
+    (cache / "measured").write_text("a file where the folder should be")
+    with pytest.warns(UserWarning, match="not kept: the cache folder .* set LAB_CACHE"):
+        found = remember("thing", toy, [], measure)
+    assert torch.equal(found["x"], torch.arange(6.0).view(2, 3))
+    assert len(calls) == 1
+
+
+def test_an_error_while_measuring_is_the_callers_and_leaves_nothing(cache, toy):
+    def measure():
+        raise ZeroDivisionError("the measurement's own")
+
+    with pytest.raises(ZeroDivisionError):
+        remember("thing", toy, [], measure)
+    assert not list((cache / "measured").rglob("values.safetensors"))
