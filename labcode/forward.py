@@ -345,13 +345,22 @@ class Suffix:
         window: Int[Tensor, "run window"],
     ) -> Float[Tensor, "run window d_model"]:
         """What attention adds to the stream; the keys and values before the window are those of the base run."""
+        return self.network.project(layer, self.network.attend(inputs[0], *self.seen(layer, inputs, prompt, window)))
+
+    def seen(
+        self,
+        layer: int,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        prompt: Int[Tensor, " run"],
+        window: Int[Tensor, "run window"],
+    ) -> tuple[Tensor, Tensor, Bool[Tensor, "run window pos"]]:
+        """All keys and values [run pos kv_head d_head], with those of the window put in, and who may see which."""
         q, k_new, v_new = inputs
-        k = self.base[self.keys, layer][prompt, : self.n_pos]  # [run pos kv_head d_head], a copy
+        k = self.base[self.keys, layer][prompt, : self.n_pos]  # a copy
         v = self.base["attn.hook_v", layer][prompt, : self.n_pos]
         run = torch.arange(len(prompt))[:, None]
         k[run, window], v[run, window] = k_new, v_new
-        allowed = self.allowed(window[:, -q.shape[1] :])
-        return self.network.project(layer, self.network.attend(q, k, v, allowed))
+        return k, v, self.allowed(window[:, -q.shape[1] :])
 
     def attention(
         self,

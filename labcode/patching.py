@@ -12,7 +12,7 @@ Dimensions: `run` counts patched runs, `window` the positions that are computed,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -210,6 +210,7 @@ def path_patch(
     direction: Direction = "noising",
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
+    only: Sequence[Head] | None = None,
     freeze_mlps: bool = False,
     metric: Metric = logit_difference,
 ) -> Grid:
@@ -230,6 +231,7 @@ def path_patch(
             values act where they are read from, queries where they ask.
         direction: "noising", as in the paper, sends corrupted activations into clean runs; "denoising" the other way.
         layers, heads: the senders; all by default. One that comes too late for every receiver has no effect.
+        only: instead of these, a list of (layer, head): one cell each, on a single axis.
         freeze_mlps: freeze MLPs as well, so that the residual stream is the only wire. The paper does not.
         metric: as in `sweep`.
 
@@ -244,22 +246,66 @@ def path_patch(
     Limits: norms on the way are recomputed, so the effect of a wire depends on what else is in the stream; and wires
     that only matter together show in none.
     """
-    wanted = _receivers(model, into, receivers)
-    cells = _cells(model, clean, "z", sender_at, layers, heads)
-    if receiver_at != "all" and receiver_at not in clean.positions:
-        raise PatchError(
-            f"unknown position {receiver_at!r}: choose 'all' or among {', '.join(clean.positions)}",
-            see="unknown-position",
-        )
-    where = "END" if into == "logits" else receiver_at
+    options = (sender_at, direction, layers, heads, only, freeze_mlps, metric)
+    return _path_grids(model, clean, corrupted, {into: receiver_at}, receivers, *options)[into]
+
+
+def path_patches(
+    model: TransformerBridge,
+    clean: Population,
+    corrupted: Population,
+    inputs: Mapping[Input, str],
+    receivers: Sequence[Head],
+    *,
+    sender_at: str = "all",
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    only: Sequence[Head] | None = None,
+) -> dict[Input, Grid]:
+    """`path_patch` into several inputs of the same receivers; the two unpatched runs are made once for all of them.
+
+    Args:
+        inputs: for each of "q", "k", "v" the position at which it is replaced.
+
+    Raises:
+        PatchError, HeadError: as `path_patch`.
+    """
+    options: tuple[Any, ...] = (sender_at, "noising", layers, heads, only, False, logit_difference)
+    return _path_grids(model, clean, corrupted, inputs, receivers, *options)
+
+
+def _path_grids(
+    model: TransformerBridge,
+    clean: Population,
+    corrupted: Population,
+    inputs: Mapping[Input, str],
+    receivers: Sequence[Head],
+    sender_at: str,
+    direction: Direction,
+    layers: Sequence[int] | None,
+    heads: Sequence[int] | None,
+    only: Sequence[Head] | None,
+    freeze_mlps: bool,
+    metric: Metric,
+) -> dict[Input, Grid]:
+    wanted = {into: _receivers(model, into, receivers) for into in inputs}
+    cells = _cells(model, clean, "z", sender_at, layers, heads, only)
+    for receiver_at in inputs.values():
+        if receiver_at != "all" and receiver_at not in clean.positions:
+            raise PatchError(
+                f"unknown position {receiver_at!r}: choose 'all' or among {', '.join(clean.positions)}",
+                see="unknown-position",
+            )
     hooks = [*Suffix.hooks(model), "attn.hook_z", "hook_attn_out", *(["hook_mlp_out"] if freeze_mlps else [])]
-    parts = []
+    found: dict[Input, list[tuple[Tensor, Tensor, Tensor]]] = {into: [] for into in inputs}
     for part in _parts(model, clean, corrupted, direction, hooks):
-        place = torch.full_like(part.start, ALL) if where == "all" else part.clean.positions[where]
-        paths = Paths(model, part, into, wanted, place, freeze_mlps)
-        runs = paths.that_arrive(cells.runs(part))
-        parts.append(_values(part, cells, runs, paths, metric, f"paths into {into}"))
-    return _grid(parts, cells, direction, clean)
+        for into, receiver_at in inputs.items():
+            where = "END" if into == "logits" else receiver_at
+            place = torch.full_like(part.start, ALL) if where == "all" else part.clean.positions[where]
+            paths = Paths(model, part, into, wanted[into], place, freeze_mlps)
+            runs = paths.that_arrive(cells.runs(part))
+            found[into].append(_values(part, cells, runs, paths, metric, f"paths into {into}"))
+    return {into: _grid(parts, cells, direction, clean) for into, parts in found.items()}
 
 
 def exchange(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from labcode import prompts
+from labcode import patching, prompts
 from labcode.errors import HeadError, PatchError
 from labcode.metrics import logit_difference
 from labcode.patching import path_patch
@@ -154,3 +154,14 @@ def test_an_unknown_end_of_a_path_is_named(tiny, pair):
         path_patch(tiny, *pair, "q", [(2, 0)], receiver_at="S3")
     with pytest.raises(PatchError, match="unknown position 'S3'"):
         path_patch(tiny, *pair, sender_at="S3")
+
+
+def test_several_inputs_share_their_runs_and_nothing_else(tiny):
+    clean = prompts.population(tiny, 4, seed=1)
+    corrupted = prompts.corrupt(tiny, clean, "abc")
+    inputs, only = {"q": "END", "k": "S2", "v": "S2"}, [(0, 1), (1, 0)]
+    found = patching.path_patches(tiny, clean, corrupted, inputs, [(2, 0)], only=only)
+    for into, place in inputs.items():
+        grid = path_patch(tiny, clean, corrupted, into, [(2, 0)], receiver_at=place)
+        for i, head in enumerate(only):
+            torch.testing.assert_close(found[into].values[i], grid.values[head], atol=1e-5, rtol=1e-5)

@@ -1,0 +1,80 @@
+import pytest
+import torch
+
+from labcode import heads, joint, patching, prompts, variants
+from labcode.errors import LabError
+
+
+@pytest.fixture
+def pop(tiny):
+    return prompts.population(tiny, 6, seed=3)
+
+
+def test_sets_of_outputs_are_exchanged_as_the_bridge_does_it(tiny, pop):
+    source = variants.signal_variant(tiny, pop, "inverted", "inverted")
+    last = tiny.cfg.n_layers - 1
+    sets = [[(0, 1)], [(0, 0), (last, 1)], []]
+    watch = [(last, 1), (0, 0)]
+    runs = joint.Joint(tiny, pop)
+    found = runs.run(runs.source(source), sets, watch=watch)
+    torch.testing.assert_close(found.values[2], runs.clean)
+    rows = torch.arange(len(pop))
+    for i, members in enumerate(sets):
+        if members:
+            torch.testing.assert_close(
+                found.values[i], patching.exchange(tiny, pop, source, members), atol=1e-4, rtol=1e-4
+            )
+        with patching.exchanged(tiny, pop, source, members):
+            seen = heads.position_attentions(tiny, pop, [("END", place) for place in ("IO", "S2")])
+        for j, place in enumerate(("IO", "S2")):
+            for w, head in enumerate(watch):
+                torch.testing.assert_close(
+                    found.attention[i, w, rows, pop.positions[place]], seen[j][head], atol=1e-5, rtol=1e-4
+                )
+
+
+@pytest.mark.parametrize(("kind", "at"), [("q", "END"), ("k", "S2"), ("v", "S2"), ("z", "S2")])
+def test_a_set_of_one_is_a_cell_of_a_sweep(tiny, pop, kind, at):
+    abc = prompts.corrupt(tiny, pop, "abc")
+    grid = patching.sweep(tiny, pop, abc, kind, at=at, direction="noising")
+    runs = joint.Joint(tiny, pop)
+    group = tiny.cfg.n_heads // grid.values.shape[1]
+    cells = [(layer, head) for layer in range(tiny.cfg.n_layers) for head in range(grid.values.shape[1])]
+    sets = [[(layer, head * group)] for layer, head in cells]
+    torch.testing.assert_close(
+        runs.run(runs.source(abc), sets, kind, at).values, grid.values.flatten(0, 1).float(), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_several_keys_are_patched_together(tiny, pop):
+    abc = prompts.corrupt(tiny, pop, "abc")
+    runs = joint.Joint(tiny, pop)
+    last = tiny.cfg.n_layers - 1
+    hook = f"blocks.{last}.attn.hook_v"
+    _, stored = tiny.run_with_cache(abc.tokens, names_filter=hook)
+    rows = torch.arange(len(pop))
+
+    def put(v, hook):
+        v = v.clone()
+        v[rows, pop.positions["S2"]] = stored[hook.name][rows, pop.positions["S2"]]
+        return v
+
+    logits = tiny.run_with_hooks(pop.tokens, fwd_hooks=[(hook, put)])[rows, pop.end]
+    found = runs.run(runs.source(abc), [[(last, head) for head in range(tiny.cfg.n_heads)]], "v", "S2")
+    torch.testing.assert_close(
+        found.values[0], logits[rows, pop.io_ids] - logits[rows, pop.s_ids], atol=1e-4, rtol=1e-4
+    )
+
+
+def test_mistakes_are_named(tiny, pop):
+    runs = joint.Joint(tiny, pop)
+    source = runs.source(pop)
+    torch.testing.assert_close(runs.run(source, [[(0, 0)]], "k", "S2").values[0], runs.clean, atol=1e-4, rtol=1e-4)
+    with pytest.raises(LabError, match=r"no head 0\.99"):
+        runs.run(source, [[(0, 99)]])
+    with pytest.raises(LabError, match="0 sets"):
+        runs.run(source, [])
+    with pytest.raises(LabError, match="'S3'"):
+        runs.run(source, [[]], at="S3")
+    with pytest.raises(LabError, match="do not align"):
+        runs.source(prompts.population(tiny, 8, seed=2))
