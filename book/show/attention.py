@@ -302,7 +302,7 @@ def _sentence(look: Look, tokens: Sequence[Token], words: str) -> str:
 
 
 def _arc(share: float, start: int, end: int, base: int, colour: str) -> str:
-    fade = 0.8 if colour != "currentColor" else 0.45
+    faint, strong = (0.25, 0.45) if colour == "currentColor" else (0.45, 0.85)
     if start == end:
         path = f"M{start - 7} {base}c-9-24 23-24 14 0"
     else:
@@ -310,7 +310,7 @@ def _arc(share: float, start: int, end: int, base: int, colour: str) -> str:
         path = f"M{start} {base}C{start} {top} {end} {top} {end} {base}"
     return (
         f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="{0.8 + 8 * share:.1f}" '
-        f'opacity="{fade * (0.3 + 0.7 * share):.2f}"/>'
+        f'opacity="{faint + (strong - faint) * share:.2f}"/>'
     )
 
 
