@@ -251,6 +251,10 @@ def self_check(model: TransformerBridge, name: str) -> float:
     )
 
 
+CERTIFIED = ("smollm2",)
+"""The models whose editions were checked: only there does a claim that doesn't hold fail a strict build."""
+
+
 def edition(model: TransformerBridge) -> str:
     """Which known model this is, "smollm2" or "gpt2"; "" for any other."""
     return _edition_of(str(model.cfg.model_name))
@@ -696,7 +700,9 @@ def main() -> int:
     """Get the chosen model ready and say which it is and why; with one line on stderr and status 2 if there is none."""
     parser = argparse.ArgumentParser(prog="python -m labcode.models", description=main.__doc__)
     parser.add_argument("request", nargs="?", help="smollm2, gpt2 or a folder; default: LAB_MODEL, else smollm2")
-    parser.add_argument("--json", action="store_true", help="name, title, why, folder, fingerprint, edition")
+    parser.add_argument(
+        "--json", action="store_true", help="name, title, why, folder, fingerprint, edition, whether certified"
+    )
     options = parser.parse_args()
     try:
         source = prepare(options.request)
@@ -706,7 +712,7 @@ def main() -> int:
         return 2
     if options.json:
         told = {"folder": str(source.folder), "fingerprint": mark, "edition": _edition_of(source.title)}
-        print(json.dumps({**source._asdict(), **told}))
+        print(json.dumps({**source._asdict(), **told, "certified": told["edition"] in CERTIFIED}))
     else:
         print(f"{source.title}: {source.why} ({source.folder})")
     return 0

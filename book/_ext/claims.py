@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
 from myst_nb.ext.glue.utils import PendingGlueReference
+from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
@@ -27,6 +28,8 @@ CLASS = "claim"
 EDITION = "lab-edition"
 UNTOLD = "lab_untold"  # while a page is read: the keys in its blocks about other models
 KEYS = re.compile(r"\]\{[^{}]*\.claim\b[^{}]*\}")
+UNCERTIFIED = "Not certified: nobody has checked what this book says of {title}, and a claim may have its cross."
+HOW = "how-to-use"  # the page that says what it takes
 NO_EDITION = "What was measured is above; nobody has written the story of this model yet."
 YES, NO = "holds on this run", "does not hold on this run"
 logger = logging.getLogger(__name__)
@@ -127,7 +130,26 @@ def _pass(translator: Any, node: Sentence) -> None:
     pass
 
 
+def certified(app: Sphinx) -> bool:
+    """Whether a cross is a fault of the book: for a model whose edition was checked, and where there is no model."""
+    return bool(app.config.lab_subject.get("certified", not app.config.lab_subject))
+
+
+def own_up(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Say at the top of each executed page, and of the ledger, that the build's model is not certified."""
+    title = next(iter(doctree.findall(nodes.title)), None)
+    listed = any(place["name"] == "ledger" for place in doctree.findall(pages.Place))
+    ran = NbMetadataCollector.get_exec_data(app.env, docname)  # type: ignore[arg-type]
+    if certified(app) or title is None or not (listed or ran):
+        return
+    line = nodes.paragraph("", UNCERTIFIED.format(title=app.config.lab_subject["title"]), classes=["lab-uncertified"])
+    for name in [name for name in app.env.found_docs if name.rpartition("/")[2] == HOW]:
+        line += [nodes.Text(" See "), pages.link(app, docname, name), nodes.Text(".")]
+    title.parent.insert(title.parent.index(title) + 1, line)
+
+
 def setup(app: Sphinx) -> None:
     """Register the directive and the sentences."""
     app.add_node(Sentence, html=(_open, _close), latex=(_pass, _pass), text=(_pass, _pass))
     app.add_directive("edition", Edition)
+    app.connect("doctree-resolved", own_up, priority=400)  # while the place of the ledger is there

@@ -1,8 +1,9 @@
 """Which pages a build writes, and its end: the model, the claims and self-checks that don't hold on it, what it cost,
 and where the book is.
 
-With `LAB_STRICT=1` a claim that doesn't hold fails the build, whether its chapter ran or came from the cache. The
-`costs` directive shows what each page cost when it was executed, from the records beside its outputs in the cache.
+With `LAB_STRICT=1` a claim that doesn't hold fails the build of a certified model, whether its chapter ran or came from
+the cache; the build of any other model says that it is not certified. The `costs` directive shows what each page cost
+when it was executed, from the records beside its outputs in the cache.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jupyter_cache import get_cache
 from myst_nb.sphinx_ import NbMetadataCollector
 from sphinx.util import logging
 
-from labbook._ext import pages
+from labbook._ext import claims, pages
 from labbook._ext.execution import duration, halt
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def finish(app: Sphinx, failure: Exception | None) -> None:
     """Print the summary, write `_build/cost.json`, and fail a strict build that has a cross.
 
     Raises:
-        SystemExit: `LAB_STRICT` is set and a claim doesn't hold.
+        SystemExit: `LAB_STRICT` is set, the model is certified, and a claim doesn't hold.
     """
     if app._warncount:
         _read_all_again(app)
@@ -81,19 +82,21 @@ def finish(app: Sphinx, failure: Exception | None) -> None:
     (Path(app.outdir).parent / "cost.json").write_text(costs + "\n", encoding="utf8")
     reports = pages.in_order(app.env, "ledger")
     crosses = [f"\n  ✗ {name}: {text}" for name, found in reports for text in found.crosses]
-    claims, checks = (sum(len(getattr(found, kind)) for _, found in reports) for kind in ("claims", "checks"))
+    said, checks = (sum(len(getattr(found, kind)) for _, found in reports) for kind in ("claims", "checks"))
     false, listed = len(crosses), "".join(crosses)
-    both = f"{claims} claims and {checks} self-checks"
+    both = f"{said} claims and {checks} self-checks"
     if model:
         logger.info("\nThis build ran on %s: %s.", model.get("title", model["name"]), model["why"].rstrip("."))
     if false:
         logger.info("%d of %s don't hold on this run:%s", false, both, listed)
-    elif claims or checks:
+    elif said or checks:
         logger.info("All %s hold on this run.", both)
+    if not claims.certified(app):
+        logger.info("%s See How to use this book.", claims.UNCERTIFIED.format(title=model.get("title", model["name"])))
     start = Path(app.outdir) / "index.html"
     if app.builder.format == "html" and start.is_file():
         logger.info("Open %s in a browser, or: make serve", start.resolve().as_uri())
-    if false and strict():
+    if false and strict() and claims.certified(app):
         halt(f"LAB_STRICT is set and {false} of {both} don't hold:{listed}", see="claims-do-not-hold")
 
 

@@ -86,8 +86,8 @@ def choose_and_key(app: Sphinx, config: Config) -> None:
         config.nb_execution_cache_path = str(cache_folder(root / "_build" / ".jupyter_cache", mark))
 
 
-def chosen(wanted: bool, command: tuple[str, ...] = ("-m", "labcode.models", "--json")) -> dict[str, str]:
-    """Ask `python -m labcode.models` for the model: its name, title, why, folder, fingerprint and edition.
+def chosen(wanted: bool, command: tuple[str, ...] = ("-m", "labcode.models", "--json")) -> dict[str, Any]:
+    """Ask `python -m labcode.models` for the model: name, title, why, folder, fingerprint, edition, certified.
 
     A process of its own, so that torch never enters Sphinx. Its progress and its errors show on the terminal.
 
@@ -105,12 +105,12 @@ def chosen(wanted: bool, command: tuple[str, ...] = ("-m", "labcode.models", "--
     if done.returncode:
         halt("labcode.models gave no model; what it said is above", see="no-answer-about-the-model")
     # Libraries may print to stdout while they load; the answer is the last line.
-    model: dict[str, str] = json.loads(done.stdout.decode().strip().splitlines()[-1])
+    model: dict[str, Any] = json.loads(done.stdout.decode().strip().splitlines()[-1])
     logger.info("model: %s (%s)", model.get("title", model["name"]), model["why"])
     return model
 
 
-def prepare_environment(model: dict[str, str]) -> None:
+def prepare_environment(model: dict[str, Any]) -> None:
     """Set the variables that every kernel of this build inherits."""
     os.environ.update(KERNEL_ENVIRONMENT)
     if model:

@@ -77,6 +77,10 @@ class PlainMarkdown:
         words = self.inside(node)
         return words.replace(r"\[", "(").replace("]", ")") if "bibtex-citation" in node["classes"] else words
 
+    def visit_Sentence(self, node: nodes.Element) -> str:
+        verdict = " ✓" if node["record"]["holds"] else " ✗ (does not hold on this run)"
+        return self.inside(node) + (verdict if self.solved else "")
+
     def visit_literal(self, node: nodes.literal) -> str:
         text = " ".join(node.astext().split("\n"))
         ticks = _longer_than("`+", text, 1)

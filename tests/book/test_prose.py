@@ -18,6 +18,8 @@ CHAPTERS = [page for page in PAGES if page.name[:2].isdigit()]
 FENCE = re.compile(
     r"^(`{3,}|:{3,}|~{3,})\{?(code-cell|literalinclude|raw|text|bibliography|ledger)\b.*?^\1\s*$", re.M | re.S
 )
+# Figures that were published, in their own box, with their source.
+PUBLISHED = re.compile(r"^:::+\{admonition\} [^\n]*\n:class: gpt2\n.*?^:::+\s*$", re.M | re.S)
 METRIC = re.compile(
     r"logit|probabil|accura|\bmean\b|\bshare|interval|correlat|restor|attribut|faithful|\bscale\b|differen|right name",
     re.I,
@@ -30,7 +32,7 @@ CELL = re.compile(r"^```\{code-cell\}.*?^```\s*$", re.M | re.S)
 def prose(text: str) -> str:
     """The page without its code, its front matter, its links' targets and the numbers that the run puts in."""
     text = re.sub(r"\A---.*?^---\s*$", "", text, flags=re.M | re.S)
-    text = FENCE.sub("", text)
+    text = PUBLISHED.sub("", FENCE.sub("", text))
     text = re.sub(r"\{[\w:]+\}`[^`]*`", "", text)
     return re.sub(r"`[^`]*`", "", text)
 
@@ -60,6 +62,15 @@ def test_the_check_finds_typed_numbers(sentence):
 
 def test_the_check_lets_the_runs_numbers_pass():
     assert typed_numbers("The mean is {glue:text}`ld:+.2f` (95 % interval {glue:text}`low:.2f`).") == []
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
+def test_what_is_said_of_gpt2_small_has_its_source(page):
+    text = page.read_text()
+    assert text.count(":class: gpt2") == len(PUBLISHED.findall(text))
+    for box in PUBLISHED.findall(text):
+        assert "{cite:" in box
+        assert "{glue:" not in box, "it speaks of another model than the run's"
 
 
 @pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)

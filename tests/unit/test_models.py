@@ -62,11 +62,14 @@ def test_the_embedded_model_is_the_default_and_the_command_says_so():
     assert record["why"] == "it is the embedded default"
     assert (Path(record["folder"]) / "model.safetensors").is_file()
     assert len(record["fingerprint"]) == 16
+    assert (record["edition"], record["certified"]) == ("smollm2", True)
 
 
 def test_lab_model_chooses(monkeypatch, tiny_llama):
     monkeypatch.setenv("LAB_MODEL", "smollm2")
     assert models.prepare().why == "LAB_MODEL=smollm2 asks for it"
+    told = json.loads(command("--json", LAB_MODEL=str(tiny_llama.folder)).stdout)
+    assert (told["edition"], told["certified"]) == ("", False)
     done = command(LAB_MODEL=str(tiny_llama.folder))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{tiny_llama.folder.name}: LAB_MODEL names this folder ({tiny_llama.folder})\n"

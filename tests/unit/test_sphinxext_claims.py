@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import folders
+import nbformat
 import pytest
 from test_sphinxext_build import book, build, html, words
 
@@ -127,6 +128,43 @@ def test_another_model_gets_one_line_and_no_claim(other):
     ledger = html(folder, "index")
     assert "head-writes-it" not in ledger
     assert "Nobody has written it yet." in section(ledger, "The mechanism")
+
+
+def test_only_a_certified_model_fails_at_a_cross_and_no_other_looks_certified(told, other, tiny):
+    status, output = build(told[0], LAB_MODEL="smollm2", LAB_STRICT="1")
+    assert status != 0
+    assert "LAB_STRICT is set and 1 of 3 claims" in output
+    assert "ertified" not in told[2] + html(told[0], "01-one") + html(told[0], "index")
+    folder = other[0]
+    status, output = build(folder, LAB_MODEL=tiny, LAB_STRICT="1")
+    assert status == 0, output
+    assert "✗ 01-one: Order plays no part." in output
+    assert "Not certified: nobody has checked what this book says of tiny-gpt2" in output
+    for page in ("01-one", "index"):
+        assert html(folder, page).count('<p class="lab-uncertified">Not certified: ') == 1
+    assert "ertified" not in html(folder, "words"), "this page was not executed"
+    assert "Not certified: " in words_of(folder, "01-one")
+
+
+def words_of(folder: Path, notebook: str) -> str:
+    cells = nbformat.read(folder / "_build" / "html" / "notebooks" / f"{notebook}.ipynb", 4).cells
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+def test_a_notebook_has_plain_sentences(told):
+    student, solved = words_of(told[0], "01-one"), words_of(told[0], "01-one-solved")
+    for text in (student, solved):
+        assert "claim" not in text
+        assert "tooltip" not in text
+        assert "edition" not in text
+        assert "> A note." in text
+        assert "\n* A point." in text
+    assert "The *gap* is … nats, “wide” enough, with $x < 1$" in student
+    assert "Order plays no part." in student
+    assert not set("✓✗") & set(student)
+    assert "The *gap* is +0.50 nats" in solved
+    assert "Order plays no part. ✗ (does not hold on this run)" in solved
+    assert "It is written by **3.4**, by 0.5. ✓" in solved
 
 
 def test_another_model_has_all_pages_read_again(told, tiny):
