@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from labcode import patching
 from labcode.errors import PatchError
 from labcode.forward import Network, Run, Suffix, need_cpu, record
 from labcode.heads import Head, Node, check_heads
@@ -169,6 +170,54 @@ def ablate(
         with model.hooks(fwd_hooks=hooks):
             results.append(logit_difference(end_logits(model, piece, batch_size), piece))
     return torch.cat(results)
+
+
+def ablate_each(
+    model: TransformerBridge,
+    pop: Population,
+    heads: Sequence[Head],
+    hows: Sequence[How] = ("zero",),
+    *,
+    reference: Population | None = None,
+    seed: int = 0,
+) -> Float[Tensor, "how head batch"]:
+    """`ablate` of each head by itself, at all positions, in one or several ways.
+
+    The prompts are run once, and each ablation from the layer of its head on.
+
+    Args:
+        hows, reference, seed: as for `ablate`.
+
+    Raises:
+        PatchError: as `ablate`; no heads; a model that is not on the CPU, or one under hooks.
+    """
+    need_cpu(model, "ablations of each head")
+    for how in hows:
+        _check_how(how, reference)
+    outputs = dict.fromkeys(_outputs(model, heads, ()))  # of all heads
+    cells = patching.cells_of(model, pop, heads)
+    stored = {} if reference is None else _outputs_of(model, reference, outputs, PROMPTS_AT_ONCE)
+    baselines: list[Baseline | None] = []
+    for how in hows:
+        if reference is None or how == "zero":
+            baselines.append(None)
+        else:
+            baselines.append(Baseline(stored, reference, _partners(pop, reference, how, seed)))
+    network, pieces = Network(model), []
+    for index in torch.arange(len(pop)).split(PROMPTS_AT_ONCE):
+        piece, rows = pop.subset(index.tolist()), index.tolist()
+        base = record(model, piece.tokens, piece.end, [*Suffix.hooks(model), "attn.hook_z"])
+        suffix, found = Suffix.proven(network, base, piece.end, torch.zeros_like(piece.end)), []
+        for baseline in baselines:
+            put = {}
+            for name in outputs:
+                value = torch.tensor(0.0) if baseline is None else baseline.values(name, rows, suffix.n_pos)
+                put[name] = value.expand(len(piece), suffix.n_pos, model.cfg.n_heads, model.cfg.d_head)
+            start = torch.full_like(piece.end, 0 if baseline is None else 1)
+            part = patching.Part(index, piece, start, suffix, Run(put, base.logits))
+            found.append(patching.values_of(model, part, cells))
+        pieces.append(torch.stack(found))
+    return torch.cat(pieces, dim=-1)
 
 
 class Baseline:

@@ -86,6 +86,23 @@ class Joint:
                 )
         return record(self.model, other.tokens, other.end, sorted(set(self.hooks.values())))
 
+    def end_of(self, other: Population) -> Run:
+        """What heads write at END of other prompts, to be put at END of these; they may differ in length.
+
+        Raises:
+            PatchError: another number of prompts.
+        """
+        if len(other) != len(self.pop):
+            raise PatchError(
+                f"{len(self.pop)} prompts against {len(other)}: each prompt needs one partner", see="no-partner"
+            )
+        found, rows = record(self.model, other.tokens, other.end, ["attn.hook_z"]), torch.arange(len(other))
+        kept = {
+            name: value[rows, other.end][:, None].expand(-1, self.suffix.n_pos, -1, -1)
+            for name, value in found.activations.items()
+        }
+        return Run(kept, found.logits)
+
     def run(
         self,
         source: Run,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from labcode import report
 from labcode.errors import MetricError
 from labcode.forward import at_end_only
 from labcode.progress import progress
@@ -75,6 +76,10 @@ def prefers_io(logits: Float[Tensor, "batch d_vocab"], pop: Population) -> Float
     return (logit_difference(logits, pop) > 0).float()
 
 
+NO_GAP = 1e-3  # nats
+SAME = 1e-6  # nats: rounding
+
+
 def restoration(
     patched: Float[Tensor, "*cells batch"], clean: Float[Tensor, " batch"], corrupted: Float[Tensor, " batch"]
 ) -> Float[Tensor, "*cells batch"]:
@@ -84,16 +89,26 @@ def restoration(
     small gap would otherwise rule the mean. So the mean over prompts is the usual normalised score, and it is linear
     in each prompt's value.
 
+    Where the runs differ and their mean gap is below `NO_GAP`, the model does not do the task. Then a sentence says so
+    where it happens, and the shares are given all the same: they are noise, and so are their intervals.
+
     Raises:
-        MetricError: the mean gap is below 1e-3: there is nothing to restore.
+        MetricError: no prompt's two runs differ: there is nothing to restore.
     """
-    gap = (clean - corrupted).mean()
-    if not gap.abs() > 1e-3:
-        raise MetricError(
-            f"clean and corrupted runs differ by {float(gap):.1g} in logit difference on average: restoration divides "
-            "by this gap. Check that the corruption changes the answer.",
-            see="no-gap",
+    each = clean - corrupted
+    gap = each.mean()
+    if not gap.abs() > NO_GAP:
+        if not each.abs().max() > SAME:
+            raise MetricError(
+                f"clean and corrupted runs differ by {float(gap):.1g} in logit difference on average: restoration "
+                "divides by this gap. Check that the corruption changes the answer.",
+                see="no-gap",
+            )
+        report.note(
+            "This model hardly tells clean from corrupted prompts: on average their logit differences are less than "
+            f"{NO_GAP} apart. Shares of so small a gap are noise, here and below."
         )
+        gap = torch.copysign(gap.abs().clamp(min=SAME), gap)
     return (patched - corrupted) / gap
 
 

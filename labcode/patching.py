@@ -162,6 +162,7 @@ def sweep(
     heads: Sequence[int] | None = None,
     only: Sequence[Head] | None = None,
     metric: Metric = logit_difference,
+    runs: Runs | None = None,
 ) -> Grid:
     """Patch every cell, one at a time, on every prompt.
 
@@ -178,6 +179,7 @@ def sweep(
         layers, heads: which ones to patch; all by default.
         only: instead of these, a list of (layer, head): one cell each, on a single axis.
         metric: from logits at END and the clean population to one value for each prompt.
+        runs: unpatched runs that are shared with other sweeps of the same prompts.
 
     Returns:
         A grid with axes layer, head (for kinds of heads), position (for "each" or a list of names).
@@ -192,7 +194,7 @@ def sweep(
     """
     cells = _cells(model, clean, kind, at, layers, heads, only)
     parts = []
-    for part in _parts(model, clean, corrupted, direction, Patched.hooks(model, kind)):
+    for part in _parts(model, clean, corrupted, direction, Patched.hooks(model, kind), runs):
         patched = Patched(model, part, kind)
         parts.append(_values(part, cells, cells.runs(part), patched, metric, f"patching {kind}"))
     return _grid(parts, cells, direction, clean)
@@ -213,6 +215,7 @@ def path_patch(
     only: Sequence[Head] | None = None,
     freeze_mlps: bool = False,
     metric: Metric = logit_difference,
+    runs: Runs | None = None,
 ) -> Grid:
     """Patch the path from each head, one at a time, to the logits or into the receivers, all of these together.
 
@@ -233,7 +236,7 @@ def path_patch(
         layers, heads: the senders; all by default. One that comes too late for every receiver has no effect.
         only: instead of these, a list of (layer, head): one cell each, on a single axis.
         freeze_mlps: freeze MLPs as well, so that the residual stream is the only wire. The paper does not.
-        metric: as in `sweep`.
+        metric, runs: as in `sweep`.
 
     Returns:
         A grid with axes layer and head of the sender. An effect of 0.2 in noising: this wire alone carries a fifth of
@@ -246,7 +249,7 @@ def path_patch(
     Limits: norms on the way are recomputed, so the effect of a wire depends on what else is in the stream; and wires
     that only matter together show in none.
     """
-    options = (sender_at, direction, layers, heads, only, freeze_mlps, metric)
+    options = (sender_at, direction, layers, heads, only, freeze_mlps, metric, runs)
     return _path_grids(model, clean, corrupted, {into: receiver_at}, receivers, *options)[into]
 
 
@@ -287,6 +290,7 @@ def _path_grids(
     only: Sequence[Head] | None,
     freeze_mlps: bool,
     metric: Metric,
+    runs: Runs | None = None,
 ) -> dict[Input, Grid]:
     wanted = {into: _receivers(model, into, receivers) for into in inputs}
     cells = _cells(model, clean, "z", sender_at, layers, heads, only)
@@ -298,13 +302,13 @@ def _path_grids(
             )
     hooks = [*Suffix.hooks(model), "attn.hook_z", "hook_attn_out", *(["hook_mlp_out"] if freeze_mlps else [])]
     found: dict[Input, list[tuple[Tensor, Tensor, Tensor]]] = {into: [] for into in inputs}
-    for part in _parts(model, clean, corrupted, direction, hooks):
+    for part in _parts(model, clean, corrupted, direction, hooks, runs):
         for into, receiver_at in inputs.items():
             where = "END" if into == "logits" else receiver_at
             place = torch.full_like(part.start, ALL) if where == "all" else part.clean.positions[where]
             paths = Paths(model, part, into, wanted[into], place, freeze_mlps)
-            runs = paths.that_arrive(cells.runs(part))
-            found[into].append(_values(part, cells, runs, paths, metric, f"paths into {into}"))
+            arriving = paths.that_arrive(cells.runs(part))
+            found[into].append(_values(part, cells, arriving, paths, metric, f"paths into {into}"))
     return {into: _grid(parts, cells, direction, clean) for into, parts in found.items()}
 
 
@@ -378,14 +382,87 @@ class Engine(Protocol):
         """The residual stream at END after the last block, of runs that share a window width."""
 
 
+class Runs:
+    """Unpatched runs that several sweeps share: a prompt is run once, however many sweeps ask for it.
+
+    Whole runs are half of the work of a small sweep. The model must stay as it is: hooks that are put on it after a
+    prompt was run do nothing here.
+
+    Args:
+        model: what is run.
+        hooks: what is kept of each run; by default what sweeps of heads, layers and paths need.
+    """
+
+    def __init__(self, model: TransformerBridge, hooks: Iterable[str] | None = None) -> None:
+        self.model = model
+        usual = [*Suffix.hooks(model), "attn.hook_z", "hook_attn_out", "hook_mlp_out"]
+        self._hooks = set(usual if hooks is None else hooks)
+        self._found: dict[tuple[bytes, ...], Run] = {}
+        self._tokens: dict[tuple[bytes, ...], Tensor] = {}
+        self._proven: dict[tuple[bytes, ...], Run] = {}
+
+    def of(self, pop: Population, hooks: Iterable[str] = ()) -> Run:
+        """The run of these prompts, made now or earlier; again if more of it is needed than was kept."""
+        if not self._hooks.issuperset(hooks):
+            self._hooks |= set(hooks)
+            self._found.clear()
+        key = _bytes(pop.tokens, pop.end)
+        if key not in self._found:
+            run = self._rows(pop) or record(self.model, pop.tokens, pop.end, sorted(self._hooks))
+            self._found[key] = run
+            self._tokens[key] = torch.cat([pop.tokens, pop.end[:, None]], dim=1)
+        return self._found[key]
+
+    def _rows(self, pop: Population) -> Run | None:
+        """These prompts out of one earlier run, in another order: the swap of a pair of twins is the pair itself."""
+        wanted = torch.cat([pop.tokens, pop.end[:, None]], dim=1)
+        for key, run in self._found.items():
+            known = self._tokens[key]
+            if known.shape[1] != wanted.shape[1]:
+                continue
+            same = (wanted[:, None] == known).all(-1)  # [prompt known]
+            if same.any(1).all():
+                rows = same.int().argmax(1)
+                # rotary tables have one row for all prompts
+                kept = {
+                    name: value[rows] if len(value) == len(known) else value for name, value in run.activations.items()
+                }
+                return Run(kept, run.logits[rows])
+        return None
+
+    def suffix(self, network: Network, pop: Population, hooks: Iterable[str], start: Int[Tensor, " batch"]) -> Suffix:
+        """The run as a base, its arithmetic proven once.
+
+        Raises:
+            PatchError: a model under hooks.
+        """
+        base, key = self.of(pop, hooks), _bytes(pop.tokens, pop.end, start)
+        if self._proven.get(key) is base:
+            return Suffix(network, base, pop.end)
+        found = Suffix.proven(network, base, pop.end, start)
+        self._proven[key] = base
+        return found
+
+
+def _bytes(*tensors: Tensor) -> tuple[bytes, ...]:
+    return tuple(tensor.cpu().numpy().tobytes() for tensor in tensors)
+
+
 def _parts(
-    model: TransformerBridge, clean: Population, corrupted: Population, direction: str, hooks: Iterable[str]
+    model: TransformerBridge,
+    clean: Population,
+    corrupted: Population,
+    direction: str,
+    hooks: Iterable[str],
+    runs: Runs | None = None,
 ) -> Iterator[Part]:
     """Prompts a few at a time, with their two unpatched runs.
 
     Raises:
-        PatchError: prompts that do not align, an unknown direction, a model under hooks.
+        PatchError: prompts that do not align, an unknown direction, a model under hooks, runs of another model.
     """
+    if runs is not None and runs.model is not model:
+        raise PatchError("these runs are those of another model: make them anew with `Runs(model)`", see="other-runs")
     if direction not in ("denoising", "noising"):
         raise PatchError(f"unknown direction {direction!r}: choose 'denoising' or 'noising'", see="unknown-direction")
     need_cpu(model, "sweeps")
@@ -393,9 +470,20 @@ def _parts(
     start, network, hooks = first_difference(base, source), Network(model), list(hooks)
     for index in torch.arange(len(base)).split(PROMPTS_AT_ONCE):
         some = [pop.subset(index.tolist()) for pop in (base, source, clean)]
-        at_base, at_source = (record(model, pop.tokens, pop.end, hooks) for pop in some[:2])
-        suffix = Suffix.proven(network, at_base, some[0].end, start[index])
-        yield Part(index, some[2], start[index], suffix, at_source)
+        kept = runs or Runs(model, hooks)  # which is forgotten with these prompts
+        suffix = kept.suffix(network, some[0], hooks, start[index])
+        yield Part(index, some[2], start[index], suffix, kept.of(some[1], hooks))
+
+
+def cells_of(model: TransformerBridge, pop: Population, heads: Sequence[Head]) -> Cells:
+    """One cell for each of these heads, at all positions."""
+    return _cells(model, pop, "z", "all", None, None, heads)
+
+
+def values_of(model: TransformerBridge, part: Part, cells: Cells) -> Float[Tensor, "cell batch"]:
+    """The logit difference of each cell, where heads write what the part's source holds for their z."""
+    engine = Patched(model, part, "z")
+    return _values(part, cells, cells.runs(part), engine, logit_difference, "ablating heads")[0]
 
 
 def _values(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from labcode import prompts
-from labcode.circuit import ablate
+from labcode.circuit import ablate, ablate_each
 from labcode.errors import LabError, PatchError
 from labcode.metrics import logit_difference
 from labcode.toy import MOVER, NEGATIVE
@@ -185,3 +185,16 @@ def test_no_hook_is_left_behind(tiny, pair):
     finally:
         handle.remove()
     assert not any(point.fwd_hooks for point in tiny.hook_dict.values())
+
+
+def test_heads_one_by_one_are_ablations_of_a_single_head(tiny, monkeypatch):
+    monkeypatch.setattr("labcode.circuit.PROMPTS_AT_ONCE", 3)  # several portions
+    pop = prompts.population(tiny, 8, seed=2)
+    reference, heads = prompts.corrupt(tiny, pop, "abc"), [(2, 1), (0, 3), (1, 0)]
+    found = ablate_each(tiny, pop, heads, HOWS, reference=reference, seed=4)
+    for how, values in zip(HOWS, found, strict=True):
+        expected = torch.stack([ablate(tiny, pop, [head], how, reference=reference, seed=4) for head in heads])
+        torch.testing.assert_close(values, expected, atol=1e-5, rtol=0)
+        assert (expected - ablate(tiny, pop)).abs().max() > 1e-4
+    with pytest.raises(PatchError, match="needs a reference population"):
+        ablate_each(tiny, pop, heads, ["mean"])

@@ -3,6 +3,7 @@ import torch
 
 from labcode import heads, joint, patching, prompts, variants
 from labcode.errors import LabError
+from labcode.metrics import logit_difference
 
 
 @pytest.fixture
@@ -78,3 +79,24 @@ def test_mistakes_are_named(tiny, pop):
         runs.run(source, [[]], at="S3")
     with pytest.raises(LabError, match="do not align"):
         runs.source(prompts.population(tiny, 8, seed=2))
+
+
+def test_what_stands_at_end_of_longer_prompts_is_put_at_end_of_these(tiny):
+    pop = prompts.population(tiny, 4, seed=3, templates=variants.FRAMES)
+    longer, members = variants.vary(tiny, pop, "no name"), [(0, 1), (1, 2)]
+    runs, rows = joint.Joint(tiny, pop), torch.arange(len(pop))
+    found = runs.run(runs.end_of(longer), [members, []]).values
+    _, stored = tiny.run_with_cache(longer.tokens)
+
+    def put(z, hook):
+        for layer, head in members:
+            if hook.name == f"blocks.{layer}.attn.hook_z":
+                z[rows, pop.end, head] = stored[hook.name][rows, longer.end, head]
+        return z
+
+    names = [f"blocks.{layer}.attn.hook_z" for layer, _ in members]
+    logits = tiny.run_with_hooks(pop.tokens, fwd_hooks=[(name, put) for name in names])
+    torch.testing.assert_close(found[0], logit_difference(logits[rows, pop.end], pop), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found[1], runs.clean)
+    with pytest.raises(LabError, match="each prompt needs one partner"):
+        runs.end_of(longer.subset([0]))

@@ -12,7 +12,7 @@ from labcode import patching, prompts
 from labcode.errors import LabError, MetricError, PatchError
 from labcode.forward import record
 from labcode.metrics import logit_difference
-from labcode.patching import HOOKS, Axis, Grid, sweep
+from labcode.patching import HOOKS, Axis, Grid, path_patch, sweep
 
 HEAD_KINDS = ("z", "q", "k", "v", "pattern")
 KINDS = ("resid_pre", "attn_out", "mlp_out", *HEAD_KINDS)
@@ -200,6 +200,42 @@ def test_a_list_of_heads_gives_the_cells_of_the_whole_sweep(tiny, pair):
 def test_a_list_of_heads_that_makes_no_sense_is_refused(tiny, pair, kind, options, message):
     with pytest.raises(LabError, match=message):
         sweep(tiny, *pair, kind, **options)
+
+
+def test_shared_runs_give_the_same_numbers_and_each_is_made_once(tiny, pair, monkeypatch):
+    clean, corrupted = pair
+    made, runs = [], patching.Runs(tiny)
+    monkeypatch.setattr(patching, "record", lambda *args: made.append(1) or record(*args))
+    for kind, direction in (("z", "noising"), ("attn_out", "noising"), ("mlp_out", "denoising")):
+        options = dict(at="END", direction=direction)
+        shared = sweep(tiny, clean, corrupted, kind, runs=runs, **options)
+        assert len(made) == 2
+        monkeypatch.undo()
+        torch.testing.assert_close(shared.values, sweep(tiny, clean, corrupted, kind, **options).values)
+        monkeypatch.setattr(patching, "record", lambda *args: made.append(1) or record(*args))
+    wires = path_patch(tiny, clean, corrupted, sender_at="END", runs=runs)
+    sweep(tiny, clean, corrupted, "q", at="END", runs=runs)  # needs more than was kept
+    assert len(made) == 4
+    monkeypatch.undo()
+    torch.testing.assert_close(wires.values, path_patch(tiny, clean, corrupted, sender_at="END").values)
+
+
+def test_the_swap_of_twins_needs_no_run_of_its_own(tiny, monkeypatch):
+    pop = prompts.population(tiny, 6, seed=5)
+    swapped, made, runs = prompts.corrupt(tiny, pop, "swap"), [], patching.Runs(tiny)
+    expected = sweep(tiny, pop, swapped, "z")
+    monkeypatch.setattr(patching, "record", lambda *args: made.append(1) or record(*args))
+    found = sweep(tiny, pop, swapped, "z", runs=runs)
+    assert len(made) == 1
+    torch.testing.assert_close(found.values, expected.values)
+    torch.testing.assert_close(found.clean, expected.clean)
+    runs.of(prompts.corrupt(tiny, pop, "abc"))
+    assert len(made) == 2
+
+
+def test_runs_of_another_model_are_refused(tiny, toy, pair):
+    with pytest.raises(PatchError, match="runs are those of another model"):
+        sweep(tiny, *pair, "z", layers=[0], runs=patching.Runs(toy))
 
 
 # Nothing is left behind, and bad input is named
