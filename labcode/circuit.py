@@ -209,7 +209,7 @@ def ablate_each(
         base = record(model, piece.tokens, piece.end, [*Suffix.hooks(model), "attn.hook_z"])
         suffix, found = Suffix.proven(network, base, piece.end, torch.zeros_like(piece.end)), []
         for baseline in baselines:
-            put = {}
+            put = dict(base.activations)
             for name in outputs:
                 value = torch.tensor(0.0) if baseline is None else baseline.values(name, rows, suffix.n_pos)
                 put[name] = value.expand(len(piece), suffix.n_pos, model.cfg.n_heads, model.cfg.d_head)

@@ -190,7 +190,7 @@ def test_no_hook_is_left_behind(tiny, pair):
 def test_heads_one_by_one_are_ablations_of_a_single_head(tiny, monkeypatch):
     monkeypatch.setattr("labcode.circuit.PROMPTS_AT_ONCE", 3)  # several portions
     pop = prompts.population(tiny, 8, seed=2)
-    reference, heads = prompts.corrupt(tiny, pop, "abc"), [(2, 1), (0, 3), (1, 0)]
+    reference, heads = prompts.corrupt(tiny, pop, "abc"), [(2, 1), (0, 3)]
     found = ablate_each(tiny, pop, heads, HOWS, reference=reference, seed=4)
     for how, values in zip(HOWS, found, strict=True):
         expected = torch.stack([ablate(tiny, pop, [head], how, reference=reference, seed=4) for head in heads])
