@@ -1,4 +1,4 @@
-"""Chapter 03: the halves of a head's share, false heads in a table of nothing, and the logit lens by hand."""
+"""Chapter 03: the halves of a head's share, false heads, the logit lens by hand, and a liking for a place."""
 
 from __future__ import annotations
 
@@ -105,6 +105,26 @@ def _layers(setting: Setting) -> list[tuple[Any, Any, int]]:
     return [(setting.model, _few(setting), n_layers // 2), (setting.model, setting.one, n_layers - 1)]
 
 
+def _parts(shares: Tensor, orders: list[str], *, by: str = "order", half: float = 0.5, sign: float = 1.0) -> Tensor:
+    """[part head]: what follows the role, and what follows the second place, or with one thing wrong."""
+    second = torch.tensor([order == "BABA" for order in orders])
+    if by == "turns":
+        second = torch.arange(len(orders)) % 2 == 1
+    one, other = shares[:, second].mean(-1), shares[:, ~second].mean(-1)
+    role = shares.mean(-1) if by == "all" else half * (one + other)
+    return torch.stack([role, sign * half * (one - other)])
+
+
+def _ordered(setting: Setting) -> list[tuple[Tensor, list[str]]]:
+    """Heads that follow a role, a place or both, on prompts of which more have one order than the other."""
+    made = []
+    for seed, orders in enumerate([["BABA"] * 7 + ["ABBA"] * 4, ["ABBA", "BABA", "BABA"] * 3]):
+        second = torch.tensor([1.0 if order == "BABA" else -1.0 for order in orders])
+        role, place = setting.random(2, 20, 1, seed=seed)
+        made.append((role + place * second + 0.1 * setting.random(20, len(orders), seed=seed + 5), orders))
+    return made
+
+
 EXERCISES = [
     Exercise(
         number="03.1",
@@ -195,6 +215,38 @@ EXERCISES = [
             Mistake(
                 gives=lambda *case: _lens(*case, end=False),
                 says="You read the last column. Shorter prompts are padded on the right: read each at pop.end.",
+            ),
+        ],
+    ),
+    Exercise(
+        number="03.4",
+        what="the part that follows the role and the part that follows the second place",
+        dims="part head",
+        takes=("shares", "orders"),
+        cases=_ordered,
+        right=_parts,
+        says="A mean for each order first, then half their sum and half their difference: so it does not matter which "
+        "order has more prompts.",
+        needs_model=False,
+        mistakes=[
+            Mistake(
+                gives=lambda *case: _parts(*case, by="all"),
+                says="Your second row is right. The first is the mean over all prompts: where one order has more "
+                "prompts, a liking for a place leaks into it. Take a mean for each order first.",
+            ),
+            Mistake(
+                gives=lambda *case: _parts(*case, half=1.0),
+                says="Both rows are twice too large: a head that writes role + place in one order and role − place in "
+                "the other has half of the sum and half of the difference.",
+            ),
+            Mistake(
+                gives=lambda *case: _parts(*case, sign=-1.0),
+                says="The place has the wrong sign: positive is a liking for the name that comes second, and in BABA "
+                "that is the right one.",
+            ),
+            Mistake(
+                gives=lambda *case: _parts(*case, by="turns"),
+                says="You take every other prompt for BABA. Ask orders which ones are.",
             ),
         ],
     ),
