@@ -1,4 +1,4 @@
-"""Chapter 04: hooks that pile up, an instrument that cheats three checks, and one hook for each layer."""
+"""Chapter 04: hooks that pile up, an instrument that cheats three checks, one hook a layer, and one that only looks."""
 
 from __future__ import annotations
 
@@ -80,6 +80,31 @@ def _factors(setting: Setting) -> list[tuple[Any, Tensor, list[float]]]:
     """Factors that are all unlike, and far from leaving things as they are."""
     drawn = (1 + setting.random(setting.model.cfg.n_layers)).tolist()
     return [(setting.model, setting.one.tokens, drawn)]
+
+
+def _look(
+    model: Any, tokens: Tensor, place: str, *, touch: bool = False, half: float = 0.5, late: bool = False
+) -> dict[str, Tensor]:
+    """What a place holds, halved, and the logits at the last token of the same run; or with one thing wrong."""
+    seen = {}
+
+    def hook(activation: Tensor, hook: Any) -> None:
+        seen["half"] = half * activation[0].clone()
+        if touch:
+            activation *= 0.5
+        if late:
+            activation.zero_()
+
+    logits = model.run_with_hooks(tokens, fwd_hooks=[(place, hook)])[0, -1]
+    return {"half": seen["half"], "logits": logits}
+
+
+def _places(setting: Setting) -> list[tuple[Any, Tensor, str]]:
+    layers = setting.model.cfg.n_layers
+    return [
+        (setting.model, setting.one.tokens, f"blocks.{layers // 2}.{name}")
+        for name in ("hook_attn_out", "hook_mlp_out")
+    ]
 
 
 EXERCISES = [
@@ -174,6 +199,35 @@ EXERCISES = [
             Mistake(
                 gives=lambda model, tokens, factors: _scaled(model, tokens, [*factors[1:], factors[0]]),
                 says="Each layer got the factor of the layer after it: off by one. Factor 0 belongs to layer 0.",
+            ),
+        ],
+    ),
+    Exercise(
+        number="04.4",
+        what={"half": "half of what the place holds", "logits": "the logits of the undisturbed run"},
+        dims="pos d_model, or d_vocab",
+        takes=("model", "tokens", "place"),
+        cases=_places,
+        right=_look,
+        says="The copy is yours, the activation is the model's: the run goes on as if nobody had looked.",
+        mistakes=[
+            Mistake(
+                gives=lambda *case: _look(*case, touch=True),
+                says="Half is right, but the run was disturbed: an operation in place, such as *=, halves the tensor "
+                "that the model goes on with, though the hook returns nothing. Clone first.",
+            ),
+            Mistake(
+                gives=lambda *case: {**_look(*case, touch=True), "half": _look(*case, half=0.25)["half"]},
+                says="You halved in place and then once more on the way out: a quarter came, and the run was disturbed "
+                "as well. Clone before you do arithmetic.",
+            ),
+            Mistake(
+                gives=lambda *case: _look(*case, half=1.0),
+                says="The run is undisturbed, and what came is the whole activation. Asked is half of it.",
+            ),
+            Mistake(
+                gives=lambda *case: _look(*case, late=True),
+                says="Half is right, and then the place was set to zero: the logits are those of an ablated run.",
             ),
         ],
     ),
