@@ -132,6 +132,23 @@ def test_the_toy_as_worked_out_on_paper(toy):
     assert {path.get("stroke") for path in figures[0].iter(f"{SVG}path")} >= {POSITION_COLOURS["IO"]}
 
 
+def test_bars_say_which_way_and_for_whom(tiny, pop):
+    """Raising IO and lowering S are towards the right answer; words, sign, side and colour agree."""
+    found = attention.looks(tiny, pop, [(layer, head) for layer in range(3) for head in range(2)])
+    signs = set()
+    for look, figure in zip(
+        found, tree(attention.arcs(tiny, pop, [one.head for one in found])).iter("figure"), strict=True
+    ):
+        for value, helps, row in zip(look.raised, (1, -1), figure.iter("li"), strict=True):
+            bar = next(row.iter(f"{SVG}rect"))
+            signs.add((value > 0, helps))
+            assert row.find("span").text.startswith("raises " if value > 0 else "lowers ")
+            assert row.find("b").text == f"{value:+.2f}".replace("-", "−")
+            assert bar.get("fill") == (TOWARDS if value * helps > 0 else AGAINST)
+            assert (float(bar.get("x")) == 60) is (value > 0)
+    assert len(signs) == 4, "or a part of this would not have been tried"
+
+
 def test_cells_of_the_grid_are_the_pattern(tiny, pop):
     _, cache = tiny.run_with_cache(pop.subset([1]).tokens)
     figures = tree(attention.grid(tiny, pop, HEADS, index=1)).iter("figure")
