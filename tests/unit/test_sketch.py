@@ -1,0 +1,219 @@
+"""The sketch that grows: what appears when, that it is the run's, and that the markup is sound."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+
+import pytest
+import torch
+from markup import Structure
+
+from labbook.show import sketch
+from labcode import families, metrics
+from labcode.families import FAMILIES, Discovery, Measurement
+
+CHAPTERS = range(1, 14)
+SVG = "{http://www.w3.org/2000/svg}"
+HEADS = {
+    "previous": [(1, 0)],
+    "duplicate": [(0, 1), (0, 2)],
+    "induction": [(2, 0)],
+    "s-inhibition": [(3, 1), (3, 2)],
+    "name mover": [(4, 0)],
+    "suppressor": [(4, 1)],
+    "negative": [],
+    "subject mover": [(4, 2)],
+    "backup": [],
+}
+WRITES = {(4, 0): 0.5, (4, 1): 0.3, (4, 2): -0.2, (5, 0): 0.1}
+AT_S2 = {(0, 1): 0.3, (0, 2): 0.2, (2, 0): 0.4, (2, 1): 0.1, (2, 2): 0.05, (1, 1): 0.04, (1, 2): 0.03}
+AT_END = {(3, 1): 0.3, (3, 2): 0.2, **WRITES}
+ARROWS = (
+    sketch.Arrow("name mover", "logits", "logits", 2.0),
+    sketch.Arrow("induction", "s-inhibition", "v", 0.9),
+    sketch.Arrow("previous", "induction", "k", 0.6),
+    sketch.Arrow("s-inhibition", "name mover", "q", 0.5),
+    sketch.Arrow("duplicate", "suppressor", "k", 0.4),
+    sketch.Arrow("duplicate", "name mover", "v", -0.4),
+    sketch.Arrow("s-inhibition", "s-inhibition", "q", 0.3),
+    sketch.Arrow("suppressor", "subject mover", "q", 0.2),
+)
+WORDS = tuple(
+    (text, {1: "S1", 2: "S1+1", 3: "IO", 9: "S2", 13: "END"}.get(at, ""))
+    for at, text in enumerate("When John and Mary went to the store, <John> gave a drink to".split())
+)
+
+
+def measured(values):
+    mean = torch.zeros(6, 3)
+    for head, value in values.items():
+        mean[head] = value
+    return Measurement(mean, mean, mean, torch.ones(6, 3).bool(), 0.02, "share of the gap", 8)
+
+
+EVIDENCE = {"direct": measured(WRITES), "total S2": measured(AT_S2), "total END": measured(AT_END)}
+FOUND = Discovery(
+    HEADS, {name: [] for name in families.UNKNOWN}, EVIDENCE, [], metrics.Interval(4.0, 3.0, 5.0, 8), 8, 8
+)
+KNOWN = sketch.Known(("tiny <model>", 6, 3), WORDS, "Mary", "<John>", 3.0, FOUND, ARROWS, (3, 4), "the place")
+NOTHING = replace(KNOWN, found=None, arrows=(), layers=(), says="")
+EMPTY = replace(
+    KNOWN,
+    found=replace(FOUND, families={name: [] for name in FAMILIES}, evidence={k: measured({}) for k in EVIDENCE}),
+    arrows=(), layers=(), says="",
+)  # fmt: skip
+
+
+def drawing(known, chapter):
+    page = sketch.draw(known, chapter)
+    return ET.fromstring(page.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" '))
+
+
+def svgs(known, chapter):
+    return drawing(known, chapter).findall(f".//{SVG}svg")
+
+
+def heads_of(known, chapter):
+    return {(box.row, head) for box in sketch.boxes(known, chapter) for head in box.heads}
+
+
+def test_the_sketch_only_grows():
+    for chapter in CHAPTERS[:-1]:
+        assert heads_of(KNOWN, chapter) <= heads_of(KNOWN, chapter + 1)
+        titles = [{box.key for box in sketch.boxes(KNOWN, c) if box.key in FAMILIES} for c in (chapter, chapter + 1)]
+        assert titles[0] <= titles[1]
+    ways = [{(w.sender, w.receiver) for w in sketch.wires(KNOWN, c)} for c in CHAPTERS]
+    assert ways[:2] == [set(), set()]
+    assert ways[9] <= ways[10] == ways[11] == ways[12]
+
+
+def test_a_family_appears_from_its_chapter_on_and_not_before():
+    for name, family in FAMILIES.items():
+        for chapter in CHAPTERS:
+            there = family.title.lower() in sketch.draw(KNOWN, chapter).lower()
+            assert there is (chapter >= sketch.BOXES[name][1]), (name, chapter)
+
+
+def test_all_families_and_all_rows_are_in_the_table():
+    assert set(FAMILIES) < set(sketch.BOXES)
+    assert {row for row, _ in sketch.BOXES.values()} == {"S1+1", "S2", "END", "writers"}
+
+
+def test_before_they_have_a_family_heads_are_known_by_their_effect():
+    by_key = {box.key: box for box in sketch.boxes(KNOWN, 6)}
+    assert by_key["writers"].heads == ((4, 0), (4, 1), (4, 2), (5, 0))
+    assert by_key["writers"].against == ((4, 2),)
+    assert by_key["at END"].heads == ((3, 1), (3, 2)), "those that write by themselves are writers"
+    assert by_key["at S2"].heads[:2] == ((2, 0), (0, 1))
+    later = {box.key: box for box in sketch.boxes(KNOWN, 10)}
+    assert later["writers"].heads == ((5, 0),)
+    assert "at END" not in later
+    assert later["at S2"].heads == ((2, 1), (2, 2), (1, 1), (1, 2))
+
+
+def test_the_drawing_shows_the_heads_of_the_run_and_how_many_more():
+    for svg in svgs(KNOWN, 6):
+        text = " ".join(node.text for node in svg.iter(f"{SVG}text"))
+        assert all(f"{a}.{b}" in text for a, b in [(2, 0), (0, 1), (3, 1), (3, 2), (4, 0), (4, 2)])
+        assert "+3 more" in text
+        assert "1.2" not in text
+
+
+def test_arrows_are_those_measured_and_only_from_their_chapter():
+    def drawn(chapter):
+        return [
+            {node.get("data-arrow") for node in svg.iter(f"{SVG}g") if node.get("data-arrow")}
+            for svg in svgs(KNOWN, chapter)
+        ]
+
+    assert drawn(6) == [{"writers > logits"}] * 2
+    assert drawn(7) == [{"writers > logits", "at END > writers", "at S2 > writers"}] * 2
+    assert "at S2 > s-inhibition" in drawn(9)[0]
+    whole = {f"{one.sender} > {one.receiver}" for one in ARROWS}
+    wires_alone = {f"{name} > logits" for name in ("suppressor", "subject mover", "writers")}
+    assert drawn(11) == [whole | wires_alone] * 2
+    assert drawn(10)[0] == {one for one in drawn(11)[0] if "s-inhibition > s-inh" not in one and "> subject" not in one}
+    fewer = replace(KNOWN, arrows=())
+    assert {w.receiver for w in sketch.wires(fewer, 11)} == {"logits"}
+    assert not [w for w in sketch.wires(replace(fewer, found=None), 11)]
+
+
+def test_only_the_whole_circuit_says_how_much():
+    assert "+0.9" not in sketch.draw(KNOWN, 10)
+    assert "v +0.90" in sketch.draw(KNOWN, 11)
+    assert "through their values (+0.90 nats)" in sketch.tells(KNOWN, 11)[1]
+
+
+def test_what_is_new_is_said():
+    assert "3.00 nats ahead of <John>" in sketch.tells(KNOWN, 1)[0]
+    assert sketch.tells(KNOWN, 2)[0].count("?") == 3
+    assert "waits at S2 until layer 3 and reaches END in layers 3 and 4" in sketch.tells(KNOWN, 5)[0]
+    here, everything = sketch.tells(KNOWN, 9)
+    assert here == (
+        "New here: S-inhibition heads at END, 3.1 and 3.2, which tell the place; "
+        "3.1 and 3.2 at END read 2.0, 0.1, 0.2, 2.1 and 3 more at S2 through their values."
+    )
+    assert "new: S-inhibition heads at END: 3.1, 3.2" in everything
+    assert "name movers at END: 4.0" in everything
+    assert "Nothing new" in sketch.tells(KNOWN, 4)[0]
+
+
+@pytest.mark.parametrize("known", [KNOWN, NOTHING, EMPTY])
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_every_chapter_is_sound_markup_without_ids(known, chapter):
+    page = sketch.draw(known, chapter)
+    assert " id=" not in page
+    assert "<John>" not in page
+    assert "<model>" not in page
+    Structure(re.sub(r"<(rect|path)([^>]*)/>", "", page))
+    figure = drawing(known, chapter)
+    assert figure[0].get("role") == "img"
+    assert "circuit sketch after chapter" in figure[0].get("aria-label")
+    for svg in figure.findall(f".//{SVG}svg"):
+        wide, high = (float(part) for part in svg.get("viewBox").split()[2:])
+        places = [tuple(float(node.get(key)) for key in ("x", "y", "width", "height"))
+                  for node in svg.iter(f"{SVG}rect") if node.get("data-box")]  # fmt: skip
+        for i, (x, y, w, h) in enumerate(places):
+            assert x >= 0
+            assert y >= 0
+            assert x + w <= wide
+            assert y + h <= high
+            for left, top, w2, h2 in places[i + 1 :]:
+                assert x + w <= left or left + w2 <= x or y + h <= top or top + h2 <= y
+        assert all(float(node.get("font-size", "11")) >= 11 for node in svg.iter(f"{SVG}text"))
+
+
+def test_without_families_boxes_are_dotted():
+    for known, said in ((NOTHING, "not measured"), (EMPTY, "none found")):
+        for svg in svgs(known, 11):
+            drawn = [node for node in svg.iter(f"{SVG}rect") if node.get("data-box")]
+            assert len(drawn) == 5
+            assert all(node.get("stroke-dasharray") for node in drawn)
+        assert said in sketch.tells(known, 11)[1]
+
+
+def test_a_model_without_a_record_is_drawn_at_once(tiny, monkeypatch):
+    monkeypatch.setattr(families, "measure", lambda *_: pytest.fail("a sketch never measures"))
+    for chapter in (1, 6, 13):
+        assert "lab-sketch" in sketch.so_far(tiny, chapter)
+
+
+def test_the_record_fills_the_sketch(smollm2):
+    known = sketch.look(
+        smollm2, 8, arrows={("s-inhibition", "name mover", "q"): 0.4, ("induction", "suppressor", "k"): 0.01}
+    )
+    assert known.arrows == (sketch.Arrow("s-inhibition", "name mover", "q", 0.4),), "a weak arrow is left out"
+    assert len(known.layers) == 2
+    by_key = {box.key: box for box in sketch.boxes(known, 8)}
+    assert by_key["suppressor"].heads
+    assert known.words[-1] == ("to", "END")
+    assert [text for text, name in known.words if name in ("IO", "S1", "S2")] == ["John", "Mary", "John"]
+
+
+def test_gpt2_as_published_stands_beside_the_last_one(smollm2):
+    page = sketch.so_far(smollm2, 13, arrows={})
+    assert page.count("<figure") == 2
+    assert "as published" in page
+    assert "9.9" in page
