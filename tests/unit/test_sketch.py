@@ -10,7 +10,7 @@ import pytest
 import torch
 from markup import Structure
 
-from labbook.show import sketch
+from labbook.show import canvas, growth, sketch
 from labcode import families, metrics
 from labcode.families import FAMILIES, Discovery, Measurement
 
@@ -31,14 +31,14 @@ WRITES = {(4, 0): 0.5, (4, 1): 0.3, (4, 2): -0.2, (5, 0): 0.1}
 AT_S2 = {(0, 1): 0.3, (0, 2): 0.2, (2, 0): 0.4, (2, 1): 0.1, (2, 2): 0.05, (1, 1): 0.04, (1, 2): 0.03}
 AT_END = {(3, 1): 0.3, (3, 2): 0.2, **WRITES}
 ARROWS = (
-    sketch.Arrow("name mover", "logits", "logits", 2.0),
-    sketch.Arrow("induction", "s-inhibition", "v", 0.9),
-    sketch.Arrow("previous", "induction", "k", 0.6),
-    sketch.Arrow("s-inhibition", "name mover", "q", 0.5),
-    sketch.Arrow("duplicate", "suppressor", "k", 0.4),
-    sketch.Arrow("duplicate", "name mover", "v", -0.4),
-    sketch.Arrow("s-inhibition", "s-inhibition", "q", 0.3),
-    sketch.Arrow("suppressor", "subject mover", "q", 0.2),
+    growth.Arrow("name mover", "logits", "logits", 2.0),
+    growth.Arrow("induction", "s-inhibition", "v", 0.9),
+    growth.Arrow("previous", "induction", "k", 0.6),
+    growth.Arrow("s-inhibition", "name mover", "q", 0.5),
+    growth.Arrow("duplicate", "suppressor", "k", 0.4),
+    growth.Arrow("duplicate", "name mover", "v", -0.4),
+    growth.Arrow("s-inhibition", "s-inhibition", "q", 0.3),
+    growth.Arrow("suppressor", "subject mover", "q", 0.2),
 )
 WORDS = tuple(
     (text, {1: "S1", 2: "S1+1", 3: "IO", 9: "S2", 13: "END"}.get(at, ""))
@@ -57,7 +57,7 @@ EVIDENCE = {"direct": measured(WRITES), "total S2": measured(AT_S2), "total END"
 FOUND = Discovery(
     HEADS, {name: [] for name in families.UNKNOWN}, EVIDENCE, [], metrics.Interval(4.0, 3.0, 5.0, 8), 8, 8
 )
-KNOWN = sketch.Known(("tiny <model>", 6, 3), WORDS, "Mary", "<John>", 3.0, FOUND, ARROWS, (3, 4), "the place")
+KNOWN = growth.Known(("tiny <model>", 6, 3), WORDS, "Mary", "<John>", 3.0, FOUND, ARROWS, (3, 4), "the place")
 NOTHING = replace(KNOWN, found=None, arrows=(), layers=(), says="")
 EMPTY = replace(
     KNOWN,
@@ -67,7 +67,7 @@ EMPTY = replace(
 
 
 def drawing(known, chapter):
-    page = sketch.draw(known, chapter)
+    page = canvas.draw(known, chapter)
     return ET.fromstring(page.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" '))
 
 
@@ -76,15 +76,15 @@ def svgs(known, chapter):
 
 
 def heads_of(known, chapter):
-    return {(box.row, head) for box in sketch.boxes(known, chapter) for head in box.heads}
+    return {(box.row, head) for box in growth.boxes(known, chapter) for head in box.heads}
 
 
 def test_the_sketch_only_grows():
     for chapter in CHAPTERS[:-1]:
         assert heads_of(KNOWN, chapter) <= heads_of(KNOWN, chapter + 1)
-        titles = [{box.key for box in sketch.boxes(KNOWN, c) if box.key in FAMILIES} for c in (chapter, chapter + 1)]
+        titles = [{box.key for box in growth.boxes(KNOWN, c) if box.key in FAMILIES} for c in (chapter, chapter + 1)]
         assert titles[0] <= titles[1]
-    ways = [{(w.sender, w.receiver) for w in sketch.wires(KNOWN, c)} for c in CHAPTERS]
+    ways = [{(w.sender, w.receiver) for w in growth.wires(KNOWN, c)} for c in CHAPTERS]
     assert ways[:2] == [set(), set()]
     assert ways[9] <= ways[10] == ways[11] == ways[12]
 
@@ -92,22 +92,22 @@ def test_the_sketch_only_grows():
 def test_a_family_appears_from_its_chapter_on_and_not_before():
     for name, family in FAMILIES.items():
         for chapter in CHAPTERS:
-            there = family.title.lower() in sketch.draw(KNOWN, chapter).lower()
-            assert there is (chapter >= sketch.BOXES[name][1]), (name, chapter)
+            there = family.title.lower() in canvas.draw(KNOWN, chapter).lower()
+            assert there is (chapter >= growth.BOXES[name][1]), (name, chapter)
 
 
 def test_all_families_and_all_rows_are_in_the_table():
-    assert set(FAMILIES) < set(sketch.BOXES)
-    assert {row for row, _ in sketch.BOXES.values()} == {"S1+1", "S2", "END", "writers"}
+    assert set(FAMILIES) < set(growth.BOXES)
+    assert {row for row, _ in growth.BOXES.values()} == {"S1+1", "S2", "END", "writers"}
 
 
 def test_before_they_have_a_family_heads_are_known_by_their_effect():
-    by_key = {box.key: box for box in sketch.boxes(KNOWN, 6)}
+    by_key = {box.key: box for box in growth.boxes(KNOWN, 6)}
     assert by_key["writers"].heads == ((4, 0), (4, 1), (4, 2), (5, 0))
     assert by_key["writers"].against == ((4, 2),)
     assert by_key["at END"].heads == ((3, 1), (3, 2)), "those that write by themselves are writers"
     assert by_key["at S2"].heads[:2] == ((2, 0), (0, 1))
-    later = {box.key: box for box in sketch.boxes(KNOWN, 10)}
+    later = {box.key: box for box in growth.boxes(KNOWN, 10)}
     assert later["writers"].heads == ((5, 0),)
     assert "at END" not in later
     assert later["at S2"].heads == ((2, 1), (2, 2), (1, 1), (1, 2))
@@ -136,34 +136,34 @@ def test_arrows_are_those_measured_and_only_from_their_chapter():
     assert drawn(11) == [whole | wires_alone] * 2
     assert drawn(10)[0] == {one for one in drawn(11)[0] if "s-inhibition > s-inh" not in one and "> subject" not in one}
     fewer = replace(KNOWN, arrows=())
-    assert {w.receiver for w in sketch.wires(fewer, 11)} == {"logits"}
-    assert not [w for w in sketch.wires(replace(fewer, found=None), 11)]
+    assert {w.receiver for w in growth.wires(fewer, 11)} == {"logits"}
+    assert not [w for w in growth.wires(replace(fewer, found=None), 11)]
 
 
 def test_only_the_whole_circuit_says_how_much():
-    assert "+0.9" not in sketch.draw(KNOWN, 10)
-    assert "v +0.90" in sketch.draw(KNOWN, 11)
-    assert "through their values (+0.90 nats)" in sketch.tells(KNOWN, 11)[1]
+    assert "+0.9" not in canvas.draw(KNOWN, 10)
+    assert "v +0.90" in canvas.draw(KNOWN, 11)
+    assert "through their values (+0.90 nats)" in growth.tells(KNOWN, 11)[1]
 
 
 def test_what_is_new_is_said():
-    assert "3.00 nats ahead of <John>" in sketch.tells(KNOWN, 1)[0]
-    assert sketch.tells(KNOWN, 2)[0].count("?") == 3
-    assert "waits at S2 until layer 3 and reaches END in layers 3 and 4" in sketch.tells(KNOWN, 5)[0]
-    here, everything = sketch.tells(KNOWN, 9)
+    assert "3.00 nats ahead of <John>" in growth.tells(KNOWN, 1)[0]
+    assert growth.tells(KNOWN, 2)[0].count("?") == 3
+    assert "waits at S2 until layer 3 and reaches END in layers 3 and 4" in growth.tells(KNOWN, 5)[0]
+    here, everything = growth.tells(KNOWN, 9)
     assert here == (
         "New here: S-inhibition heads at END, 3.1 and 3.2, which tell the place; "
         "3.1 and 3.2 at END read 2.0, 0.1, 0.2, 2.1 and 3 more at S2 through their values."
     )
     assert "new: S-inhibition heads at END: 3.1, 3.2" in everything
     assert "name movers at END: 4.0" in everything
-    assert "Nothing new" in sketch.tells(KNOWN, 4)[0]
+    assert "Nothing new" in growth.tells(KNOWN, 4)[0]
 
 
 @pytest.mark.parametrize("known", [KNOWN, NOTHING, EMPTY])
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_every_chapter_is_sound_markup_without_ids(known, chapter):
-    page = sketch.draw(known, chapter)
+    page = canvas.draw(known, chapter)
     assert " id=" not in page
     assert "<John>" not in page
     assert "<model>" not in page
@@ -191,7 +191,7 @@ def test_without_families_boxes_are_dotted():
             drawn = [node for node in svg.iter(f"{SVG}rect") if node.get("data-box")]
             assert len(drawn) == 5
             assert all(node.get("stroke-dasharray") for node in drawn)
-        assert said in sketch.tells(known, 11)[1]
+        assert said in growth.tells(known, 11)[1]
 
 
 def test_a_model_without_a_record_is_drawn_at_once(tiny, monkeypatch):
@@ -202,11 +202,11 @@ def test_a_model_without_a_record_is_drawn_at_once(tiny, monkeypatch):
 
 def test_the_record_fills_the_sketch(smollm2):
     known = sketch.look(
-        smollm2, 8, arrows={("s-inhibition", "name mover", "q"): 0.4, ("induction", "suppressor", "k"): 0.01}
+        smollm2, 8, arrows={("s-inhibition", "name mover", "q"): 0.5, ("induction", "suppressor", "k"): 0.01}
     )
-    assert known.arrows == (sketch.Arrow("s-inhibition", "name mover", "q", 0.4),), "a weak arrow is left out"
+    assert known.arrows == (growth.Arrow("s-inhibition", "name mover", "q", 0.5),), "a weak arrow is left out"
     assert len(known.layers) == 2
-    by_key = {box.key: box for box in sketch.boxes(known, 8)}
+    by_key = {box.key: box for box in growth.boxes(known, 8)}
     assert by_key["suppressor"].heads
     assert known.words[-1] == ("to", "END")
     assert [text for text, name in known.words if name in ("IO", "S1", "S2")] == ["John", "Mary", "John"]
