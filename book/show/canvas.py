@@ -151,7 +151,7 @@ def _rows(known: Known, chapter: int) -> tuple[dict[Row, list[Box]], str]:
     titles = ", ".join(box.title for box in missing)
     if any(box.heads for box in rest):
         rows["writers"] = rest
-        return rows, f"not found: {titles}"
+        return rows, f"{'not described' if known.source else 'not found'}: {titles}"
     one = replace(missing[0], title=titles[:1].upper() + titles[1:])
     rows["writers"] = [one, *rest]
     return rows, ""
@@ -332,7 +332,8 @@ def _box(scene: Scene, key: str, colour: str, stroke: float, fill: float, dots: 
     )
     y = place.cy - scene.line * len(texts) / 2 + scene.line * 0.76
     for text in texts:
-        scene.words(place.cx, y, text.text, text.style)
+        wide = _wide(text.text, scene.size, text.style == "bold")
+        scene.words(place.cx, y, text.text, text.style, small=min(max(scene.size * (1 - (place.w - 8) / wide), 0), 1))
         y += scene.line
 
 
@@ -493,11 +494,11 @@ def _kind(scene: Scene, wire: Wire) -> str:
     return "across" if a.right < b.x or (b.right < a.x and scene.width > 500) else "up"
 
 
-def _loop(place: Rect) -> Route:
+def _loop(place: Rect, tall: bool) -> Route:
     """From a box to itself, around its right upper corner."""
     x, y = place.right, place.y
     points = [(x, y + 20), (x + 26, y + 20), (x - 16, y - 28), (x - 16, y)]
-    return Route(points, True, (x - 24, y - 6), "end")
+    return Route(points, True, *(((x + 7, y - 10), "start") if tall else ((x - 24, y - 6), "end")))
 
 
 def _row(by_key: Mapping[str, Box], key: str) -> Row:
@@ -523,7 +524,7 @@ def _rise(start: Point, end: Point, label: Point) -> Route:
 def _route_broad(scene: Scene, by_key: Mapping[str, Box], arrows: Sequence[Wire], one: Wire) -> Route:
     a, b = scene.places[one.sender], scene.places[one.receiver]
     if one.sender == one.receiver:
-        return _loop(a)
+        return _loop(a, False)
     here, there = _row(by_key, one.sender), _row(by_key, one.receiver)
     if here == "S2" and there in ("END", "writers"):
         lanes = _past(scene, by_key, arrows, ("END", "writers"))
@@ -551,9 +552,10 @@ def _route_broad(scene: Scene, by_key: Mapping[str, Box], arrows: Sequence[Wire]
 def _route_tall(scene: Scene, by_key: Mapping[str, Box], arrows: Sequence[Wire], one: Wire) -> Route:
     a, b = scene.places[one.sender], scene.places[one.receiver]
     if one.sender == one.receiver:
-        return _loop(a)
+        return _loop(a, True)
     out = a.cx + _spread(scene, arrows, one, "sender", 20, a.w - 16)
-    into = b.cx + _spread(scene, arrows, one, "receiver", 26, b.w - 16)
+    apart = 26 if _row(by_key, one.receiver) in ("writers", "logits") else 60
+    into = b.cx + _spread(scene, arrows, one, "receiver", apart, b.w - 16)
     lanes = _past(scene, by_key, arrows, ("writers",))
     if one in lanes:
         at, nth = lanes.index(one), [other for other in lanes if other.receiver == one.receiver].index(one)

@@ -82,6 +82,7 @@ class Known:
         arrows: those that stand out.
         layers: of which the heads at END bring most, in order.
         says: what S-inhibition heads say, in a few words.
+        source: a sentence on where it is from, if it is not from this run.
     """
 
     model: tuple[str, int, int]
@@ -93,6 +94,7 @@ class Known:
     arrows: tuple[Arrow, ...] = ()
     layers: tuple[int, ...] = ()
     says: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Box:
     row: Row
     title: str
     heads: tuple[Head, ...]
-    colour: str
+    colour: str  # of its family; "" is the page's ink
     new: bool
     asks: str = ""
     says: str = ""
@@ -217,11 +219,8 @@ def tells(known: Known, chapter: int) -> tuple[str, str]:
         new.append("how much each arrow carries")
     told = [_reads(by_key, one, chapter) for one in arrows if one.new and one.sender != "writers"]
     new += told[:FULL] + ([f"{len(told) - FULL} more arrows"] if len(told) > FULL else [])
-    here = (
-        f"New here: {'; '.join(new)}.".replace("?.", "?")
-        if new
-        else "Nothing new is drawn here: what we believed stands."
-    )
+    here = f"New here: {'; '.join(new)}.".replace("?.", "?") if new else "Nothing new is drawn in this chapter."
+    here = known.source or here
     lines = [f"The sentence: {' '.join(text for text, _ in known.words)}."]
     if known.lead is not None:
         lines.append(f"{known.answer} is {known.lead:+.2f} nats ahead of {known.other}.")

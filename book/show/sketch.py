@@ -16,10 +16,9 @@ import torch
 
 from labbook.show.canvas import draw
 from labbook.show.growth import ARROWS, BOXES, SAYS, Arrow, Known
-from labcode import evidence, metrics, models, prompts
+from labcode import evidence, frames, joint, metrics, models, prompts
 from labcode.families import FAMILIES, UNKNOWN, Discovery, passing
 from labcode.heads import Head
-from labcode.patching import exchange
 from labcode.recorded import remember
 from labcode.report import CIRCUIT
 from labcode.variants import POSITION, TOKEN, fit_signals, signal_variant
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 LEAST = 0.1  # nats: a weaker arrow is not drawn here; chapter 11 lists them all
-SIGNALS = 12  # prompts on which it is asked what is said
+SIGNALS = 16  # prompts on which it is asked what is said: those of chapter 9
 
 
 def so_far(
@@ -78,7 +77,7 @@ def look(
         arrows = {}
         if seen.origin == "recorded":
             arrows = {(one.sender, one.receiver, one.into): lost for one, lost in seen.arrows().items()}
-    says = _said(model, seen, found.families["s-inhibition"]) if chapter >= SAYS else ""
+    says = _said(model, found.families["s-inhibition"]) if chapter >= SAYS else ""
     return replace(known, found=found, arrows=_standing(arrows or {}, seen), layers=_instalments(found), says=says)
 
 
@@ -106,36 +105,40 @@ def _instalments(found: Discovery) -> tuple[int, ...]:
     return tuple(sorted(sorted(able, key=lambda layer: -float(loss[layer]))[:2]))
 
 
-def _said(model: TransformerBridge, seen: evidence.Evidence, heads: Sequence[Head]) -> str:
-    """Whether place or name weighs more in what these heads say at END (chapter 9's experiment, on fewer prompts)."""
-    pop = seen.populations["test"][0]
-    pop = pop.subset(range(0, len(pop), max(1, len(pop) // SIGNALS)))
-    groups = evidence.groups(pop)
-    if not heads or len(groups.unique()) < 6:
+def _said(model: TransformerBridge, heads: Sequence[Head]) -> str:
+    """Whether place or name weighs more in what these heads say at END (chapter 9's experiment)."""
+    if not heads:
         return ""
+    known, _ = prompts.single_token_names(model)
+    pop = prompts.population(model, SIGNALS, 8, frames.TEST, frames.names(known, "test"))
 
     def measure() -> dict[str, torch.Tensor]:
-        return fit_signals({
-            (token, place): exchange(model, pop, signal_variant(model, pop, token, place), heads)
-            for place in POSITION for token in TOKEN
-        })  # fmt: skip
+        both = joint.Joint(model, pop)
+        values = {("original", "original"): both.clean}
+        for place in POSITION:
+            for token in TOKEN:
+                if (token, place) not in values:
+                    other = both.source(signal_variant(model, pop, token, place))
+                    values[token, place] = both.run(other, [list(heads)]).values[0]
+        return fit_signals(values)
 
-    fit = remember(f"signals of {sorted(heads)}", model, [pop], measure)
+    fit, groups = remember(f"signals of {sorted(heads)}", model, [pop], measure), pop.draws
+    if len(groups.unique()) < 6:
+        return ""
     place, token, gap = (
         metrics.bootstrap(value, groups) for value in (fit["position"], fit["token"], fit["position"] - fit["token"])
     )
     if gap.low > 0 and place.low > 0:
-        return "the place more than the name" if token.low > 0 else "the place, not the name"
-    if gap.high < 0 and token.low > 0:
-        return "the name more than the place" if place.low > 0 else "the name, not the place"
-    return ""
+        return "the place more than the name"
+    return "the name more than the place" if gap.high < 0 and token.low > 0 else ""
 
 
 def _published(known: Known) -> Known:
     """GPT-2 small as the literature has it: heads by family, and no arrow, since none was measured here."""
     listed = {name: list(CIRCUIT.get(name, ())) for name in FAMILIES}
     found = Discovery(listed, {name: [] for name in UNKNOWN}, {}, [], metrics.Interval(0.0, 0.0, 0.0, 0), 0, 0)
-    return Known(("GPT-2 small", 12, 12), known.words, known.answer, known.other, None, found)
+    source = "The families of Wang et al. 2022. No arrow is drawn, since none was measured here."
+    return Known(("GPT-2 small", 12, 12), known.words, known.answer, known.other, None, found, source=source)
 
 
 def _words(tokens: Sequence[str], names: Mapping[int, str]) -> tuple[tuple[str, str], ...]:
