@@ -93,21 +93,17 @@ def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
         for one in found.comparisons
     ]
 
+    judgement = ["On this run", "Sentence", "Method", "Against"]
+
     def listed(what: str, *columns: str) -> list[list[pages.Cell]]:
         return judged("claims", "text", "method", "against", *columns, only=lambda one: table_of(one) == what)
 
-    mechanism = listed("mechanism", "source", "origin")
+    said_alone = "What the chapters say of this run's model and of no other, most of it by the names of its heads."
     told = [
         nodes.rubric("", "The mechanism"),
-        nodes.paragraph(
-            "", "The story of this run's model, by the names of its heads: what the chapters say of no other."
-        ),
-        *_table(
-            "mechanism", ["On this run", "Sentence", "Method", "Against", "Published", "Origin", "Chapter"], mechanism
-        ),
+        nodes.paragraph("", said_alone),
+        *_table("mechanism", [*judgement, "Origin", "Chapter"], listed("mechanism", "origin")),
     ]
-    findings = listed("findings", "origin")
-    replications = listed("replications", "source")
     return [
         *(told if app.config.lab_subject else []),
         nodes.rubric("", "Findings"),
@@ -116,10 +112,10 @@ def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
             "What could have failed, and what it was held against. A recorded value is in part measured "
             "again by each build.",
         ),
-        *_table("findings", ["On this run", "Finding", "Method", "Against", "Origin", "Chapter"], findings),
+        *_table("findings", [*judgement, "Origin", "Chapter"], listed("findings", "origin")),
         nodes.rubric("", "Replications"),
         nodes.paragraph("", "What somebody published of GPT-2 small, asked of this run's model."),
-        *_table("replications", ["On this run", "Claim", "Method", "Against", "Published", "Chapter"], replications),
+        *_table("replications", [*judgement, "Published", "Chapter"], listed("replications", "source")),
         nodes.rubric("", "Comparisons"),
         *_table("comparisons", ["Quantity", "This run", "Published", "Source", "Verdict", "Chapter"], comparisons),
         nodes.rubric("", "Self-checks"),

@@ -142,6 +142,8 @@ def test_a_model_that_knows_nothing_gets_its_book_with_crosses(ignorant):
     assert ignorant.code == 0, ignorant.said[-4000:]
     assert not re.search(r"\b(WARNING|ERROR)\b", ignorant.said), ignorant.said[-4000:]
     assert re.search(r"\d+ of \d+ claims", ignorant.said), ignorant.said[-2000:]
+    assert "Not certified: " in ignorant.said
+    assert all("Not certified: " in ignorant.text(page) for page in [*code_pages(), "ledger"])
     assert "✗ does not hold on this run" in ignorant.text("01-behaviour")
     for page in code_pages():
         assert "Traceback" not in ignorant.text(page)
