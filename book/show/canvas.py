@@ -237,7 +237,7 @@ def _broad(known: Known, chapter: int) -> Scene:
 
 def _tall(known: Known, chapter: int) -> Scene:
     """The sentence in three lines, each with the boxes of its last word below it, from top to bottom to the answer."""
-    scene = Scene(360, 12)
+    scene = Scene(340, 12.2)
     rows, missing = _rows(known, chapter)
     by_key = {box.key: box for row in rows.values() for box in row}
     arrows = [one for one in wires(known, chapter) if one.sender in by_key]
@@ -246,7 +246,7 @@ def _tall(known: Known, chapter: int) -> Scene:
     lanes = 22 if passing_by else 0
     y = 0.0
     for row in ("S1+1", "S2", "END", "writers"):
-        column = Rect(6 + (lanes if row == "END" else 0), 0, 348 - (lanes if row == "END" else 0), 0)
+        column = Rect(6 + (lanes if row == "END" else 0), 0, 328 - (lanes if row == "END" else 0), 0)
         if row != "writers":
             y = _segment(scene, known, row, y)
             if chapter >= NEWS and known.layers and row in ("S2", "END"):
@@ -261,21 +261,21 @@ def _tall(known: Known, chapter: int) -> Scene:
             scene.places[box.key] = scene.places[box.key]._replace(y=y, h=h)
         y += h + (0 if row == "writers" else 34 if arrows and chapter >= BOXES["at S2"][1] else 14)
     if chapter == 1:
-        frame = Rect(6, y + 24, 348, 90)
+        frame = Rect(6, y + 24, 328, 90)
         _frame(scene, frame, known, closed=True)
-        scene.back += [_path([(180, y - 4), (180, frame.y)], 2, 0.8)]
-        scene.back += [_path([(180, frame.bottom), (180, frame.bottom + 40)], 2, 0.8)]
+        scene.back += [_path([(170, y - 4), (170, frame.y)], 2, 0.8)]
+        scene.back += [_path([(170, frame.bottom), (170, frame.bottom + 40)], 2, 0.8)]
         y = frame.bottom - 6
-    scene.places["logits"] = Rect(60, y + 46, 240, 44 if known.lead is not None else 30)
+    scene.places["logits"] = Rect(50, y + 46, 240, 44 if known.lead is not None else 30)
     _answer(scene, known)
     for box in by_key.values():
         _family(scene, box)
     if chapter > 1:
         _connect(scene, by_key, arrows, chapter, _route_tall)
     y = scene.places["logits"].bottom
-    for text in _wrapped(Text(missing), 340, scene.size) if missing else []:
+    for text in _wrapped(Text(missing), 322, scene.size) if missing else []:
         y += scene.line + 4
-        scene.words(180, y, text, "italic")
+        scene.words(170, y, text, "italic")
     scene.height = y + 8
     return scene
 
@@ -284,7 +284,7 @@ def _side_by_side(scene: Scene, row: Sequence[Box], known: Known, column: Rect, 
     """Share a row's width among its boxes; the height of the highest."""
     if not row:
         return 0.0
-    gap = 10
+    gap = 10 if scene.width > 500 else 6
     w = min(most, (column.w - gap * (len(row) - 1)) / len(row))
     left = column.cx - (w * len(row) + gap * (len(row) - 1)) / 2
     heights = [scene.need(box.key, _lines(box, known), w) for box in row]
@@ -375,7 +375,7 @@ def _segment(scene: Scene, known: Known, row: Row, y: float) -> float:
     start = max([at + 1 for at in ends if at < stop], default=0)
     lines: list[list[tuple[str, str]]] = [[]]
     for word in known.words[start : stop + 1]:
-        if lines[-1] and sum(_wide(text, 15) + 10 for text, _ in [*lines[-1], word]) > 340:
+        if lines[-1] and sum(_wide(text, 15) + 10 for text, _ in [*lines[-1], word]) > 320:
             lines.append([])
         lines[-1].append(word)
     for line in lines:
@@ -544,7 +544,7 @@ def _route_broad(scene: Scene, by_key: Mapping[str, Box], arrows: Sequence[Wire]
     out = a.cx + _spread(scene, arrows, one, "sender", 26, a.w - 20)
     into = b.cx + _spread(scene, arrows, one, "receiver", 40, b.w - 20)
     if a.y > b.bottom:
-        label = (out + 8, a.y - 6) if there == "logits" else (into + 8, b.bottom + 17)
+        label = (out + 6 + 1.6 * min(abs(one.nats), 2.5), a.y - 6) if there == "logits" else (into + 8, b.bottom + 17)
         return _rise((out, a.y), (into, b.bottom), label)
     return _over(a, b, -22)
 
@@ -568,7 +568,9 @@ def _route_tall(scene: Scene, by_key: Mapping[str, Box], arrows: Sequence[Wire],
         points = [(out, a.bottom), (out, below), (lane, below), (lane, above), (x, above), (x, b.y)]
         return Route(points, False, (x + 6, b.y - 5), "start")
     if b.y > a.bottom:
-        label = (out + 7, a.bottom + 13) if one.receiver == "logits" else (into + 7, b.y - 5)
+        label = (
+            (out + 6 + 2 * min(abs(one.nats), 2.5), a.bottom + 13) if one.receiver == "logits" else (into + 7, b.y - 5)
+        )
         return _rise((out, a.bottom), (into, b.y), label)
     return _over(a, b, 22)
 

@@ -11,7 +11,7 @@ import torch
 from markup import Structure
 
 from labbook.show import canvas, growth, sketch
-from labcode import families, metrics
+from labcode import evidence, families, metrics
 from labcode.families import FAMILIES, Discovery, Measurement
 
 CHAPTERS = range(1, 14)
@@ -217,3 +217,16 @@ def test_gpt2_as_published_stands_beside_the_last_one(smollm2):
     assert page.count("<figure") == 2
     assert "as published" in page
     assert "9.9" in page
+
+
+def test_another_models_evidence_is_drawn_where_a_chapter_passes_it(tiny):
+    pops = evidence.populations(tiny, 4, exact=False)
+    seen = evidence.Evidence(evidence.measure(tiny, pops), pops, "measured", tiny)
+    for chapter in (3, 11, 13):
+        page = sketch.so_far(tiny, chapter, seen=seen)
+        assert "not measured here" not in page
+    known = sketch.look(tiny, 11, seen, {("induction", "name mover", "k"): 0.5})
+    assert len(known.arrows) == 1
+    here = {box.key for box in growth.boxes(known, 11) if box.heads}
+    drawn = {wire[:2] for wire in growth.wires(known, 11)}
+    assert ("induction", "name mover") in drawn or not {"induction", "name mover"} <= here
