@@ -170,8 +170,8 @@ def completeness(runner: Runner, circuit: Sequence[Node], sets: Mapping[str, Seq
     """For each set K, what is left of the model and of the circuit without it (Wang et al. 2022, section 4.1).
 
     Args:
-        sets: fixed beforehand, such as `standard_sets` and `random_sets`. Sets that are chosen for their score are for
-            `greedy`, which measures them on other prompts.
+        sets: fixed beforehand, such as `standard_sets`. Sets that are chosen for their score are for `greedy`, which
+            measures them on other prompts.
 
     Raises:
         PatchError: no sets, fewer than two draws of prompts, or as `Runner.values`.
@@ -185,23 +185,6 @@ def completeness(runner: Runner, circuit: Sequence[Node], sets: Mapping[str, Seq
         _incompleteness(name, removed, model, kept, runner.draws)
         for (name, removed), (model, kept) in zip(sets.items(), found, strict=True)
     ]
-
-
-def random_sets(circuit: Sequence[Node], n: int, seed: int = 0) -> list[list[Node]]:
-    """`n` sets that hold each node of the circuit with probability one half, none of them empty.
-
-    Raises:
-        PatchError: an empty circuit.
-    """
-    if not circuit:
-        raise PatchError("an empty circuit has no subsets to remove", see="empty-circuit")
-    rng = random.Random(seed)
-    sets: list[list[Node]] = []
-    while len(sets) < n:
-        chosen = [node for node in circuit if rng.random() < 0.5]
-        if chosen:
-            sets.append(chosen)
-    return sets
 
 
 def greedy(
