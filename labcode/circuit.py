@@ -508,7 +508,17 @@ class Runner:
 
     @cached_property
     def means(self) -> Means:
-        """What takes the place of heads."""
+        """What takes the place of heads.
+
+        Raises:
+            PatchError: as `Means`; a model under hooks.
+        """
+        if any(place.fwd_hooks for place in self.model.hook_dict.values()):
+            raise PatchError(
+                "means are measured where they are first asked for, and hooks would change them: take hooks off the "
+                "model, or ask for the runner's means before you put them on",
+                see="hooked-model",
+            )
         return self._given or Means(self.model, self.pop, self.reference, **self._how)
 
     @cached_property

@@ -36,7 +36,21 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).with_name("assets")
 # From installed packages, so that the site asks no other host and this repository carries nobody's files.
 CARRIED = (("plotly", "package_data/plotly.min.js"), ("ziamath", "fonts/STIXTwoMath-Regular.ttf"))
-PARTS = (pages, execution, maths, claims, ledger, literature, chapters, coursemap, api, glossary, predictions, notebooks, closing)
+PARTS = (
+    pages,
+    execution,
+    maths,
+    claims,
+    ledger,
+    literature,
+    chapters,
+    coursemap,
+    api,
+    glossary,
+    predictions,
+    notebooks,
+    closing,
+)
 
 
 def copy_assets(app: Sphinx) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from labcode import edges, prompts
 from labcode.circuit import Keep, Out, Runner, references
-from labcode.errors import EvidenceError
+from labcode.errors import EvidenceError, PatchError
 from labcode.recorded import Recorded, remember, source_key
 
 NODES = [(0, 0, "S2"), (1, 1, "END")]
@@ -67,6 +67,19 @@ def test_another_state_other_prompts_and_another_reference_are_measured(toy, pop
         run.values(states)
         assert len(known.measured) == n + number
     assert not known.taken
+
+
+def test_means_are_not_measured_under_hooks(toy, pop):
+    """With a record they are measured late: a hook that asks for them would call itself without end."""
+    reference = references(toy, pop)
+    first = Runner(toy, pop, reference, known=Recorded())
+    first.values(STATES)
+    later = Runner(toy, pop, reference, known=found_again(first.known))
+    later.values(STATES)
+    hooks = [("blocks.0.attn.hook_z", lambda z, hook: z)]
+    with toy.hooks(fwd_hooks=hooks), pytest.raises(PatchError, match="take hooks off"):
+        later.means  # noqa: B018
+    assert torch.equal(later.means.of(pop, 0, 5), first.means.of(pop, 0, 5))
 
 
 def test_a_stale_row_stops_the_build(toy, pop):
