@@ -207,14 +207,8 @@ def _broad(known: Known, chapter: int) -> Scene:
         for row in chips:
             place = Rect(columns[row].x, bottom - chip - 6, columns[row].w, chip)
             scene.places[f"chip {row}"] = place
-            _box(
-                scene,
-                f"chip {row}",
-                POSITION_COLOURS.get(row, INK),
-                1,
-                0.16 if row in POSITION_COLOURS else 0.07,
-                plain=True,
-            )
+            tint, new = POSITION_COLOURS.get(row), chapter == NEWS and len(chips[row]) > 1
+            _box(scene, f"chip {row}", tint or INK, 3 if new else 1, 0.16 if tint else 0.07, plain=True)
             if row in centres:
                 x, y1, y2 = centres[row], word_y - 18, place.bottom
                 half = (y1 + y2) / 2
