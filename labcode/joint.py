@@ -124,11 +124,10 @@ class Joint:
             PatchError: no set, or an unknown position.
             HeadError: a head that this model does not have.
         """
-        if not sets or at not in self.pop.positions:
-            raise PatchError(
-                f"{len(sets)} sets at {at!r}: give at least one set, and one of {', '.join(self.pop.positions)}",
-                see="unknown-position" if sets else "nothing-chosen",
-            )
+        if not sets:
+            raise PatchError(f"0 sets at {at!r}: give at least one set", see="nothing-chosen")
+        if at not in self.pop.positions:
+            raise PatchError(f"sets at {at!r}: give one of {', '.join(self.pop.positions)}", see="unknown-position")
         chosen = self._chosen(sets, kind)
         watched = check_heads(self.model, watch)
         first = min([layer for members in (*sets, watched) for layer, _ in members], default=self.network.n_layers - 1)

