@@ -230,9 +230,11 @@ def measure(
                         or S1+1, where only heads are asked that look at S1, since a sweep so early costs the most;
                         the others are NaN
     direct              what is lost when the wire from the head at END to the logits carries the corrupted message
-    query               what is lost when the wire from the head at END to the queries of all writers does
+    query               what is lost when the wire from the head at END to the queries of all writers does; a writer
+                        whose own wire there is worth `EFFECT` of the gap informs the others, and is left out
     for IO, against S   the head's direct attribution at END, clean minus corrupted, split: how much it raises the
-                        logit of IO, and lowers that of S, relative to the mean logit of all names
+                        logit of IO, and lowers that of S, relative to the mean logit of all names; both at the final
+                        norm's scale in the clean run, so that the difference is what the head writes
     for IO, alone       the same while all writers' outputs at END come from the corrupted run, and the final norm's
                         scale stays what it was: without the writers the stream is shorter, and the norm would then
                         multiply what every head writes, whether it changed or not
@@ -264,10 +266,11 @@ def measure(
     found |= {"direct": grid.clean - grid.values, "clean": grid.clean, "corrupted": grid.corrupted}
     if writers is None:
         writers = writing(found["direct"], grid.clean - grid.corrupted, pop.draws)
+        writers = _who_tell_nobody(model, pop, corrupted, writers)
     wires = path_patch(model, pop, corrupted, "q", writers, sender_at="END", receiver_at="END")
     found["query"] = wires.clean - wires.values
     here, there = (decompose(model, run, batch_size=len(run)) for run in (pop, corrupted))
-    clean, other = (by_name(model, parts, pop, parts.scale) for parts in (here, there))
+    clean, other = (by_name(model, parts, pop, here.scale) for parts in (here, there))
     found["for IO"], found["against S"] = clean[0] - other[0], other[1] - clean[1]
     with exchanged(model, pop, corrupted, writers):
         alone, still = (decompose(model, run, batch_size=len(run)) for run in (pop, corrupted))
@@ -298,6 +301,17 @@ def writing(
     later = range(n_heads, len(means))  # nobody can tell a head of layer 0 anything
     chosen = [i for i in later if means[i] >= EFFECT * float(gap.mean()) and i in sure]
     return [divmod(i, n_heads) for i in chosen or [max(later, key=lambda i: float(means[i]))]]
+
+
+def _who_tell_nobody(
+    model: TransformerBridge, pop: Population, corrupted: Population, writers: Sequence[Head]
+) -> list[Head]:
+    """Without those that inform the others: who asks where writers are told to look must not count the teller in."""
+    layers = sorted({layer for layer, _ in writers})
+    wires = path_patch(model, pop, corrupted, "q", writers, sender_at="END", receiver_at="END", layers=layers)
+    told = (wires.clean - wires.values).mean(-1)  # [layer head]
+    least = EFFECT * float((wires.clean - wires.corrupted).mean())
+    return [(layer, head) for layer, head in writers if told[layers.index(layer), head] < least] or list(writers)
 
 
 def _at_the_next_word(

@@ -38,32 +38,36 @@ DISCOVERY = (
 """Frames on which heads are found, families judged and circuits chosen."""
 
 TEST = (
-    "When {A} and {B} got lost near the {place}, {S} gave the {object} to",
-    "After {A} and {B} closed the {place}, {S} sent a {object} to",
-    "While {A} and {B} were painting the {place}, {S} tossed the {object} to",
-    "Because {A} and {B} had won a prize at the {place}, {S} awarded a {object} to",
-    "Once {A} and {B} had seen the {place}, {S} passed the {object} to",
-    "Before {A} and {B} went into the {place}, {S} handed a {object} to",
-    "Although {A} and {B} did not like the {place}, {S} showed the {object} to",
-    "On Friday {A} and {B} visited the {place}, and {S} offered a {object} to",
-    "At noon {A} and {B} had coffee in the {place}, and {S} returned the {object} to",
-    "Last winter {A} and {B} lived above the {place}, where {S} lent a {object} to",
-    "It was dark when {A} and {B} left the {place}, so {S} carried the {object} to",
-    "The night that {A} and {B} slept in the {place}, {S} brought a {object} to",
-    "Long ago {A} and {B} built the {place}, and in the end {S} sold the {object} to",
-    "As {A} and {B} were waiting outside the {place}, {S} threw a {object} to",
-    "Since {A} and {B} were neighbours of the {place}, {S} delivered the {object} to",
-    "During the holidays {A} and {B} ran the {place}, and {S} mailed a {object} to",
-    "The minute that {A} and {B} saw the {place}, {S} gave up the {object} to",
-    "Whenever {A} and {B} talk about the {place}, {S} describes the {object} to",
-    "Soon after {A} and {B} moved to the {place}, {S} promised a {object} to",
-    "Thanks to {A} and {B} the {place} looked new, and {S} presented the {object} to",
-    "Nobody noticed {A} and {B} in the {place} until {S} slid a {object} to",
-    "A friend invited {A} and {B} to the {place}, and {S} forwarded the {object} to",
-    "The snow kept {A} and {B} away from the {place}, so {S} shipped a {object} to",
-    "A bus took {A} and {B} past the {place}, where {S} handed the {object} to",
+    "Then {A} and {B} went to the {place}. {S} gave the {object} to",
+    "In front of the {place} there were {A} and {B}. {S} handed a {object} to",
+    "Yesterday {A} met {B} at the {place}, and {S} offered the {object} to",
+    "One day {A} was at the {place} with {B}, when {S} sent a {object} to",
+    "Here is what {A} and {B} did at the {place}: {S} passed the {object} to",
+    "Last week {A} drove {B} to the {place}, where {S} brought a {object} to",
+    "The {place} was too loud for {A} and {B}, so {S} slid the {object} to",
+    "At the {place}, next to {A}, stood {B}. Quietly {S} tossed a {object} to",
+    "The two friends {A} and {B} like the {place}, which is why {S} lent the {object} to",
+    "Both {A} and {B} knew the {place} well. Once more {S} showed a {object} to",
+    "Not only {A} but also {B} came to the {place}. First {S} described the {object} to",
+    "This is a story about {A} and {B}. In the {place}, {S} awarded a {object} to",
+    "The owner of the {place} called {A} and {B}, and {S} returned the {object} to",
+    "All day {A} had waited for {B} at the {place}, until {S} threw a {object} to",
+    "My neighbours {A} and {B} share the {place}, and this morning {S} sold the {object} to",
+    "The key to the {place} belongs to {A} and {B}. At night {S} mailed a {object} to",
+    "Between {A} and {B} lay the {place}; {S} carried the {object} to",
+    "Our friend {A}, who lives near the {place}, called {B}, and then {S} delivered a {object} to",
+    "You can ask {A} or {B} about the {place}: {S} promised the {object} to",
+    "Neither {A} nor {B} had opened the {place} yet, so {S} forwarded a {object} to",
+    "Suddenly {A} saw {B} behind the {place}, and {S} presented the {object} to",
+    "The door of the {place} opened for {A} and {B}. Without a word {S} shipped a {object} to",
+    "Then {A} and {B}, both tired of the {place}, sat down, and {S} handed over the {object} to",
+    "If {A} and {B} are in the {place}, {S} usually gives a {object} to",
 )
-"""Frames on which all that is judged."""
+"""Frames on which all that is judged: other sentences, of other forms.
+
+A discovery frame is one sentence whose first clause joins the names by "and". Here they are also joined by a verb, by
+"or" and "nor", stand apart, or in a sentence of their own.
+"""
 
 
 def names(known: Sequence[str], half: str) -> list[str]:
