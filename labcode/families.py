@@ -274,7 +274,8 @@ def measure(
     found["for IO"], found["against S"] = clean[0] - other[0], other[1] - clean[1]
     with exchanged(model, pop, corrupted, writers):
         alone, still = (decompose(model, run, batch_size=len(run)) for run in (pop, corrupted))
-    found["for IO, alone"] = by_name(model, alone, pop, here.scale)[0] - by_name(model, still, pop, there.scale)[0]
+    clean, other = (by_name(model, parts, pop, here.scale) for parts in (alone, still))
+    found["for IO, alone"] = clean[0] - other[0]
     return found | {"OV": _copying(model, pop), "writers": torch.tensor(writers)}
 
 
