@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from labcode import report
 from labcode.errors import MetricError
 from labcode.forward import at_end_only
 from labcode.progress import progress
@@ -89,8 +88,8 @@ def restoration(
     small gap would otherwise rule the mean. So the mean over prompts is the usual normalised score, and it is linear
     in each prompt's value.
 
-    Where the runs differ and their mean gap is below `NO_GAP`, the model does not do the task. Then a sentence says so
-    where it happens, and the shares are given all the same: they are noise, and so are their intervals.
+    Where the runs differ and their mean gap is below `NO_GAP`, the model does not do the task. The shares are given all
+    the same: they are noise, and their intervals are as wide as noise.
 
     Raises:
         MetricError: no prompt's two runs differ: there is nothing to restore.
@@ -104,10 +103,6 @@ def restoration(
                 "divides by this gap. Check that the corruption changes the answer.",
                 see="no-gap",
             )
-        report.note(
-            "This model hardly tells clean from corrupted prompts: on average their logit differences are less than "
-            f"{NO_GAP} apart. Shares of so small a gap are noise, here and below."
-        )
         gap = torch.copysign(gap.abs().clamp(min=SAME), gap)
     return (patched - corrupted) / gap
 

@@ -17,7 +17,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import count
 from typing import Any, Literal, get_args
 
@@ -234,12 +233,6 @@ def _figure(key: str) -> Figure:
             f"no published figure {key!r}: the known ones are {', '.join(sorted(PUBLISHED))}", see="no-published-figure"
         )
     return PUBLISHED[key]
-
-
-@cache
-def note(text: str) -> None:
-    """Show a sentence about this run where it happens, once."""
-    _show(f'<p class="lab-note">{html.escape(text)}</p>', text)
 
 
 def _in_notebook() -> bool:

@@ -83,14 +83,11 @@ def test_restoration_without_a_gap():
         metrics.restoration(same, same, same)
 
 
-def test_a_model_that_does_not_do_the_task_has_shares_of_noise_and_a_sentence_says_so(capsys):
+def test_a_model_that_does_not_do_the_task_has_shares_of_noise():
     """Its runs differ from prompt to prompt, and on average they do not."""
-    report.note.cache_clear()
     clean, corrupted = torch.tensor([0.3, -0.2]), torch.tensor([-0.2, 0.2998])
     shares = metrics.restoration(clean, clean, corrupted)
     torch.testing.assert_close(shares, torch.tensor([5000.0, -4998.0]), rtol=1e-2, atol=0)
-    metrics.restoration(clean, clean, corrupted)
-    assert capsys.readouterr().out.count("hardly tells clean from corrupted prompts") == 1
     assert metrics.restoration(clean, clean, clean.flip(0)).isfinite().all()  # no gap at all
 
 
