@@ -6,6 +6,7 @@ prompts, variants                          populations with named positions; the
 frames                                     sentences of the recorded evidence: one half to find with, one to judge on
 metrics, residual                          what a run is worth, with intervals; the residual stream as a sum
 heads                                      what heads attend to, and what their OV circuits do to a name
+recorded                                   values found again by all that they depend on
 patching                                   `sweep` and `path_patch`: one activation, or one wire, from another run
 joint                                      sets of heads patched together, many sets at once
 circuit                                    heads kept or taken out, in many states at once
@@ -13,7 +14,7 @@ edges                                      circuits as sets of edges: who reads 
 faithful                                   is what is left the circuit?
 families                                   the criteria of the head families, and the search for members
 corpus, sae, latents                       sparse autoencoders: text, train and judge, read and edit
-evidence, recorded                         what was measured once at full size, and measured again in part by each build
+evidence                                   what was measured once at full size, and measured again in part by each build
 readable, superposition                    rules that say where a latent fires; a toy whose features are known
 plots, report                              figures; numbers, claims and published values. They import only `errors`
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from labcode import metrics, prompts, report
+from labcode import metrics, prompts
 from labcode.errors import MetricError
 
 
