@@ -574,7 +574,7 @@ def _over(a: Rect, b: Rect, by: float) -> Route:
     start, end = (a.y, b.y) if by < 0 else (a.bottom, b.bottom)
     far = min(start, end) + by if by < 0 else max(start, end) + by
     points = [(a.cx + 12, start), (a.cx + 12, far), (b.cx + 12, far), (b.cx + 12, end)]
-    return Route(points, True, (b.cx + 18, end + (-6 if by < 0 else 13)), "start")
+    return Route(points, True, ((a.cx + b.cx) / 2 + 26, far + (2 if by < 0 else 5)), "start")  # off the other labels
 
 
 STYLE = (
@@ -586,10 +586,16 @@ STYLE = (
 )
 
 
-def draw(known: Known, chapter: int, title: str = "") -> str:
-    """The figure of one chapter: both drawings, all that they show as a text alternative, and what is new below."""
+def draw(known: Known, chapter: int, title: str = "", note: str = "") -> str:
+    """The figure of one chapter: both drawings, all that they show as a text alternative, and a note below.
+
+    Args:
+        title: above it, if any.
+        note: in place of what is new in this chapter.
+    """
     chapter = max(1, chapter)
     here, everything = tells(known, chapter)
+    here = note or here
     svgs = ""
     for name, scene in (("broad", _broad(known, chapter)), ("tall", _tall(known, chapter))):
         style = STYLE if name == "broad" else ""

@@ -6,6 +6,7 @@ numbers are the run's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -220,7 +221,7 @@ def tells(known: Known, chapter: int) -> tuple[str, str]:
     told = [_reads(by_key, one, chapter) for one in arrows if one.new and one.sender != "writers"]
     new += told[:FULL] + ([f"{len(told) - FULL} more arrows"] if len(told) > FULL else [])
     here = f"New here: {'; '.join(new)}.".replace("?.", "?") if new else "Nothing new is drawn in this chapter."
-    here = known.source or here
+    here = known.source or re.sub(r"-(?=\d)", "−", here)
     lines = [f"The sentence: {' '.join(text for text, _ in known.words)}."]
     if known.lead is not None:
         lines.append(f"{known.answer} is {known.lead:+.2f} nats ahead of {known.other}.")
