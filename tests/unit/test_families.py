@@ -62,11 +62,20 @@ def test_what_is_written_for_io_and_against_s_add_up_to_the_attribution(tiny):
     found = families.measure(tiny, pop, prompts.corrupt(tiny, pop, "abc"))
     ours = found["for IO"] + found["against S"]
     shares = []
+    scale = decompose(tiny, pop).scale  # of the clean run, for both: the difference is what is written
     for run in (pop, prompts.corrupt(tiny, pop, "abc")):
         parts = decompose(tiny, run)
-        share = direct_attribution(tiny, pop, parts)[parts.select("head")]
+        share = direct_attribution(tiny, pop, parts)[parts.select("head")] * parts.scale / scale
         shares.append(share.unflatten(0, (tiny.cfg.n_layers, tiny.cfg.n_heads)))
     torch.testing.assert_close(ours, shares[0] - shares[1], atol=1e-4, rtol=1e-4)
+
+
+def test_who_informs_the_writers_is_no_writer(toy):
+    """On the toy 1.0 tells the movers where to look: asked in, it would be one of those whose queries are asked."""
+    pop = prompts.population(toy, 8, seed=1)
+    corrupted = prompts.corrupt(toy, pop, "abc")
+    assert families._who_tell_nobody(toy, pop, corrupted, [(1, 0), (2, 0)]) == [(2, 0)]
+    assert families._who_tell_nobody(toy, pop, corrupted, [(1, 0)]) == [(1, 0)], "it tells nobody else"
 
 
 def test_a_head_before_the_writers_does_not_react_to_them_however_the_scale_changes(tiny_gpt2):
