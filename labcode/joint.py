@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from labcode.prompts import Population
 
-Kind = Literal["z", "q", "k", "v"]
+Kind = Literal["z", "q", "k", "v", "kv"]
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,17 @@ class Joint:
         kind: Kind = "z",
         at: str = "END",
         watch: Sequence[Head] = (),
+        shared: bool = True,
     ) -> JointRuns:
         """Each set of heads, all of them together, with one activation of `source` at one position.
 
         Args:
             sets: heads as (layer, head); an empty set leaves the run as it is. Where heads share keys and values, "k"
                 and "v" reach every head of the group.
-            kind: outputs before projection ("z"), queries, keys or values.
+            kind: outputs before projection ("z"), queries, keys, values, or keys and values in one run ("kv").
             at: the position whose activation is taken. Keys and values act where they are read from.
             watch: heads whose attention and reading at END are kept.
+            shared: if False, only the members of a set read its keys and values, and not the heads that share them.
 
         Raises:
             PatchError: no set, or an unknown position.
@@ -129,6 +131,7 @@ class Joint:
         if at not in self.pop.positions:
             raise PatchError(f"sets at {at!r}: give one of {', '.join(self.pop.positions)}", see="unknown-position")
         chosen = self._chosen(sets, kind)
+        readers = None if shared or kind in ("z", "q") else self._chosen(sets, "z")
         watched = check_heads(self.model, watch)
         first = min([layer for members in (*sets, watched) for layer, _ in members], default=self.network.n_layers - 1)
         n_sets, n, width = len(sets), len(self.pop), self.suffix.n_pos
@@ -140,7 +143,9 @@ class Joint:
             rows = (widths == here).nonzero()[:, 0]
             which = torch.arange(n_sets).repeat_interleave(len(rows))
             prompt = rows.repeat(n_sets)
-            for layer, x, pattern, z in self._layers(source, chosen[which], kind, prompt, here, first):
+            for layer, x, pattern, z in self._layers(
+                source, chosen[which], kind, prompt, here, first, None if readers is None else readers[which]
+            ):
                 if layer == self.network.n_layers:
                     ids = self.pop.io_ids[prompt], self.pop.s_ids[prompt]
                     values[which, prompt] = self.network.logit_difference(x[:, -1], *ids)
@@ -150,7 +155,7 @@ class Joint:
         return JointRuns(values, attention, z_end)
 
     def _chosen(self, sets: Sequence[Sequence[Head]], kind: Kind) -> Bool[Tensor, "set layer head"]:
-        n_heads = self.network.n_kv_heads if kind in ("k", "v") else self.network.n_heads
+        n_heads = self.network.n_kv_heads if kind in ("k", "v", "kv") else self.network.n_heads
         chosen = torch.zeros(len(sets), self.network.n_layers, n_heads, dtype=torch.bool)
         for i, members in enumerate(sets):
             for layer, head in check_heads(self.model, members):
@@ -166,6 +171,7 @@ class Joint:
         prompt: Int[Tensor, " run"],
         width: int,
         first: int,
+        readers: Bool[Tensor, "run layer head"] | None,
     ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """For each layer from `first` on: its number, the stream before it, and attention and z of END.
 
@@ -176,19 +182,27 @@ class Joint:
         place = window[:, 0]
         x = self.base["hook_resid_pre", first][prompt[:, None], window]
 
-        def put(layer: int, target: Tensor) -> None:  # [run window head d_head]
-            new = source[self.hooks[kind], layer][prompt, place]
+        def put(layer: int, target: Tensor, what: str) -> None:  # [run window head d_head]
+            new = source[self.hooks[what], layer][prompt, place]
             target[:, 0] = torch.where(chosen[:, layer, :, None], new, target[:, 0])
+
+        def read(layer: int, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            k, v, allowed = suffix.seen(layer, inputs, prompt, window)
+            return _from_end(inputs[0], k, allowed), network.attend(inputs[0], k, v, allowed)
 
         for layer in range(first, network.n_layers):
             inputs = suffix.inputs(layer, x, window, end_only=False)
-            if kind != "z":
-                put(layer, inputs["qkv".index(kind)])
-            k, v, allowed = suffix.seen(layer, inputs, prompt, window)
-            z = network.attend(inputs[0], k, v, allowed)
-            yield layer, x, _from_end(inputs[0], k, allowed), z[:, -1]
+            plain = read(layer, inputs) if readers is not None else None
+            for what in kind.replace("z", ""):
+                put(layer, inputs["qkv".index(what)], what)
+            pattern, z = read(layer, inputs)
+            if plain is not None and readers is not None:
+                mine = readers[:, layer]  # the heads that share what they read see what was there before
+                pattern = torch.where(mine[:, :, None], pattern, plain[0])
+                z = torch.where(mine[:, None, :, None], z, plain[1])
+            yield layer, x, pattern, z[:, -1]
             if kind == "z":
-                put(layer, z)
+                put(layer, z, kind)
             x = x + network.project(layer, z)
             x = x + network.mlp(layer, x)
         yield network.n_layers, x, x, x

@@ -67,6 +67,23 @@ def test_several_keys_are_patched_together(tiny, pop):
     )
 
 
+@pytest.mark.parametrize("kind", ["k", "v", "kv"])
+def test_heads_that_share_keys_and_values_can_be_left_alone(tiny, pop, kind):
+    abc = prompts.corrupt(tiny, pop, "abc")
+    runs = joint.Joint(tiny, pop)
+    source, last = runs.source(abc), tiny.cfg.n_layers - 1
+    whole = [(last, head) for head in range(tiny.cfg.n_heads)]
+    found = runs.run(source, [whole, whole[:1], []], kind, "S2", watch=whole, shared=False)
+    together = runs.run(source, [whole], kind, "S2", watch=whole)
+    torch.testing.assert_close(found.values[0], together.values[0])
+    torch.testing.assert_close(found.values[2], runs.clean, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.z[1, 0], together.z[0, 0])
+    torch.testing.assert_close(found.z[1, 1:], found.z[2, 1:])
+    torch.testing.assert_close(found.attention[1, 0], together.attention[0, 0])
+    torch.testing.assert_close(found.attention[1, 1:], found.attention[2, 1:])
+    assert (found.z[1, 0] - found.z[2, 0]).abs().max() > 1e-4
+
+
 def test_mistakes_are_named(tiny, pop):
     runs = joint.Joint(tiny, pop)
     source = runs.source(pop)
