@@ -24,7 +24,7 @@ from labcode.errors import EvidenceError
 from labcode.models import say
 from labcode.recorded import Recorded, remember, source_key
 
-CHAPTERS = ("11-the-circuit",)
+CHAPTERS = ("11-the-circuit", "10-duplicates-and-induction")
 BOOK = Path(__file__).parents[2]
 
 
