@@ -1,4 +1,4 @@
-"""Chapter 06: the sum of total effects, mean ablation at one place, and attribution patching by hand."""
+"""Chapter 06: the sum of total effects, mean ablation at one place, attribution patching by hand, and AND or OR."""
 
 from __future__ import annotations
 
@@ -127,6 +127,20 @@ def _slopes(setting: Setting) -> list[tuple[Any, ...]]:
     ]
 
 
+def _two_heads(setting: Setting) -> list[tuple[Tensor, ...]]:
+    """Neither, A alone, B alone and both: an or with a bias, an and, and a run that is in between."""
+    made = []
+    for seed, (a, b, both) in enumerate([(5.0, 4.0, 6.0), (0.5, 0.2, 5.0), (1.0, 3.0, 4.5)]):
+        neither = setting.random(6, seed=seed) - 2
+        noise = 0.5 * setting.random(3, 6, seed=seed + 9)
+        made.append((neither, neither + a + noise[0], neither + b + noise[1], neither + both + noise[2]))
+    return made
+
+
+def _together(neither: Tensor, a: Tensor, b: Tensor, both: Tensor) -> Tensor:
+    return (both - a - b + neither).mean() / (both - neither).mean()
+
+
 EXERCISES = [
     Exercise(
         number="06.1",
@@ -225,6 +239,37 @@ EXERCISES = [
                 gives=partial(_estimate, where="no difference"),
                 says="You multiplied the gradient by the clean z itself. What counts is how far the patch moves it: "
                 "clean minus corrupted.",
+            ),
+        ],
+    ),
+    Exercise(
+        number="06.4",
+        what="a share of what both restore",
+        takes=("neither", "a", "b", "both"),
+        cases=_two_heads,
+        right=_together,
+        says="Near 1 the two are an *and*, near -1 an *or*, near 0 they add up. An *or* can be two heads that stand in "
+        "for each other, or a chain in which one passes on what the other says.",
+        needs_model=False,
+        mistakes=[
+            Mistake(
+                gives=lambda neither, a, b, both: (both - a - b).mean() / (both - neither).mean(),
+                says="You took A and B away without counting from *neither*. Each has to be measured from the run in "
+                "which none of them is restored; then one *neither* is left over, with a plus.",
+            ),
+            Mistake(
+                gives=lambda neither, a, b, both: -_together(neither, a, b, both),
+                says="The sign is turned round. Both together more than the sum is an *and*, and has a plus.",
+            ),
+            Mistake(
+                gives=lambda neither, a, b, both: ((both - a - b + neither) / (both - neither)).mean(),
+                says="This is a mean of ratios: you divide each prompt by its own effect of both, and small ones rule "
+                "the mean. Take the means first and divide once.",
+            ),
+            Mistake(
+                gives=lambda neither, a, b, both: (both - a - b + neither).mean() / both.mean(),
+                says="You divided by the answer of the run with both. A share of what both *restore* is counted from "
+                "*neither*: both minus neither.",
             ),
         ],
     ),
