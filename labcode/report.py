@@ -69,7 +69,7 @@ def claim(
 ) -> None:
     """Say whether a sentence of the chapter holds on this run, how that was found, and against what.
 
-    The sentence stands in the text, as [The answer is +1.2 nats.]{.claim #answer-is-positive}; the build puts the
+    The sentence stands in the text, as `[The answer is +1.2 nats.]{.claim #answer-is-positive}`; the build puts the
     verdict behind it. Anywhere else the verdict is printed. A claim could have failed: `against` says what would then
     have been the case, the null. What only asks whether our tools agree with themselves is a `check`.
 
