@@ -1,4 +1,4 @@
-"""Chapter 11: pruning a circuit, a circuit without heads, and the three measures as functions of F."""
+"""Chapter 11: pruning a circuit, a circuit without heads, and the three measures as functions of F, edges counted."""
 
 from __future__ import annotations
 
@@ -124,6 +124,33 @@ def _signed(f: Measure, m: set[Any], c: set[Any], k: set[Any], v: Any) -> dict[s
     }
 
 
+Kept = Iterable[tuple[Any, Any]]
+
+
+def _between(kept: Kept, senders: set[Head], receivers: set[Head], *, which: str = "both") -> dict[str, int]:
+    counted = {"q": 0, "k": 0, "v": 0}
+    for source, into in kept:
+        if not isinstance(into, tuple):
+            continue
+        sent, received = source in senders, into[:2] in receivers
+        if {"both": sent and received, "sender": sent, "receiver": received, "either": sent or received}[which]:
+            counted[into[2]] += 1
+    return counted
+
+
+def _edges(setting: Setting) -> list[tuple[Any, ...]]:
+    """Edges among a few heads, MLPs and the ends, with heads that are in neither set."""
+    found = []
+    for seed in (1, 2, 3):
+        draw = random.Random(seed)
+        heads = [(layer, head) for layer in range(6) for head in range(3)]
+        sources = [*heads, "embed", "mlp 1", "mlp 3"]
+        intos = [*((*head, into) for head in heads for into in "qkv"), "logits", "mlp 4"]
+        kept = draw.sample([(source, into) for source in sources for into in intos], 400)
+        found.append((kept, set(heads[: 6 + seed]), set(heads[8:])))
+    return found
+
+
 EXERCISES = [
     Exercise(
         number="11.1",
@@ -223,6 +250,34 @@ EXERCISES = [
                 gives=_but("incompleteness", lambda f, m, c, k, v: abs(f(m & k) - f(c & k))),
                 says="For incompleteness you keep K and take out the rest. K is what is knocked out: M without K, and "
                 "C without K.",
+            ),
+        ],
+    ),
+    Exercise(
+        number="11.4",
+        what="how many edges",
+        near=0.0001,
+        takes=("kept", "senders", "receivers"),
+        cases=_edges,
+        right=_between,
+        says="An arrow between families is many edges. How many there are says nothing of how much they carry.",
+        needs_model=False,
+        mistakes=[
+            Mistake(
+                gives=lambda *given: _between(*given, which="sender"),
+                says="You count every edge that leaves a sender. Ask also where it ends: in a head of the receivers.",
+            ),
+            Mistake(
+                gives=lambda *given: _between(*given, which="receiver"),
+                says="You count every edge into a receiver, from MLPs and other heads too. Ask also where it begins.",
+            ),
+            Mistake(
+                gives=lambda *given: _between(*given, which="either"),
+                says="You count edges with one end in the sets. Both ends have to be there.",
+            ),
+            Mistake(
+                gives=lambda kept, senders, receivers: _between(kept, receivers, senders),
+                says="You have exchanged the two ends: an edge goes from its source into a later head.",
             ),
         ],
     ),
