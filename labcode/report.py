@@ -89,16 +89,13 @@ def claim(
     if method not in METHODS:
         raise ReportError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}", see="claim-method")
     more = {"against": against, "source": source, "origin": origin}
-    if " " in key:  # a text, as all claims had before they became sentences of the chapters; delete when none has
-        _judge("claim", key, bool(holds), method, more)
-        return
     if not KEY.fullmatch(key):
         raise ReportError(f"{key!r} can't name a claim: use words in lower case, a hyphen between two", see="claim-key")
     verdict = _truth(holds)
     if not os.environ.get("LAB_BUILD"):
         mark = f"✓ {key} holds" if verdict else f"✗ {key} does not hold on this run"
         print(f"{mark} ({_how(method, more)})")
-    _record({"kind": "claim", "key": key, "text": "", "holds": verdict, "method": method, **more})
+    _record({"kind": "claim", "key": key, "holds": verdict, "method": method, **more})
 
 
 def check(text: str, holds: bool) -> None:
@@ -109,7 +106,16 @@ def check(text: str, holds: bool) -> None:
     Raises:
         ReportError: no text, or no truth value.
     """
-    _judge("check", text, _truth(holds), "self-check", {})
+    verdict = _truth(holds)
+    if not text.strip():
+        raise ReportError("a self-check needs a sentence", see="claim-without-text")
+    mark = "✓ holds" if verdict else "✗ does not hold on this run"
+    page = (
+        f'<div class="lab-claim" data-holds="{str(verdict).lower()}"><span class="lab-verdict">{mark}</span> '
+        f'<span class="lab-text">{html.escape(text)}</span> <span class="lab-evidence">self-check</span></div>'
+    )
+    _show(page, f"{mark}: {text} (self-check)")
+    _record({"kind": "check", "text": text, "holds": verdict, "method": "self-check"})
 
 
 def _truth(value: Any) -> bool:
@@ -131,18 +137,6 @@ def _how(method: str, more: Mapping[str, str]) -> str:
     if more.get("origin") == "recorded":
         how += "; from recorded evidence"
     return how
-
-
-def _judge(kind: str, text: str, holds: bool, method: str, more: dict[str, str]) -> None:
-    if not text.strip():
-        raise ReportError("a claim needs a sentence", see="claim-without-text")
-    mark, how = "✓ holds" if holds else "✗ does not hold on this run", _how(method, more)
-    page = (
-        f'<div class="lab-claim" data-holds="{str(holds).lower()}"><span class="lab-verdict">{mark}</span> '
-        f'<span class="lab-text">{html.escape(text)}</span> <span class="lab-evidence">{html.escape(how)}</span></div>'
-    )
-    _show(page, f"{mark}: {text} ({how})")
-    _record({"kind": kind, "text": text, "holds": holds, "method": method, **more})
 
 
 def compare(values: Mapping[str, float], same_model: bool) -> None:

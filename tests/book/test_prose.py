@@ -219,9 +219,8 @@ KEY = re.compile(r"\]\{[^{}]*\.claim\b[^{}]*#([\w-]+)[^{}]*\}")
 
 
 def keys(page: Path) -> list[str]:
-    """The keys that a chapter's cells claim; a claim with a text instead has none."""
-    given = [ast.literal_eval(call.args[0]) for call in claims(page) if isinstance(call.args[0], ast.Constant)]
-    return [key for key in given if " " not in key]
+    """The keys that a chapter's cells claim."""
+    return [ast.literal_eval(call.args[0]) for call in claims(page)]
 
 
 @pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
