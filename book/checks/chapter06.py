@@ -129,7 +129,7 @@ def _slopes(setting: Setting) -> list[tuple[Any, ...]]:
 
 def _two_heads(setting: Setting) -> list[tuple[Tensor, ...]]:
     """Neither, A alone, B alone and both: an or with a bias, an and, and a run that is in between."""
-    made = []
+    made: list[tuple[Tensor, ...]] = []
     for seed, (a, b, both) in enumerate([(5.0, 4.0, 6.0), (0.5, 0.2, 5.0), (1.0, 3.0, 4.5)]):
         neither = setting.random(6, seed=seed) - 2
         noise = 0.5 * setting.random(3, 6, seed=seed + 9)
