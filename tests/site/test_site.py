@@ -5,6 +5,7 @@ The tests look at `_build/html`, or at the site that the environment variable SI
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 
 import pytest
@@ -86,7 +87,9 @@ def test_a_page_is_whole_in_both_schemes_and_fits_a_phone(visit, site, name, sch
     assert [color for color in ink if (luminance(color) > 0.5) != (OTHER[scheme] == "dark")] == []
 
     page.set_viewport_size(PHONE)
-    page.wait_for_timeout(300)  # figures follow the width
+    fits = "document.scrollingElement.scrollWidth <= innerWidth"  # figures follow the width
+    with contextlib.suppress(sync_api.TimeoutError):
+        page.wait_for_function(fits, timeout=5000)
     width, inner = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
     assert inner == PHONE["width"]
     assert width <= inner

