@@ -1,8 +1,8 @@
-"""The `api` directive: every public name of labcode with its docstring, and the chapters that use it.
+"""The directives `api`, every public name of a module with its docstring and the chapters that use it, and `api-index`.
 
-Everything is read from the sources, so a new module needs no line here and nothing is imported: signatures and
-docstrings from labcode's, the uses from the chapters' cells. Docstrings are Markdown with the sections of Google's
-style. In the chapters a name in code style, such as `metrics.bootstrap`, links back.
+Everything is read from the sources and nothing is imported: signatures and docstrings from labcode's, the uses from the
+chapters' cells. A module has a page of its own, `api/NAME.md`, whose only content is the directive. Docstrings are
+Markdown with the sections of Google's style. In the chapters a name in code style, such as `metrics.bootstrap`, links back.
 """
 
 from __future__ import annotations
@@ -111,22 +111,49 @@ def entry(one: Definition, prefix: str, fence: str = ":::::") -> list[str]:
 
 
 class Api(SphinxDirective):
-    """A section for each module that defines something."""
+    """What a module of labcode, named without the package, says of itself and of all that it defines."""
+
+    required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """All modules, in order."""
-        made: list[nodes.Node] = []
-        for module, tree in sources().items():
-            if not (found := definitions(tree.body)):
-                continue
-            section = nodes.section("", nodes.title("", "", nodes.literal("", module)), ids=[f"module-of-{module}"])
-            section["names"] = [module]
-            lines = [f":::{{py:module}} {module}", ":::", "", *markdown(ast.get_docstring(tree) or "").splitlines()]
-            lines += ["", f":::{{used-in}} {module}", ":::", ""]
-            lines += [line for one in found for line in entry(one, module)]
-            self.state.nested_parse(StringList(lines, source=module), self.content_offset, section)
-            made.append(section)
-        return made
+        """The module's docstring, then an entry for each name."""
+        module = f"{PACKAGE.name}.{self.arguments[0]}"
+        if module not in sources():
+            raise self.error(f"{PACKAGE.name} has no module {self.arguments[0]!r}: it has {', '.join(modules())}")
+        tree = sources()[module]
+        lines = [f":::{{py:module}} {module}", ":::", "", *markdown(ast.get_docstring(tree) or "").splitlines()]
+        lines += ["", f":::{{used-in}} {module}", ":::", ""]
+        lines += [line for one in definitions(tree.body) for line in entry(one, module)]
+        here = nodes.container()
+        self.state.nested_parse(StringList(lines, source=module), self.content_offset, here)
+        return here.children
+
+
+def modules() -> list[str]:
+    """The modules that define something, named without the package."""
+    return [name.rpartition(".")[2] for name, tree in sources().items() if definitions(tree.body)]
+
+
+def index(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
+    """Each module that has a page, with the first sentence of its docstring and links to its names."""
+    listed = nodes.definition_list(classes=["lab-api-index"])
+    for name in modules():
+        docname, module = f"{here}/{name}", f"{PACKAGE.name}.{name}"
+        if docname not in app.env.all_docs:
+            continue
+        tree = sources()[module]
+        says = " ".join((ast.get_docstring(tree) or "").split("\n\n")[0].split())
+        links: list[nodes.Node] = []
+        for one in definitions(tree.body):
+            anchor = f"{module}.{one.name}"
+            links += [
+                pages.link(app, here, docname, nodes.literal("", one.name), anchor, reftitle=anchor),
+                nodes.Text(" "),
+            ]
+        term = nodes.term("", "", pages.link(app, here, docname, nodes.literal("", module)))
+        body = nodes.definition("", nodes.paragraph("", says), nodes.paragraph("", "", *links))
+        listed += nodes.definition_list_item("", term, body)
+    return [listed]
 
 
 # Which chapters use a name
@@ -231,6 +258,7 @@ class CodeLinks(SphinxPostTransform):
 def setup(app: Sphinx) -> None:
     """Register the directives and the links."""
     app.add_directive("api", Api)
+    pages.add_directive(app, "api-index", index)
     pages.add_directive(app, "used-in", used_in)
     pages.collect(app, "names", _read)
     app.add_post_transform(CodeLinks)

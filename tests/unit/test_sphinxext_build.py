@@ -61,6 +61,7 @@ def book(folder: Path, **chapters: str) -> Path:
     (folder / "_toc.yml").write_text(yaml.safe_dump(toc))
     for name, text in chapters.items():
         head = HEADER if "code-cell" in text or "glue:" in text else ""
+        (folder / f"{name}.md").parent.mkdir(exist_ok=True)
         (folder / f"{name}.md").write_text(head + text)
     return folder
 

@@ -70,7 +70,8 @@ See {chapter}`1`, {chapter-title}`2` and {chapter}`7`. It takes {hours}`1-2`, or
 def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("course")
     pages = {"index": "# Start\n", "01-one": ONE, "02-two": TWO, "words": GLOSSARY, "map": MAP}
-    pages |= {"log": "# Log\n\n```{predictions}\n```\n", "api": "# API\n\n```{api}\n```\n"}
+    pages |= {"log": "# Log\n\n```{predictions}\n```\n", "api": "# API\n\n```{api-index}\n```\n"}
+    pages |= {f"api/{name}": f"# {name}\n\n```{{api}} {name}\n```\n" for name in ("metrics", "prompts")}
     book(folder, **pages)
     return folder, *build(folder)
 
@@ -220,15 +221,28 @@ def test_a_page_without_a_model_row_has_no_minutes():
     assert chapters.number("book/ledger") is None
 
 
-def test_the_api_page_has_the_package_and_links_both_ways(small):
+def test_a_module_has_a_page_and_links_both_ways(small):
+    folder, _, _ = small
+    page = html(folder, "api/metrics")
+    assert 'id="labcode.metrics.bootstrap"' in page
+    assert "labcode.prompts.population" not in page
+    assert re.search(r'Used in chapters? <a class="reference internal" href="../01-one.html"', page)
+    assert re.search(r'href="api/metrics.html#labcode.metrics.bootstrap"', html(folder, "01-one"))
+    assert "Float[Tensor, " in words(page)
+
+
+def test_the_index_has_every_name_of_the_modules_with_a_page(small):
     folder, _, _ = small
     page = html(folder, "api")
-    for name in ("labcode.metrics.bootstrap", "labcode.patching.sweep", "labcode.prompts.population"):
-        assert f'id="{name}"' in page
-    assert "labbook._ext" not in page
-    assert re.search(r'Used in chapters? <a class="reference internal" href="01-one.html"', page)
-    assert re.search(r'href="api.html#labcode.metrics.bootstrap"', html(folder, "01-one"))
-    assert "Float[Tensor, " in words(page)
+    for name in ("metrics", "prompts"):
+        for one in api.definitions(api.sources()[f"labcode.{name}"].body):
+            assert f'href="api/{name}.html#labcode.{name}.{one.name}"' in page
+    assert "labcode.patching" not in words(page)
+
+
+def test_a_module_that_is_not_there_is_named(tmp_path):
+    book(tmp_path, index="# Start\n\nWords.\n", one="# One\n\n```{api} metric\n```\n")
+    assert "labcode has no module 'metric': it has circuit, " in build(tmp_path)[1]
 
 
 LIBRARY = {
