@@ -85,14 +85,13 @@ def check_states(model: TransformerBridge, pop: Population, states: Sequence[Sta
         HeadError: a node whose head does not exist.
     """
     if not states:
-        raise PatchError("no states to run: give at least one Keep(nodes) or Out(nodes)", see="states")
+        raise PatchError("no states to run: give at least one Keep(nodes) or Out(nodes)")
     nodes = {node for state in states for node in state.nodes}
     check_heads(model, [node[:2] for node in nodes])
     for layer, head, place in nodes:
         if place != "all" and place not in pop.positions:
             raise PatchError(
-                f"{layer}.{head} at {place!r}: no such position, choose 'all' or among {', '.join(pop.positions)}",
-                see="unknown-position",
+                f"{layer}.{head} at {place!r}: no such position, choose 'all' or among {', '.join(pop.positions)}"
             )
 
 
@@ -149,9 +148,7 @@ def ablate(
     outputs = _outputs(model, heads, mlps)
     _check_how(how, reference)
     if at != "all" and at not in pop.positions:
-        raise PatchError(
-            f"unknown position {at!r}: choose 'all' or among {', '.join(pop.positions)}", see="unknown-position"
-        )
+        raise PatchError(f"unknown position {at!r}: choose 'all' or among {', '.join(pop.positions)}")
     baseline = None
     if reference is not None and how != "zero":
         stored = _outputs_of(model, reference, outputs, batch_size)
@@ -246,11 +243,9 @@ class Baseline:
 
 def _check_how(how: str, reference: Population | None) -> None:
     if how not in get_args(How):
-        raise PatchError(f"unknown ablation {how!r}: choose one of {', '.join(get_args(How))}", see="unknown-ablation")
+        raise PatchError(f"unknown ablation {how!r}: choose one of {', '.join(get_args(How))}")
     if how != "zero" and reference is None:
-        raise PatchError(
-            f"{how!r} needs a reference population, such as corrupt(model, pop, 'abc')", see="no-reference"
-        )
+        raise PatchError(f"{how!r} needs a reference population, such as corrupt(model, pop, 'abc')")
 
 
 def _outputs(model: TransformerBridge, heads: Sequence[Head], mlps: Sequence[int]) -> dict[str, list[int] | None]:
@@ -261,9 +256,7 @@ def _outputs(model: TransformerBridge, heads: Sequence[Head], mlps: Sequence[int
         heads_at.setdefault(f"blocks.{layer}.attn.hook_z", []).append(head)
     for layer in mlps:
         if f"blocks.{layer}.hook_mlp_out" not in model.hook_dict:
-            raise PatchError(
-                f"no MLP in layer {layer}: this model has {cfg.n_layers} layers, counted from 0", see="no-such-part"
-            )
+            raise PatchError(f"no MLP in layer {layer}: this model has {cfg.n_layers} layers, counted from 0")
     return {**heads_at, **{f"blocks.{layer}.hook_mlp_out": None for layer in mlps}}
 
 

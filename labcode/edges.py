@@ -134,8 +134,7 @@ class Graph:
             if dest < 0 or source < 0 or not self.possible[dest, source]:
                 raise PatchError(
                     f"no edge {edge}: an edge leads from 'embed', a head or an MLP of this model to a later input; k "
-                    "and v are those of key and value heads",
-                    see="no-such-part",
+                    "and v are those of key and value heads"
                 )
             places.append((dest, source))
         if places:
@@ -365,7 +364,7 @@ def run(
         PatchError: no sets, an unknown edge, prompts that do not align, a model under hooks or not on the CPU.
     """
     if not len(kept):
-        raise PatchError("no sets of edges to run: give at least one, and be it [[]]", see="states")
+        raise PatchError("no sets of edges to run: give at least one, and be it [[]]")
     graph = Graph(model)
     return _run_masks(graph, clean, corrupted, [graph.mask(edges) for edges in kept])
 
@@ -458,7 +457,7 @@ def eap(
     sign too.
     """
     if at not in ("clean", "corrupted"):
-        raise PatchError(f"at={at!r}: the gradient is taken at the 'clean' or the 'corrupted' run", see="no-such-part")
+        raise PatchError(f"at={at!r}: the gradient is taken at the 'clean' or the 'corrupted' run")
     return _attribute(model, clean, corrupted, [1.0 if at == "clean" else 0.0], known)
 
 
@@ -706,10 +705,10 @@ def arrows(
     """
     need_cpu(model, "arrows")
     if not senders or not all([*senders.values(), *receivers.values()]):
-        raise PatchError("no senders, or a family without heads: leave empty families out", see="empty-circuit")
+        raise PatchError("no senders, or a family without heads: leave empty families out")
     for into in inputs:
         if not into or set(into) - set("qkv"):
-            raise PatchError(f"unknown input {into!r}: choose 'q', 'k', 'v' or several, as 'qkv'", see="unknown-kind")
+            raise PatchError(f"unknown input {into!r}: choose 'q', 'k', 'v' or several, as 'qkv'")
     families = [Keep(tuple(nodes)) for nodes in (*senders.values(), *receivers.values())]
     check_states(model, clean, families)
     first_difference(clean, corrupted)
@@ -895,8 +894,7 @@ def composition(model: TransformerBridge, sender: Head, receiver: Head, kind: Li
     if kind not in ("q", "k", "v") or sender[0] >= receiver[0]:
         raise PatchError(
             f"{kind!r} from {sender[0]}.{sender[1]} to {receiver[0]}.{receiver[1]}: choose 'q', 'k' or 'v', and a "
-            "sender in an earlier layer than the receiver",
-            see="unknown-kind",
+            "sender in an earlier layer than the receiver"
         )
     network = Network(model)
     left, write = (part.double() for part in _circuits(network, sender[0], "v"))

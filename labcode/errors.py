@@ -1,7 +1,7 @@
 """Every error that labcode raises on purpose.
 
-A caller that wants to tell "the lab says what is wrong" from "the lab has a bug" catches `LabError`. Where an error is
-raised, it names the entry of the page "Troubleshooting" that has more to say.
+A caller that wants to tell "the lab says what is wrong" from "the lab has a bug" catches `LabError`. Where the page
+"Troubleshooting" has more to say than fits into a message, the error names the entry.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ class LabError(Exception):
 
     Args:
         message: what is wrong, with the offending value in it, and what to do.
-        see: the entry of the page "Troubleshooting". The text of the error ends with it.
+        see: an entry of the page "Troubleshooting", if it says more. The text of the error ends with its name.
     """
 
     def __init__(self, message: str, see: str = "") -> None:

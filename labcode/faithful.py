@@ -178,7 +178,7 @@ def completeness(runner: Runner, circuit: Sequence[Node], sets: Mapping[str, Seq
     """
     _enough(runner)
     if not sets:
-        raise PatchError("no sets of nodes: give at least one", see="empty-circuit")
+        raise PatchError("no sets of nodes: give at least one")
     states = [state for removed in sets.values() for state in _without(circuit, removed)]
     found = runner.values(states).unflatten(0, (-1, 2))  # [set 2 batch]
     return [
@@ -203,7 +203,7 @@ def greedy(
         PatchError: an empty circuit, fewer than four draws of prompts, or as `Runner.values`.
     """
     if not circuit:
-        raise PatchError("an empty circuit has no subsets to remove", see="empty-circuit")
+        raise PatchError("an empty circuit has no subsets to remove")
     choosing = _choosing(runner)
     rng = random.Random(seed)
     grown: list[list[Node]] = [[] for _ in range(n)]
@@ -312,7 +312,7 @@ def random_circuit(
     for place in sorted({node[2] for node in nodes}):
         wanted = sum(node[2] == place for node in nodes)
         if wanted > len(heads):
-            raise PatchError(f"{wanted} nodes at {place}: this model has {len(heads)} heads", see="too-few-heads")
+            raise PatchError(f"{wanted} nodes at {place}: this model has {len(heads)} heads")
         drawn += [(*head, place) for head in rng.sample(heads, wanted)]
     return drawn
 
@@ -335,8 +335,7 @@ def _random_chain(heads: Sequence[Head], nodes: Sequence[Node], rng: random.Rand
             return drawn
     raise PatchError(
         f"no random circuit of {len(nodes)} other heads within {NEARBY} layers of these whose later positions can read "
-        "the earlier ones: the circuit holds too many of the model's heads",
-        see="too-few-heads",
+        "the earlier ones: the circuit holds too many of the model's heads"
     )
 
 
@@ -476,7 +475,7 @@ def minimality_test(
 
     cfg, rng = runner.model.cfg, random.Random(seed)
     if not circuit:
-        raise PatchError("an empty circuit has no node to test", see="empty-circuit")
+        raise PatchError("an empty circuit has no node to test")
     others = [
         (layer, head, place)
         for _, _, place in circuit  # a position counts as often as the circuit uses it
@@ -485,7 +484,7 @@ def minimality_test(
         if (layer, head, place) not in circuit
     ]
     if not others:
-        raise PatchError("the circuit holds every head at its positions: no other to compare with", see="too-few-heads")
+        raise PatchError("the circuit holds every head at its positions: no other to compare with")
     added = [rng.choice(others) for _ in range(n)]
     states = [tuple(circuit), *(_less(circuit, [node]) for node in circuit), *((*circuit, node) for node in added)]
     whole, *changed = runner.values([Keep(nodes) for nodes in states])
@@ -542,23 +541,20 @@ def _choosing(runner: Runner) -> Bool[Tensor, " batch"]:
     if len(draws) < 4:
         raise PatchError(
             f"{len(draws)} draws of prompts are too few: one half chooses K, and the other needs an interval. "
-            "Take at least 8 prompts.",
-            see="too-few-draws",
+            "Take at least 8 prompts."
         )
     return torch.isin(runner.draws, draws[::2])
 
 
 def _filled(sets: Mapping[str, Sequence[Node]]) -> None:
     if not sets:
-        raise PatchError("no sets of nodes: give at least one", see="empty-circuit")
+        raise PatchError("no sets of nodes: give at least one")
     for name, nodes in sets.items():
         if not nodes:
-            raise PatchError(f"the set {name!r} is empty: leave it out, nothing can be said of it", see="empty-circuit")
+            raise PatchError(f"the set {name!r} is empty: leave it out, nothing can be said of it")
 
 
 def _enough(runner: Runner) -> None:
     n = runner.draws.unique().numel()
     if n < 2:
-        raise PatchError(
-            f"{n} draw of prompts is too few for an interval: take at least 4 prompts", see="too-few-draws"
-        )
+        raise PatchError(f"{n} draw of prompts is too few for an interval: take at least 4 prompts")

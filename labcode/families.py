@@ -466,9 +466,7 @@ class Discovery:
 
 def _family(name: str) -> Family:
     if name not in FAMILIES:
-        raise FamilyError(
-            f"unknown family {name!r}: choose among {', '.join([*FAMILIES, *UNKNOWN])}", see="unknown-family"
-        )
+        raise FamilyError(f"unknown family {name!r}: choose among {', '.join([*FAMILIES, *UNKNOWN])}")
     return FAMILIES[name]
 
 
@@ -486,9 +484,7 @@ def judge(table: Mapping[str, Tensor], rows: Sequence[int] | None = None) -> Dis
     groups = table["groups"][index]
     n_groups = groups.unique().numel()
     if n_groups < 2:
-        raise FamilyError(
-            f"{n_groups} group of prompts is too few for an interval: take at least 4 prompts", see="too-few-draws"
-        )
+        raise FamilyError(f"{n_groups} group of prompts is too few for an interval: take at least 4 prompts")
     gap = bootstrap_cells((table["clean"] - table["corrupted"])[index][None], groups)[0]
     found = {}
     for key, values in _cells(table).items():
@@ -598,7 +594,7 @@ def shuffled_control(
         inside = torch.rand(n, n_layers, n_heads, generator=generator).argsort(-1)
         order = (inside + n_heads * torch.arange(n_layers)[:, None]).flatten(1)
     elif how != "roles":
-        raise FamilyError(f"unknown shuffle {how!r}: choose 'heads', 'layers' or 'roles'", see="unknown-family")
+        raise FamilyError(f"unknown shuffle {how!r}: choose 'heads', 'layers' or 'roles'")
     signs = torch.randint(0, 2, (n, len(table["groups"].unique())), generator=generator) * 2 - 1
     cells, groups = _cells(table), table["groups"]
     gap = float((table["clean"] - table["corrupted"]).mean())

@@ -169,10 +169,7 @@ def need_cpu(model: TransformerBridge, what: str) -> None:
         PatchError: the model is not on the CPU.
     """
     if str(model.cfg.device) != "cpu":
-        raise PatchError(
-            f"{what} run on the CPU, whose numbers are the reference: load the model with device='cpu'",
-            see="not-on-the-cpu",
-        )
+        raise PatchError(f"{what} run on the CPU, whose numbers are the reference: load the model with device='cpu'")
 
 
 def _unsupported(what: str) -> ModelError:
@@ -235,7 +232,7 @@ class Run:
     def __getitem__(self, key: tuple[str, int]) -> Tensor:
         name = f"blocks.{key[1]}.{key[0]}"
         if name not in self.activations:
-            raise PatchError(f"this model has no activation {name}", see="no-such-part")
+            raise PatchError(f"this model has no activation {name}")
         return self.activations[name]
 
 

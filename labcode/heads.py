@@ -50,10 +50,7 @@ def check_heads(model: TransformerBridge, heads: Iterable[Head], n_heads: int = 
     checked, n_layers, n_heads = list(heads), model.cfg.n_layers, n_heads or model.cfg.n_heads
     for layer, head in checked:
         if layer not in range(n_layers) or head not in range(n_heads):
-            raise HeadError(
-                f"no head {layer}.{head}: this model has {n_layers} layers of {n_heads} heads",
-                see="no-such-part",
-            )
+            raise HeadError(f"no head {layer}.{head}: this model has {n_layers} layers of {n_heads} heads")
     return checked
 
 
@@ -151,16 +148,13 @@ def position_attentions(
     for source, target in pairs:
         for name in (source, target):
             if name not in pop.positions:
-                raise HeadError(
-                    f"unknown position {name!r}: choose among {', '.join(pop.positions)}", see="unknown-position"
-                )
+                raise HeadError(f"unknown position {name!r}: choose among {', '.join(pop.positions)}")
         ahead = (pop.positions[target] > pop.positions[source]).nonzero().flatten().tolist()
         if ahead:
             raise HeadError(
                 f"{target} comes after {source} in {len(ahead)} of {len(pop)} prompts, first in "
                 f"{pop.prompts[ahead[0]].text!r}: no head looks ahead. Exchange the two, or take a subset of the "
-                "prompts",
-                see="looking-ahead",
+                "prompts"
             )
     queries, keys = (torch.stack([pop.positions[pair[i]] for pair in pairs]) for i in (0, 1))  # [pair batch]
 
@@ -191,10 +185,7 @@ def same_layer_heads(
     every = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
     free = [head for head in every if head not in taken]
     if len(free) < len(heads):
-        raise HeadError(
-            f"{len(heads)} heads to replace, and only {len(free)} others in this model: take a smaller set",
-            see="too-few-heads",
-        )
+        raise HeadError(f"{len(heads)} heads to replace, and only {len(free)} others in this model: take a smaller set")
     rng, drawn = random.Random(seed), []
     for layer, _ in heads:
         rng.shuffle(free)
@@ -208,24 +199,17 @@ def _sequences(
     model: TransformerBridge, length: int, n: int, seeds: Sequence[int]
 ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, " batch"]]:
     if length < 3 or n < 1 or not seeds:
-        raise HeadError(
-            f"length = {length}, n = {n}, {len(seeds)} seeds: take a length of 3 or more, and one of each",
-            see="random-tokens",
-        )
+        raise HeadError(f"length = {length}, n = {n}, {len(seeds)} seeds: take a length of 3 or more, and one of each")
     if 2 * length + 1 > model.cfg.n_ctx:
         raise HeadError(
             f"twice {length} tokens and the start token are {2 * length + 1}, this model's context is "
-            f"{model.cfg.n_ctx}: take a length of at most {(model.cfg.n_ctx - 1) // 2}",
-            see="context-too-short",
+            f"{model.cfg.n_ctx}: take a length of at most {(model.cfg.n_ctx - 1) // 2}"
         )
     tokenizer = model.tokenizer
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     ordinary = [i for i in range(min(len(tokenizer), model.cfg.d_vocab)) if i not in special]
     if len(ordinary) < length:
-        raise HeadError(
-            f"{length} different tokens asked for, this vocabulary has {len(ordinary)} ordinary ones",
-            see="vocabulary-too-small",
-        )
+        raise HeadError(f"{length} different tokens asked for, this vocabulary has {len(ordinary)} ordinary ones")
     rows, origin = [], []
     for seed in seeds:
         rng = random.Random(seed)
@@ -313,9 +297,7 @@ def copy_scores(
         names = random.Random(seed).sample(known, min(n, len(known))) if isinstance(n, int) else list(n)
     chosen = list(range(model.cfg.n_layers)) if layers is None else list(layers)
     if not names or not chosen:
-        raise HeadError(
-            f"{len(names)} names and {len(chosen)} layers: take at least one of each", see="copy-score-settings"
-        )
+        raise HeadError(f"{len(names)} names and {len(chosen)} layers: take at least one of each")
     ids = torch.tensor([prompts.token_id(model, " " + name) for name in names])
     stream = name_streams(model, ids)
     found = [ov_ranks(model, layer, stream, ids) for layer in progress(chosen, "OV circuits")]
@@ -350,11 +332,9 @@ def ov_ranks(
     Limits: value biases belong to no token and are left out, as compatibility mode folds them away.
     """
     if layer not in range(model.cfg.n_layers):
-        raise HeadError(f"no layer {layer}: this model has {model.cfg.n_layers}, counted from 0", see="no-such-part")
+        raise HeadError(f"no layer {layer}: this model has {model.cfg.n_layers}, counted from 0")
     if len(stream) != len(ids):
-        raise HeadError(
-            f"{len(stream)} streams for {len(ids)} tokens: give one stream for each token", see="streams-and-tokens"
-        )
+        raise HeadError(f"{len(stream)} streams for {len(ids)} tokens: give one stream for each token")
     block, cfg = model.blocks[layer], model.cfg
     group = cfg.n_heads // (cfg.n_key_value_heads or cfg.n_heads)
     with torch.no_grad():

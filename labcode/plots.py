@@ -262,9 +262,7 @@ def prompt_html(tokens: Sequence[str], positions: Mapping[str, int]) -> str:
 
 def _finish(fig: go.Figure, alt: str, height: int = 420) -> go.Figure:
     if not alt.strip():
-        raise ReportError(
-            "a figure needs alt=..., one or two sentences that say what it shows", see="figure-without-alt"
-        )
+        raise ReportError("a figure needs alt=..., one or two sentences that say what it shows")
     fig.update_layout(
         meta={"alt": alt},
         height=height,

@@ -123,9 +123,7 @@ class Population:
         """The prompts at `index`, in that order, without columns that hold padding only."""
         chosen = list(index)
         if not chosen:
-            raise PromptError(
-                "this selection leaves an empty population: choose at least one prompt", see="empty-population"
-            )
+            raise PromptError("this selection leaves an empty population: choose at least one prompt")
         rows = torch.tensor(chosen)
         lengths = self.lengths[rows]
         return replace(
@@ -192,7 +190,7 @@ def build(model: TransformerBridge, prompts: Sequence[Prompt], dropped: Sequence
         PromptError: no prompts; a name of several tokens; IO not found once or S not found twice.
     """
     if not prompts:
-        raise PromptError("an empty population: give at least one prompt", see="empty-population")
+        raise PromptError("an empty population: give at least one prompt")
     rows, found, answers = [], [], []
     for prompt in prompts:
         io, s = token_id(model, " " + prompt.io), token_id(model, " " + prompt.s)
@@ -202,8 +200,7 @@ def build(model: TransformerBridge, prompts: Sequence[Prompt], dropped: Sequence
         if len(at_io) != 1 or len(at_s) != 2:
             raise PromptError(
                 f"the prompt {prompt.text!r} names {prompt.io} {len(at_io)} times and {prompt.s} {len(at_s)} times: "
-                "IO has to occur once and S twice, each with a space before it",
-                see="names-missing",
+                "IO has to occur once and S twice, each with a space before it"
             )
         rows.append(row)
         found.append(dict(zip(POSITIONS, (at_io[0], at_s[0], at_s[0] + 1, at_s[1], len(row) - 1), strict=True)))
@@ -273,22 +270,14 @@ def population(
     """
     n = n if exact else _asked(n)
     if n < 2 or n % 2:
-        raise PromptError(
-            f"n = {n}: prompts come in pairs with swapped roles, so n has to be even and at least 2",
-            see="odd-number-of-prompts",
-        )
+        raise PromptError(f"n = {n}: prompts come in pairs with swapped roles, so n has to be even and at least 2")
     known, dropped = single_token_names(model)
     names = known if names is None else list(names)
     if len(names) < 2:
-        raise PromptError(
-            f"this tokenizer holds {len(names)} of our {len(NAMES)} names as one token: two are needed",
-            see="too-few-names",
-        )
+        raise PromptError(f"this tokenizer holds {len(names)} of our {len(NAMES)} names as one token: two are needed")
     limit = len(templates) * len(PLACES) * len(OBJECTS) * len(names) * (len(names) - 1)  # a pair of names, either role
     if n > limit:
-        raise PromptError(
-            f"n = {n}: these templates and names give at most {limit} distinct prompts", see="too-many-prompts"
-        )
+        raise PromptError(f"n = {n}: these templates and names give at most {limit} distinct prompts")
     rng = random.Random(seed)
     order = rng.sample(range(len(templates)), len(templates))
     prompts: list[Prompt] = []
@@ -319,8 +308,7 @@ def _asked(n: int) -> int:
     if not asked.isdigit() or int(asked) < 4 or int(asked) % 2:
         raise PromptError(
             f"LAB_PROMPTS={asked}: use an even number of prompts, at least 4, or a multiple such as x2, "
-            "or leave it unset",
-            see="lab-prompts",
+            "or leave it unset"
         )
     return min(n, int(asked))
 
@@ -337,12 +325,9 @@ def corrupt(model: TransformerBridge, pop: Population, how: Literal["swap", "abc
         PromptError: unknown `how`; a population that is corrupted already; fewer than five usable names ("abc").
     """
     if how not in ("swap", "abc"):
-        raise PromptError(f"unknown corruption {how!r}: the known ones are 'swap' and 'abc'", see="unknown-corruption")
+        raise PromptError(f"unknown corruption {how!r}: the known ones are 'swap' and 'abc'")
     if pop.corruption:
-        raise PromptError(
-            f"these prompts are corrupted already ({pop.corruption!r}): corrupt the clean population",
-            see="corrupted-twice",
-        )
+        raise PromptError(f"these prompts are corrupted already ({pop.corruption!r}): corrupt the clean population")
     if how == "swap":
         return renamed(model, pop, {"S2": pop.io_ids}, how)
     names = fresh_names(model, pop, 3, seed).unbind(-1)
@@ -371,10 +356,7 @@ def fresh_names(model: TransformerBridge, pop: Population, n: int, seed: int) ->
     """
     ids = [token_id(model, " " + name) for name in single_token_names(model)[0]]
     if len(ids) < n + 2:
-        raise PromptError(
-            f"{n} fresh names beside IO and S need {n + 2} usable names, this tokenizer has {len(ids)}",
-            see="too-few-names",
-        )
+        raise PromptError(f"{n} fresh names beside IO and S need {n + 2} usable names, this tokenizer has {len(ids)}")
     rng = random.Random(seed)
     answers = zip(pop.io_ids.tolist(), pop.s_ids.tolist(), strict=True)
     return torch.tensor([rng.sample([i for i in ids if i not in taken], n) for taken in answers])

@@ -51,13 +51,9 @@ def put(origin: Origin = "measured", /, **values: Any) -> None:
             continue
         plain = value.item() if hasattr(value, "item") else value
         if not isinstance(plain, bool | int | float | str):
-            raise ReportError(
-                f"put({name}=...): a sentence takes a number or a string, not {type(value).__name__}", see="put-type"
-            )
+            raise ReportError(f"put({name}=...): a sentence takes a number or a string, not {type(value).__name__}")
         if isinstance(plain, float) and not math.isfinite(plain):
-            raise ReportError(
-                f"put({name}={plain}): no sentence can carry it; look for its cause in the run", see="put-nan"
-            )
+            raise ReportError(f"put({name}={plain}): no sentence can carry it; look for its cause in the run")
         _glue(name, plain)
         names.append(name)
     if origin == "recorded" and names:
@@ -87,7 +83,7 @@ def claim(
         ReportError: an unknown method, a key that is none, or no truth value.
     """
     if method not in METHODS:
-        raise ReportError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}", see="claim-method")
+        raise ReportError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
     more = {"against": against, "source": source, "origin": origin}
     if not KEY.fullmatch(key):
         raise ReportError(f"{key!r} can't name a claim: use words in lower case, a hyphen between two", see="claim-key")
@@ -108,7 +104,7 @@ def check(text: str, holds: bool) -> None:
     """
     verdict = _truth(holds)
     if not text.strip():
-        raise ReportError("a self-check needs a sentence", see="claim-without-text")
+        raise ReportError("a self-check needs a sentence")
     mark = "✓ holds" if verdict else "✗ does not hold on this run"
     page = (
         f'<div class="lab-claim" data-holds="{str(verdict).lower()}"><span class="lab-verdict">{mark}</span> '
@@ -223,9 +219,7 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def _figure(key: str) -> Figure:
     if key not in PUBLISHED:
-        raise ReportError(
-            f"no published figure {key!r}: the known ones are {', '.join(sorted(PUBLISHED))}", see="no-published-figure"
-        )
+        raise ReportError(f"no published figure {key!r}: the known ones are {', '.join(sorted(PUBLISHED))}")
     return PUBLISHED[key]
 
 

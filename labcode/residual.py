@@ -71,8 +71,7 @@ def decompose(model: TransformerBridge, pop: Population, batch_size: int = 16) -
     if not bool((gap < 1e-3).all()):
         raise MetricError(
             f"the terms of the residual stream miss it by {float(gap.max()):.1e} of its norm: this model adds "
-            "something besides embeddings, attention and MLPs, or does not run in float32",
-            see="stream-does-not-add-up",
+            "something besides embeddings, attention and MLPs, or does not run in float32"
         )
     return whole
 

@@ -135,17 +135,14 @@ def vary(model: TransformerBridge, pop: Population, name: str, seed: int = 0) ->
     such prompts have a logit difference of 0, and `distinct` leaves them out.
     """
     if name not in VARIANTS:
-        raise PromptError(f"unknown variant {name!r}: choose among {', '.join(VARIANTS)}", see="unknown-variant")
+        raise PromptError(f"unknown variant {name!r}: choose among {', '.join(VARIANTS)}")
     variant, prompts, thirds = VARIANTS[name], [], []
     names, rare = single_token_names(model)[0], rare_names(model) if VARIANTS[name].rare else []
     for prompt in _fit(pop):
         rng = random.Random(f"{seed} {prompt.draw}")
         free = [other for other in names if other not in (prompt.io, prompt.s)]
         if not free:
-            raise PromptError(
-                f"no third name is left beside {prompt.io} and {prompt.s}: this tokenizer has too few",
-                see="too-few-names",
-            )
+            raise PromptError(f"no third name is left beside {prompt.io} and {prompt.s}: this tokenizer has too few")
         third, text, io, s = rng.choice(free), prompt.text, prompt.io, prompt.s
         if variant.rare:
             pair = rng.sample(rare, 2)  # the same for both roles, whoever is IO
@@ -165,10 +162,7 @@ def gap(model: TransformerBridge, pop: Population, sentences: int) -> Population
         PromptError: fewer than none or more than `FILLERS` has; prompts as in `vary`.
     """
     if not 0 <= sentences <= len(FILLERS):
-        raise PromptError(
-            f"{sentences} filler sentences asked for: there are {len(FILLERS)}, so take 0 to that many",
-            see="filler-sentences",
-        )
+        raise PromptError(f"{sentences} filler sentences asked for: there are {len(FILLERS)}, so take 0 to that many")
     prompts = _fit(pop)
     if sentences:
         edit = _between(" ".join(FILLERS[:sentences]))
@@ -179,15 +173,12 @@ def gap(model: TransformerBridge, pop: Population, sentences: int) -> Population
 
 def _fit(pop: Population) -> list[Prompt]:
     if pop.corruption:
-        raise PromptError(
-            f"these prompts are edited already ({pop.corruption!r}): take the clean population", see="corrupted-twice"
-        )
+        raise PromptError(f"these prompts are edited already ({pop.corruption!r}): take the clean population")
     for prompt in pop.prompts:
         if prompt.text.count(". ") != 1:
             raise PromptError(
                 f"{prompt.text!r} is not two sentences, so nothing fits between them: draw the prompts with "
-                "prompts.population(model, n, templates=variants.FRAMES)",
-                see="not-two-sentences",
+                "prompts.population(model, n, templates=variants.FRAMES)"
             )
     return list(pop.prompts)
 
@@ -253,10 +244,7 @@ def rare_names(model: TransformerBridge) -> list[str]:
         if len(ids) > 1:
             found.setdefault(ids[0], name)
     if len(found) < 2:
-        raise PromptError(
-            f"{len(found)} names of several tokens that differ in the first: two are needed, extend RARE",
-            see="too-few-names",
-        )
+        raise PromptError(f"{len(found)} names of several tokens that differ in the first: two are needed, extend RARE")
     return list(found.values())
 
 
@@ -277,9 +265,7 @@ def log_probability(
         PromptError: another number of words than prompts, or an empty word.
     """
     if len(words) != len(pop) or not all(words):
-        raise PromptError(
-            f"{len(words)} continuations for {len(pop)} prompts: give one to each, none of them empty", see="no-partner"
-        )
+        raise PromptError(f"{len(words)} continuations for {len(pop)} prompts: give one to each, none of them empty")
     added = [model.tokenizer.encode(word, add_special_tokens=False) for word in words]
     found = []
     for piece in progress([range(i, min(i + batch_size, len(pop))) for i in range(0, len(pop), batch_size)], "names"):
@@ -326,14 +312,10 @@ def signal_variant(model: TransformerBridge, pop: Population, token: str, positi
     if token not in TOKEN or position not in POSITION:
         raise PromptError(
             f"no variant with {token!r} token and {position!r} position: choose a token among {', '.join(TOKEN)} "
-            f"and a position among {', '.join(POSITION)}",
-            see="unknown-variant",
+            f"and a position among {', '.join(POSITION)}"
         )
     if pop.corruption:
-        raise PromptError(
-            f"these prompts are changed already ({pop.corruption!r}): start from the clean population",
-            see="corrupted-twice",
-        )
+        raise PromptError(f"these prompts are changed already ({pop.corruption!r}): start from the clean population")
     repeated, other = (pop.io_ids, pop.s_ids) if token == "inverted" else (pop.s_ids, pop.io_ids)
     if token == "random":
         repeated, other = fresh_names(model, pop, 2, seed).unbind(-1)
@@ -357,9 +339,7 @@ def fit_signals(values: Mapping[tuple[str, str], Float[Tensor, " batch"]]) -> di
     """
     design = torch.tensor([[POSITION[position], TOKEN[token], 1.0] for token, position in values])
     if len(design) == 0 or int(torch.linalg.matrix_rank(design)) < 3:
-        raise PromptError(
-            f"{len(values)} variants cannot tell position, token and constant apart: take all six", see="six-variants"
-        )
+        raise PromptError(f"{len(values)} variants cannot tell position, token and constant apart: take all six")
     table = torch.stack([value.float() for value in values.values()])  # [variant batch]
     weights = torch.linalg.lstsq(design, table).solution
     missed = (table - design @ weights).square().mean(0).sqrt()

@@ -2,7 +2,8 @@
 
 Everything is read from the sources and nothing is imported: signatures and docstrings from labcode's, the uses from the
 chapters' cells. A module has a page of its own, `api/NAME.md`, whose only content is the directive. Docstrings are
-Markdown with the sections of Google's style. In the chapters a name in code style, such as `metrics.bootstrap`, links back.
+Markdown with the sections of Google's style. In the chapters a name in code style, such as `metrics.bootstrap`, links
+back.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from nbformat import NotebookNode
 from sphinx.util import logging
 
 import labcode
+from labcode.errors import LabError
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -58,8 +59,8 @@ KERNEL_ENVIRONMENT = {
 }
 
 
-def halt(message: str, *, see: str, status: int = 1) -> NoReturn:
-    """Print the message as an error, with its entry of the page Troubleshooting, and end the process.
+def halt(message: str, *, see: str = "", status: int = 1) -> NoReturn:
+    """Print the message as an error, with its entry of the page Troubleshooting if there is one, and end the process.
 
     An exception would end it too, but Jupyter Book prints a page of its own traceback after it, and the message, which
     says what to do, is lost above that.
@@ -67,8 +68,7 @@ def halt(message: str, *, see: str, status: int = 1) -> NoReturn:
     Raises:
         SystemExit: Always, with this status.
     """
-    between = "\n" if "\n" in message else " "
-    logger.critical("%s%s[Troubleshooting: %s]", message, between, see)
+    logger.critical("%s", LabError(message, see))
     raise SystemExit(status)
 
 
@@ -244,7 +244,7 @@ def at_once() -> int:
     """
     asked = os.environ.get("LAB_JOBS", "").strip() or "2"
     if not asked.isdigit() or int(asked) < 1:
-        halt(f"LAB_JOBS={asked} isn't a number of chapters: use a whole number above 0", see="lab-jobs")
+        halt(f"LAB_JOBS={asked} isn't a number of chapters: use a whole number above 0")
     return int(asked)
 
 
@@ -284,9 +284,7 @@ def _run_all(jobs: list[Job], side_by_side: int, timeout: int, cache: JupyterCac
             logger.info("stopping the kernels")
             _stop(jobs, futures)
             if isinstance(reason, KeyboardInterrupt):
-                halt(
-                    "interrupted; the next build goes on with the chapters that are left", see="interrupted", status=130
-                )
+                halt("interrupted; the next build goes on with the chapters that are left", status=130)
             raise
 
 

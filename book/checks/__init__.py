@@ -32,10 +32,7 @@ def begin(model: Any) -> None:
     global _setting
     if not hasattr(model, "hook_dict"):
         came = f"the text {model!r}" if isinstance(model, str) else f"a {type(model).__name__}"
-        raise CourseError(
-            f"checks.begin takes a loaded model, what came is {came}: give models.load()",
-            see="begin-takes-a-model",
-        )
+        raise CourseError(f"checks.begin takes a loaded model, what came is {came}: give models.load()")
     _setting = Setting(model)
 
 
@@ -60,9 +57,7 @@ def check(number: str, answer: Any) -> Verdict:
         near = (
             f"this chapter has {', '.join(chapter)}" if chapter else f"they go from {numbers()[0]} to {numbers()[-1]}"
         )
-        raise CourseError(
-            f"there is no exercise {number!r}: its number stands in its title, and {near}", see="unknown-exercise"
-        )
+        raise CourseError(f"there is no exercise {number!r}: its number stands in its title, and {near}")
     if exercise.needs_model and _setting is None:
         raise CourseError(
             f"exercise {exercise.number} is checked on your model: run checks.begin(model) first, the first cell under "

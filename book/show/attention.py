@@ -169,9 +169,7 @@ def looks(
     check_heads(model, others)
     for name in (at, *others.values()):
         if name not in pop.positions:
-            raise HeadError(
-                f"unknown position {name!r}: choose among {', '.join(pop.positions)}", see="unknown-position"
-            )
+            raise HeadError(f"unknown position {name!r}: choose among {', '.join(pop.positions)}")
     places = list(dict.fromkeys([at, *others.values()]))
     one = _one(pop, index, places)
     patterns, moved, parts = _run(model, one, chosen)
@@ -194,7 +192,7 @@ def looks(
 def _one(pop: Population, index: int, places: Sequence[str] = ("END",)) -> Population:
     """The prompt once for each place, which stands where END would: there the stream is taken apart."""
     if index not in range(len(pop)):
-        raise HeadError(f"no prompt {index}: this population has {len(pop)}, counted from 0", see="no-such-part")
+        raise HeadError(f"no prompt {index}: this population has {len(pop)}, counted from 0")
     one = pop.subset([index] * len(places))
     ends = torch.stack([one.positions[place][0] for place in places])
     return replace(one, positions={**one.positions, "END": ends})

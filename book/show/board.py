@@ -65,9 +65,7 @@ def states(groups: Sequence[Group]) -> list[Keep | Out]:
         PatchError: no family, or more than seven.
     """
     if not 0 < len(groups) <= MOST:
-        raise PatchError(
-            f"a board of {len(groups)} families: choose between 1 and {MOST}, or group some", see="board-size"
-        )
+        raise PatchError(f"a board of {len(groups)} families: choose between 1 and {MOST}, or group some")
     found: list[Keep | Out] = []
     for state in range(2 ** len(groups)):
         ticked: list[Node] = []
@@ -85,9 +83,7 @@ def board(groups: Sequence[Group], values: Float[Tensor, "state batch"], draws: 
         PatchError: values of another number of states.
     """
     if len(values) != 2 * 2 ** len(groups):
-        raise PatchError(
-            f"{len(values)} states for a board of {len(groups)} families: run those of states(groups)", see="states"
-        )
+        raise PatchError(f"{len(values)} states for a board of {len(groups)} families: run those of states(groups)")
     circuit, model = values[0::2], values[1::2]
     return Board(tuple(groups), *(bootstrap_cells(part, draws) for part in (circuit, model, model - circuit)))
 
