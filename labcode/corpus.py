@@ -85,10 +85,7 @@ class Corpus:
             SaeError: more than `HELD_OUT` are asked for: the rest is training data.
         """
         if not 0 < held_out <= HELD_OUT:
-            raise SaeError(
-                f"{held_out} held-out contexts: choose between 1 and {HELD_OUT}, the others are trained on",
-                see="held-out",
-            )
+            raise SaeError(f"{held_out} held-out contexts: choose between 1 and {HELD_OUT}, the others are trained on")
         reserved = min(HELD_OUT, max(1, len(self) // 4))
         return self.tokens[:-reserved], self.tokens[-min(held_out, reserved) :]
 
@@ -131,8 +128,7 @@ def read_corpus(folder: Path, name: str) -> tuple[np.ndarray, dict[str, Any]]:
             return np.lib.format.read_array(packed, allow_pickle=False), record
     except (OSError, ValueError, lzma.LZMAError, EOFError) as error:
         raise SaeError(
-            f"{path} can't be read ({error}): restore it, or write it with `python -m labbook.data.make.corpus`",
-            see="corpus-unreadable",
+            f"{path} can't be read ({error}): restore it, or write it with `python -m labbook.data.make.corpus`"
         ) from error
 
 
@@ -188,10 +184,7 @@ def write_corpus(
         if count >= tokens:
             break
     else:
-        raise SaeError(
-            f"of {made} contexts that {model.cfg.model_name} wrote, {count // LENGTH} are no repetition",
-            see="repetitive-text",
-        )
+        raise SaeError(f"of {made} contexts that {model.cfg.model_name} wrote, {count // LENGTH} are no repetition")
     together = np.concatenate(kept)
     small = together.astype(np.uint16) if len(model.tokenizer) <= 2**16 else together
     record |= {"contexts": len(small), "tokens": int(small.size), "removed": made - len(small), "keep_from": KEEP_FROM}
@@ -305,9 +298,7 @@ def _cap() -> int:
     if not asked:
         return sys.maxsize
     if not asked.isdigit() or int(asked) < LEAST_TOKENS:
-        raise SaeError(
-            f"LAB_TOKENS={asked}: use a number of tokens from {LEAST_TOKENS} on, or leave it unset", see="lab-tokens"
-        )
+        raise SaeError(f"LAB_TOKENS={asked}: use a number of tokens from {LEAST_TOKENS} on, or leave it unset")
     return int(asked)
 
 

@@ -61,7 +61,7 @@ class Codes:
             SaeError: no such latent.
         """
         if latent not in range(self.d_sae):
-            raise SaeError(f"no latent {latent}: this autoencoder has {self.d_sae}, counted from 0", see="no-such-part")
+            raise SaeError(f"no latent {latent}: this autoencoder has {self.d_sae}, counted from 0")
         return (self.values * (self.index == latent)).sum(-1)
 
     @cached_property
@@ -158,7 +158,7 @@ def match(a: Any, b: Any) -> tuple[Int[Tensor, " d_sae"], Float[Tensor, " d_sae"
         SaeError: the two are for residual streams of different width.
     """
     if a.cfg.d_in != b.cfg.d_in:
-        raise SaeError(f"directions of {a.cfg.d_in} and {b.cfg.d_in} numbers can't be compared", see="different-widths")
+        raise SaeError(f"directions of {a.cfg.d_in} and {b.cfg.d_in} numbers can't be compared")
     directions = [torch.nn.functional.normalize(sae.W_dec.detach(), dim=-1) for sae in (a, b)]
     best = (directions[0] @ directions[1].T).max(-1)
     return best.indices, best.values
@@ -237,9 +237,7 @@ def rates(codes: Codes, words: Bool[Tensor, " d_vocab"]) -> Rates:
     counts = []
     for mask in (seen & word, ~seen & word):
         if not mask.any():
-            raise SaeError(
-                "this corpus has no repeated words, or none that are new: take more contexts", see="no-repeats"
-            )
+            raise SaeError("this corpus has no repeated words, or none that are new: take more contexts")
         fired = codes.index[mask][codes.values[mask] > 0].long()
         counts.append((torch.bincount(fired, minlength=codes.d_sae) / mask.sum(), int(mask.sum())))
     (repeat, n_repeat), (first, n_first) = counts
@@ -275,9 +273,7 @@ def edited(model: TransformerBridge, sae: Any, change: Change, layer: int | None
         code = encode(sae, h)
         new = change(code.clone())
         if new.shape != code.shape:
-            raise SaeError(
-                f"the changed codes have shape {tuple(new.shape)}, they need {tuple(code.shape)}", see="shape-of-codes"
-            )
+            raise SaeError(f"the changed codes have shape {tuple(new.shape)}, they need {tuple(code.shape)}")
         difference = new - code
         difference[:, 0] = 0.0
         return h + difference @ sae.W_dec
@@ -319,10 +315,7 @@ class Editor:
 
     def __init__(self, model: TransformerBridge, pop: Population, layer: int) -> None:
         if layer + 1 not in range(1, model.cfg.n_layers):
-            raise SaeError(
-                f"no block follows layer {layer} of {model.cfg.n_layers}: nothing could read the edit",
-                see="nothing-reads-it",
-            )
+            raise SaeError(f"no block follows layer {layer} of {model.cfg.n_layers}: nothing could read the edit")
         self.model, self.pop, self.layer = model, pop, layer
         run = record(model, pop.tokens, pop.end, Suffix.hooks(model))
         self.base = logit_difference(run.logits, pop)
@@ -335,9 +328,7 @@ class Editor:
             SaeError: an edit at position 0.
         """
         if len(edits) and int(edits.position.min()) < 1:
-            raise SaeError(
-                "an edit at position 0, the start token: the autoencoder has no code there", see="edit-at-start"
-            )
+            raise SaeError("an edit at position 0, the start token: the autoencoder has no code there")
         pop, widths = self.pop, self.pop.end[edits.prompt] - edits.position + 1
         values = torch.empty(len(edits))
         batches = [
@@ -424,5 +415,5 @@ def at_position(
 def place(pop: Population, at: str) -> Int[Tensor, " batch"]:
     """Index of a named position in each prompt. Raises `SaeError` for an unknown one."""
     if at not in pop.positions:
-        raise SaeError(f"unknown position {at!r}: choose among {', '.join(pop.positions)}", see="unknown-position")
+        raise SaeError(f"unknown position {at!r}: choose among {', '.join(pop.positions)}")
     return pop.positions[at]

@@ -138,15 +138,12 @@ def fit(text: Text, fires: Bool[Tensor, "context pos"], chosen_on: Bool[Tensor, 
         MetricError: shapes that do not fit, or the latent fires in only one of the two parts.
     """
     if fires.shape != text.word.shape or chosen_on.shape != fires.shape[:1]:
-        raise MetricError(
-            f"firing of shape {tuple(fires.shape)} for a text of shape {tuple(text.word.shape)}", see="shape-of-firing"
-        )
+        raise MetricError(f"firing of shape {tuple(fires.shape)} for a text of shape {tuple(text.word.shape)}")
     fires = fires.clone()
     fires[:, 0] = False
     if not (fires[chosen_on].any() and fires[~chosen_on].any()):
         raise MetricError(
-            "a latent that fires in one half of the contexts only has no score: leave it out of the count",
-            see="silent-latent",
+            "a latent that fires in one half of the contexts only has no score: leave it out of the count"
         )
     part = fires[chosen_on]
     fixed = text.fixed[:, chosen_on]

@@ -123,10 +123,7 @@ def collect(
     """
     check_layer(model, layer)
     if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] < 2:
-        raise SaeError(
-            f"tokens of shape {tuple(tokens.shape)}: give contexts of at least two tokens, [context pos]",
-            see="contexts-too-short",
-        )
+        raise SaeError(f"tokens of shape {tuple(tokens.shape)}: give contexts of at least two tokens, [context pos]")
     pieces = []
     for piece in progress(tokens.split(batch_size), f"activations of layer {layer}", -(-len(tokens) // batch_size)):
         pieces.append(residual(model, piece, layer)[:, 1:])
@@ -175,9 +172,7 @@ def hook(layer: int) -> str:
 def check_layer(model: TransformerBridge, layer: int) -> None:
     """Raises `SaeError` unless the model has this layer."""
     if layer not in range(model.cfg.n_layers):
-        raise SaeError(
-            f"no layer {layer}: this model has {model.cfg.n_layers} layers, counted from 0", see="no-such-part"
-        )
+        raise SaeError(f"no layer {layer}: this model has {model.cfg.n_layers} layers, counted from 0")
 
 
 def check_fits(sae: Any, model: TransformerBridge, layer: int) -> None:
@@ -249,18 +244,11 @@ def train(
     """
     n = len(data)
     if n < batch:
-        raise SaeError(
-            f"{n} activations are fewer than one batch of {batch}: collect more, or make the batch smaller",
-            see="too-few-activations",
-        )
+        raise SaeError(f"{n} activations are fewer than one batch of {batch}: collect more, or make the batch smaller")
     if not 0 < k <= d_sae:
-        raise SaeError(
-            f"k = {k} active latents of {d_sae}: k has to lie between 1 and the number of latents", see="k-out-of-range"
-        )
+        raise SaeError(f"k = {k} active latents of {d_sae}: k has to lie between 1 and the number of latents")
     if not torch.isfinite(data.values).all():
-        raise SaeError(
-            "NaN or infinite numbers among the activations: look at the run that made them", see="nan-in-the-values"
-        )
+        raise SaeError("NaN or infinite numbers among the activations: look at the run that made them")
     steps = max(1, samples // batch)
     settings = {"d_sae": d_sae, "k": k, "samples": steps * batch, "batch": batch, "lr": lr, "seed": seed}
     settings |= {"steps": steps, "layer": data.layer, "vectors": n}
@@ -495,8 +483,7 @@ def save(sae: Any, folder: Path, record: dict[str, Any]) -> None:
     bad = [name for name, value in half.state_dict().items() if not torch.isfinite(value).all()]
     if bad:
         raise SaeError(
-            f"{', '.join(bad)} of this autoencoder are NaN, infinite or too large for float16: nothing saved",
-            see="autoencoder-not-finite",
+            f"{', '.join(bad)} of this autoencoder are NaN, infinite or too large for float16: nothing saved"
         )
     old = folder.with_name(f".{folder.name}.old")
     try:
@@ -511,9 +498,7 @@ def save(sae: Any, folder: Path, record: dict[str, Any]) -> None:
             os.replace(aside, folder)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise SaeError(
-            f"{folder} can't be written ({error.strerror}): make room, or choose another place", see="cannot-write"
-        ) from error
+        raise SaeError(f"{folder} can't be written ({error.strerror}): make room, or choose another place") from error
 
 
 def load(folder: Path, model: TransformerBridge | None = None) -> tuple[Any, dict[str, Any]]:
@@ -546,9 +531,7 @@ def layer_of(sae: Any) -> int:
     """
     name = str(sae.cfg.metadata.hook_name)
     if not (name.startswith("blocks.") and name.endswith(".hook_out")):
-        raise SaeError(
-            f"this autoencoder reads {name!r}; the lab's read blocks.N.hook_out", see="autoencoder-elsewhere"
-        )
+        raise SaeError(f"this autoencoder reads {name!r}; the lab's read blocks.N.hook_out")
     return int(name.split(".")[1])
 
 
@@ -560,10 +543,7 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _unreadable(folder: Path, error: Exception) -> SaeError:
-    return SaeError(
-        f"{folder} holds no autoencoder that can be read ({error}): restore it, or train it again",
-        see="autoencoder-unreadable",
-    )
+    return SaeError(f"{folder} holds no autoencoder that can be read ({error}): restore it, or train it again")
 
 
 def _read(folder: Path) -> Any:

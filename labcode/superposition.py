@@ -66,11 +66,9 @@ def make(n_features: int = 128, d: int = 32, *, p: float = 0.02, together: float
         MetricError: no features or dimensions, or a probability outside 0 to 1.
     """
     if n_features < 1 or d < 1:
-        raise MetricError(
-            f"{n_features} features in {d} dimensions: at least one of each is needed", see="toy-settings"
-        )
+        raise MetricError(f"{n_features} features in {d} dimensions: at least one of each is needed")
     if not (0 < p <= 1 and 0 <= together <= 1):
-        raise MetricError(f"p={p}, together={together}: both are probabilities, and p is above 0", see="toy-settings")
+        raise MetricError(f"p={p}, together={together}: both are probabilities, and p is above 0")
     generator = torch.Generator().manual_seed(1_000_003 + 7919 * seed)
     return ToyFeatures(unit(torch.randn(n_features, d, generator=generator)), p, together)
 
@@ -96,17 +94,12 @@ def matched(found: Float[Tensor, "latent d"], true: Float[Tensor, "feature d"]) 
     from scipy.optimize import linear_sum_assignment
 
     if found.ndim != 2 or true.ndim != 2 or found.shape[-1] != true.shape[-1]:
-        raise MetricError(
-            f"directions of shape {tuple(found.shape)} cannot be matched with {tuple(true.shape)}",
-            see="different-widths",
-        )
+        raise MetricError(f"directions of shape {tuple(found.shape)} cannot be matched with {tuple(true.shape)}")
     for name, vectors in (("found", found), ("true", true)):
         norm = vectors.norm(dim=-1)
         if not (norm.isfinite() & (norm > 0)).all():
             row = int((~(norm.isfinite() & (norm > 0))).nonzero()[0])
-            raise MetricError(
-                f"{name} direction {row} is zero or not finite: leave it out before matching", see="zero-direction"
-            )
+            raise MetricError(f"{name} direction {row} is zero or not finite: leave it out before matching")
     cosines = unit(true) @ unit(found).T  # [feature latent]
     rows, columns = linear_sum_assignment(cosines.numpy(), maximize=True)
     best = torch.zeros(len(true))

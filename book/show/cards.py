@@ -103,8 +103,7 @@ def card(
     fired = acts > 0
     if not fired.any():
         raise MetricError(
-            f"latent {latent} does not fire on these {len(acts)} contexts: take more text, or leave it out",
-            see="silent-latent",
+            f"latent {latent} does not fire on these {len(acts)} contexts: take more text, or leave it out"
         )
     peak = float(acts.max())
 
@@ -186,7 +185,7 @@ def browser(cards: Sequence[Card]) -> Markup:
     """
     known = {card.latent for card in cards}
     if not cards or len(known) < len(cards):
-        raise ReportError("the dashboards need at least one card, and each latent only once", see="dashboard-cards")
+        raise ReportError("the dashboards need at least one card, and each latent only once")
     head = "".join(f'<th scope="col">{name}</th>' for name in HEAD)
     rows = "".join(_row(card) for card in cards)
     filter_box = (
