@@ -1,7 +1,7 @@
 """Train the autoencoder that the book ships: `python -m labbook.data.make.sae`.
 
-Longer than the chapter can: all of the corpus but its held-out contexts, more latents, more passes; seventeen minutes on
-two cores. It writes `book/data/sae-smollm2` only when it is done and was judged on the held-out contexts.
+Longer than the chapter can: all of the corpus but its held-out contexts, more latents, more passes; seventeen minutes
+on two cores. It writes `book/data/sae-smollm2` only when it is done and was judged on the held-out contexts.
 """
 
 from __future__ import annotations
