@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 TOWARDS, AGAINST, NEUTRAL = "#0072B2", "#D55E00", "#7F7F7F"
-DIVERGING = [[0, "#D55E00"], [0.25, "#F0A868"], [0.5, "#F5F5F2"], [0.75, "#7CB8DC"], [1, "#0072B2"]]
-SEQUENTIAL = [[0, "#F5F5F2"], [0.5, "#7CB8DC"], [1, "#00436B"]]
+# Zero is the ground of the page, light or dark: the colours fade into it.
+_CLEAR, _BLUE, _ORANGE = "rgba(0,114,178,0)", "rgba(0,114,178,1)", "rgba(213,94,0,1)"
+DIVERGING = [[0, _ORANGE], [0.5, "rgba(213,94,0,0)"], [0.5, _CLEAR], [1, _BLUE]]
+SEQUENTIAL = [[0, _CLEAR], [1, _BLUE]]
 POSITION_COLOURS = {"IO": "#009E73", "S1": "#E69F00", "S2": "#CC79A7", "END": "#56B4E9"}
 # Lines and groups that are no effects: the lighter half of Paul Tol's "muted" scheme, apart from all colours above.
 SERIES = ("#44AA99", "#CC6677", "#999933", "#AA4499", "#DDCC77", "#88CCEE")

@@ -1,6 +1,8 @@
-"""Plotly figures as HTML: a JSON payload that `labplotly.js` draws when the reader comes near it.
+"""Plotly figures as HTML: a picture that is there at once, and a JSON payload for a reader who wants to explore it.
 
-A figure must say in words what it shows, in `layout.meta["alt"]`; without that the build warns.
+The picture needs no script, prints, and follows the page's light or dark scheme; see `still`. `labplotly.js` fetches
+Plotly when a reader first asks for it. A figure must say in words what it shows, in `layout.meta["alt"]`; without that
+the build warns.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
 
+from labbook._ext import still
+
 if TYPE_CHECKING:
     from myst_nb.core.render import MimeData, NbElementRenderer
 
 MIME = "application/vnd.plotly.v1+json"
-HEIGHT = 450  # Plotly's own default, in pixels
+PLOTLY = "plotly.min.js"  # a page fetches it when a reader asks
 
 
 def payload(figure: dict[str, Any]) -> str:
@@ -36,15 +40,11 @@ def payload(figure: dict[str, Any]) -> str:
 
 
 def element(figure: dict[str, Any]) -> str:
-    """The figure's element: role, text alternative, reserved height, payload, and words where scripts are off."""
-    layout = figure.get("layout", {})
-    alt = alternative(figure)
-    height = int(layout.get("height") or HEIGHT)
-    label = html.escape(alt, quote=True)
+    """The figure's element: role, text alternative, its picture, and the payload."""
+    label = html.escape(alternative(figure), quote=True)
     return (
-        f'<div class="lab-figure" role="figure" aria-label="{label}" style="min-height:{height}px">'
-        f'<script type="application/json">{payload(figure)}</script>'
-        f'<noscript><p class="lab-alt">{html.escape(alt)}</p></noscript></div>'
+        f'<div class="lab-figure" role="figure" aria-label="{label}">{still.both(figure)}'
+        f'<script type="application/json">{payload(figure)}</script></div>'
     )
 
 
@@ -71,6 +71,5 @@ class PlotlyMime:
                 subtype="plotly_alt",
                 line=data.line,
             )
-        for key in ("plotly.min.js", "labplotly.js"):
-            renderer.add_js_file(key, key, {"defer": "defer"})  # only on pages that have figures
+        renderer.add_js_file("labplotly.js", "labplotly.js", {"defer": "defer"})  # only on pages that have figures
         return [nodes.raw("", element(figure), format="html")]

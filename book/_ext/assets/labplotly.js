@@ -1,6 +1,8 @@
-// Draws the book's figures when the reader comes near them, in the colours of the page's scheme.
+// A figure's picture is on the page. Here a reader who asks for more gets it drawn by Plotly, which is fetched only then,
+// in the colours of the page's scheme.
 "use strict";
 (() => {
+  const PLOTLY = new URL("plotly.min.js", document.currentScript.src).href;
   const NARROW = 520; // pixels: below this a figure is on a phone
 
   const token = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -71,9 +73,14 @@
       .map((key) => ({ index, key, error: trace[key] })));
   }
 
+  let fetched;
+  const fetchPlotly = () => fetched ??= new Promise((done, failed) => {
+    const script = Object.assign(document.createElement("script"), { src: PLOTLY, onload: done });
+    script.onerror = () => { fetched = undefined; script.remove(); failed(); };
+    document.head.append(script);
+  });
+
   function draw(host) {
-    if (host.dataset.drawn) return;
-    host.dataset.drawn = "yes";
     const { data, layout, colors } = JSON.parse(host.querySelector("script").textContent);
     whiskers(data).forEach(({ error }) => { error.color = token("--lab-figure-ink"); });
     const touch = matchMedia("(pointer: coarse)").matches;
@@ -81,11 +88,15 @@
     if (touch) layout.dragmode = false; // a finger scrolls the page
     host.labColors = colors;
     const canvas = document.createElement("div");
+    canvas.className = "lab-canvas";
     host.append(canvas);
+    host.classList.add("lab-drawn");
     Plotly.newPlot(canvas, data, { ...layout, autosize: true, template: skin(colors) }, {
       displaylogo: false,
       displayModeBar: touch ? false : "hover",
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
+      showSendToCloud: false,
+      plotlyServerURL: "", // a figure stays on this page
+      modeBarButtonsToRemove: ["sendChartToCloud", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
     });
     host.labCanvas = canvas;
     let width = host.clientWidth;
@@ -96,34 +107,43 @@
     }).observe(host);
   }
 
-  function start() {
-    const hosts = [...document.querySelectorAll("div.lab-figure")];
-    const near = new IntersectionObserver((entries) => {
-      for (const entry of entries) {
-        if (!entry.isIntersecting) continue;
-        near.unobserve(entry.target);
-        draw(entry.target);
+  // The picture's own button: a tap or click on the picture does the same.
+  function offer(host) {
+    const row = document.createElement("p");
+    row.className = "lab-explore";
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: "Explore" });
+    button.title = "Zoom, pan and read values: fetches Plotly, 1.5 MB, once";
+    const said = document.createElement("span");
+    said.setAttribute("role", "status");
+    row.append(button, said);
+    host.append(row);
+    const begin = async () => {
+      if (host.dataset.asked) return;
+      host.dataset.asked = "yes";
+      said.textContent = "Fetching …";
+      try {
+        await fetchPlotly();
+        draw(host);
+        const focused = row.contains(document.activeElement);
+        row.remove();
+        host.labCanvas.tabIndex = -1;
+        if (focused) host.labCanvas.focus({ preventScroll: true });
+      } catch {
+        delete host.dataset.asked;
+        said.textContent = "Plotly could not be fetched; the picture stays.";
       }
-    }, { rootMargin: "600px 0px" });
-    hosts.forEach((host) => near.observe(host));
-
-    const drawn = () => hosts.filter((host) => host.labCanvas);
-    const dye = (host) => whiskers(host.labCanvas.data).forEach(({ index, key }) => {
-      Plotly.restyle(host.labCanvas, { [`${key}.color`]: token("--lab-figure-ink") }, [index]);
-    });
-    const paint = (host, size = {}) => {
-      Plotly.relayout(host.labCanvas, { template: skin(host.labColors), ...size });
-      dye(host);
     };
-    const reskin = () => drawn().forEach((host) => paint(host));
-    new MutationObserver(reskin).observe(document.documentElement, { attributeFilter: ["data-theme"] });
-
-    addEventListener("beforeprint", () => {
-      hosts.forEach(draw);
-      drawn().forEach((host) => paint(host, { width: 640 }));
-    });
-    addEventListener("afterprint", () => drawn().forEach((host) => paint(host, { width: null, autosize: true })));
+    button.addEventListener("click", begin);
+    host.querySelectorAll(".lab-still").forEach((picture) => picture.addEventListener("click", begin));
   }
 
-  start();
+  const hosts = [...document.querySelectorAll("div.lab-figure")];
+  hosts.forEach(offer);
+  const drawn = () => hosts.filter((host) => host.labCanvas);
+  new MutationObserver(() => drawn().forEach((host) => {
+    Plotly.relayout(host.labCanvas, { template: skin(host.labColors) });
+    whiskers(host.labCanvas.data).forEach(({ index, key }) => {
+      Plotly.restyle(host.labCanvas, { [`${key}.color`]: token("--lab-figure-ink") }, [index]);
+    });
+  })).observe(document.documentElement, { attributeFilter: ["data-theme"] });
 })();
