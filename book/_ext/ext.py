@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).with_name("assets")
 # From installed packages, so that the site asks no other host and this repository carries nobody's files.
-CARRIED = (("plotly", "package_data/plotly.min.js"), ("ziamath", "fonts/STIXTwoMath-Regular.ttf"))
+PLOTLY, MATHS = ("plotly", "package_data/plotly.min.js"), ("ziamath", "fonts/STIXTwoMath-Regular.ttf")
+TEMPLATES = Path(__file__).with_name("templates")
 PARTS = (
     pages,
     execution,
@@ -54,12 +55,12 @@ PARTS = (
 
 
 def copy_assets(app: Sphinx) -> None:
-    """Put the style sheets, the scripts, one plotly.min.js and the maths font into `_static`."""
+    """Put the style sheets, the scripts and one plotly.min.js into `_static`; the maths font follows when it is known."""
     if app.builder.format != "html":
         return
     static = Path(app.outdir) / "_static"
     static.mkdir(parents=True, exist_ok=True)
-    for source in [*sorted(ASSETS.iterdir()), *map(carried, CARRIED)]:
+    for source in [*sorted(ASSETS.iterdir()), carried(PLOTLY)]:
         target = static / source.name
         if not target.exists() or target.read_bytes() != source.read_bytes():
             shutil.copyfile(source, target)
@@ -70,6 +71,22 @@ def carried(file: tuple[str, str]) -> Path:
     package, inside = file
     found = importlib.util.find_spec(package)
     return Path(str(found and found.origin)).parent / inside
+
+
+def write_font(app: Sphinx, error: Exception | None) -> None:
+    """The maths font, with the signs that the pages' formulas have and their stretched forms: 1.5 MB become a few KB."""
+    if error or app.builder.format != "html":
+        return
+    from fontTools import subset
+
+    signs = sorted(set().union(*pages.collected(app.env, "signs").values()))
+    target = Path(app.outdir) / "_static" / "maths.woff"
+    options = subset.Options(flavor="woff", notdef_outline=True, layout_features=["*"], drop_tables=["DSIG", "GSUB"])
+    font = subset.load_font(str(carried(MATHS)), options)
+    made = subset.Subsetter(options)
+    made.populate(text="".join(signs) + "0123456789()")
+    made.subset(font)
+    subset.save_font(font, str(target), options)
 
 
 def add_icon(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
@@ -85,6 +102,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     gc.set_threshold(200_000, 50, 100)
     # Each citation asks for this one, and each time all installed packages were searched for it.
     register_plugin("pybtex.backends", "plaintext", find_plugin("pybtex.backends", "plaintext"), force=True)
+    app.config.templates_path.insert(0, str(TEMPLATES))
+    app.add_css_file("labicons.css")
     for name in ("lab", "labboard", "labdashboards"):
         app.add_css_file(f"{name}.css")
         app.add_js_file(f"{name}.js", loading_method="defer")
@@ -93,4 +112,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
         part.setup(app)
     app.connect("builder-inited", copy_assets)
     app.connect("html-page-context", add_icon)
+    app.connect("build-finished", write_font)
     return {"version": __version__, "env_version": 2, "parallel_read_safe": False, "parallel_write_safe": True}

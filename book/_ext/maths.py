@@ -6,15 +6,18 @@ warning that names the formula.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from functools import cache
-from html import escape
+from html import escape, unescape
 from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
 from math_core import LatexError, LatexToMathML
 from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
+
+from labbook._ext import pages
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -76,6 +79,16 @@ def visit_block(translator: Any, node: nodes.Element) -> None:
     raise nodes.SkipNode
 
 
+def signs(app: Sphinx, doctree: nodes.document) -> set[str]:
+    """The characters that a page's formulas show; the maths font of the site has these and no others."""
+    found: set[str] = set()
+    for node in (*doctree.findall(nodes.math), *doctree.findall(nodes.math_block)):
+        with contextlib.suppress(LatexError):
+            found |= set(unescape(re.sub(r"<[^>]*>", "", to_mathml(node.astext(), display=False))))
+    return found
+
+
 def setup(app: Sphinx) -> None:
     """Make this the book's maths renderer: the only one besides Sphinx's own, so Sphinx takes it."""
+    pages.collect(app, "signs", signs)
     app.add_html_math_renderer("labcode_mathml", (visit_inline, None), (visit_block, None))
