@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ PARTS = (
 
 
 def copy_assets(app: Sphinx) -> None:
-    """Put the style sheets, the scripts and one plotly.min.js into `_static`; the maths font follows when it is known."""
+    """Put the style sheets, the scripts and one plotly.min.js into `_static`; the maths font comes last."""
     if app.builder.format != "html":
         return
     static = Path(app.outdir) / "_static"
@@ -74,7 +75,7 @@ def carried(file: tuple[str, str]) -> Path:
 
 
 def write_font(app: Sphinx, error: Exception | None) -> None:
-    """The maths font, with the signs that the pages' formulas have and their stretched forms: 1.5 MB become a few KB."""
+    """The maths font with the signs of the pages' formulas and their stretched forms: 1.5 MB become a few KB."""
     if error or app.builder.format != "html":
         return
     from fontTools import subset
@@ -93,7 +94,9 @@ def add_icon(app: Sphinx, page: str, template: str, context: dict[str, Any], doc
     """Name the site's icon on each page: without one every browser asks for /favicon.ico."""
     address = context["pathto"]("_static/lab-icon.svg", resource=True)
     link = f'<link rel="icon" href="{address}" type="image/svg+xml"/>'
-    context["metatags"] = context.get("metatags", "") + link
+    # docutils names the viewport too, and two of them are one too many.
+    kept = re.sub(r'<meta [^>]*name="viewport"[^>]*>\s*', "", context.get("metatags", ""))
+    context["metatags"] = kept + link
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

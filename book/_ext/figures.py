@@ -42,8 +42,12 @@ def payload(figure: dict[str, Any]) -> str:
 def element(figure: dict[str, Any]) -> str:
     """The figure's element: role, text alternative, its picture, and the payload."""
     label = html.escape(alternative(figure), quote=True)
+    try:
+        picture = still.both(figure)
+    except still.Unknown:  # a figure of a reader's own may be anything
+        picture = f'<p class="lab-alt">{label or "A figure without words."}</p>'
     return (
-        f'<div class="lab-figure" role="figure" aria-label="{label}">{still.both(figure)}'
+        f'<div class="lab-figure" role="figure" aria-label="{label}">{picture}'
         f'<script type="application/json">{payload(figure)}</script></div>'
     )
 

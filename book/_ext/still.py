@@ -12,7 +12,7 @@ import html
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,9 +56,38 @@ class Plot:
     whiskers: list[tuple[float, float, float, float, str]] = field(default_factory=list)  # x0, y0, x1, y1, colour
 
 
+class Unknown(ValueError):
+    """A figure that is more than this module draws."""
+
+
 def still(figure: dict[str, Any], width: int) -> str:
-    """The figure as one `<svg>` of this width in pixels; its height is the figure's own, or less."""
-    layout, data = figure.get("layout", {}), figure.get("data", [])
+    """The figure as one `<svg>` of this width in pixels and the figure's own height.
+
+    Raises:
+        Unknown: traces or values that are not drawn here, such as pies, dates and several pairs of axes.
+    """
+    layout = figure.get("layout", {})
+    try:
+        return _drawn([_whole(trace) for trace in figure.get("data", [])], layout, width)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise Unknown(f"{type(error).__name__}: {error}") from error
+
+
+def _whole(trace: dict[str, Any]) -> dict[str, Any]:
+    """A trace with what Plotly would add to it: places that count from 0, and one colour."""
+    if "x2" in str(trace.get("xaxis")) or "y2" in str(trace.get("yaxis")):
+        raise Unknown("several pairs of axes")
+    if trace.get("type") == "heatmap":
+        return trace
+    for name, other in (("x", "y"), ("y", "x")):
+        if trace.get(name) is None and trace.get("type") != "histogram":
+            trace = {**trace, name: list(range(len(trace[other])))}
+        if any(isinstance(value, str) for value in trace.get(name) or ()):
+            raise Unknown("values that are no numbers")
+    return {**trace, "marker": {"color": "#0072B2", **trace.get("marker", {})}} if trace.get("type") else trace
+
+
+def _drawn(data: list[dict[str, Any]], layout: dict[str, Any], width: int) -> str:
     plot = _plot(data, layout)
     x, y = _axis("x", plot, data, layout), _axis("y", plot, data, layout)
     heat = next((trace for trace in data if trace.get("type") == "heatmap"), None)
@@ -73,7 +102,9 @@ def still(figure: dict[str, Any], width: int) -> str:
     x.first, x.last = left, width - 14.0
     x.ticks, tilt = _spaced(x.ticks, x.last - x.first)
     longest = max((len(text) for _, text in x.ticks), default=1)
-    bottom = (10 + 0.72 * LETTER * longest if tilt else 20) + (22 * len(_lines(x.title, width - left)) if x.title else 0)
+    bottom = (10 + 0.72 * LETTER * longest if tilt else 20) + (
+        22 * len(_lines(x.title, width - left)) if x.title else 0
+    )
     y.first, y.last = (top, height - bottom) if _falls(layout, "y") else (height - bottom, top)
     if _falls(layout, "x"):
         x.first, x.last = x.last, x.first
@@ -104,15 +135,15 @@ def _plot(data: list[dict[str, Any]], layout: dict[str, Any]) -> Plot:
                 plot.traces.append(trace)
                 _errors(plot, trace, str(_get(trace, "marker", "color") or ""))
             case other:
-                raise ValueError(f"a still knows no trace of type {other!r}: teach it in book/_ext/still.py")
+                raise Unknown(f"a trace of type {other!r}")
     return plot
 
 
 def _cells(trace: dict[str, Any]) -> Iterator[dict[str, Any]]:
     low, high = float(trace["zmin"]), float(trace["zmax"])
     hover = trace.get("hovertext") or itertools.repeat(itertools.repeat(""))
-    for row, (values, texts) in enumerate(zip(trace["z"], hover)):
-        for column, (value, text) in enumerate(zip(values, texts)):
+    for row, (values, texts) in enumerate(zip(trace["z"], hover, strict=False)):
+        for column, (value, text) in enumerate(zip(values, texts, strict=False)):
             box = {"x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5, "title": text}
             if value is None or not math.isfinite(value):
                 yield box | {"fill": "", "opacity": 1.0}
@@ -166,7 +197,8 @@ def _errors(plot: Plot, trace: dict[str, Any], colour: str) -> None:
         if not error or not error.get("array"):
             continue
         values, places = trace[key[-1]], trace[other]
-        for value, place, more, less in zip(values, places, error["array"], error["arrayminus"], strict=True):
+        minus = error.get("arrayminus") or error["array"]
+        for value, place, more, less in zip(values, places, error["array"], minus, strict=True):
             ends = (value - less, place, value + more, place)
             plot.whiskers.append((*(ends if key == "error_x" else (place, ends[0], place, ends[2])), colour))
 
@@ -263,10 +295,12 @@ def _ground(x: Axis, y: Axis, heat: bool, above: bool, tilt: bool, width: int, h
     said = _lines(x.title, right - left)
     for number, line in enumerate(said):
         at = height - 6 - 16 * (len(said) - 1 - number)
-        yield f'<text class="lab-axis-title" text-anchor="middle" x="{_n((left + right) / 2)}" y="{_n(at)}">{_safe(line)}</text>'
+        place = f'x="{_n((left + right) / 2)}" y="{_n(at)}"'
+        yield f'<text class="lab-axis-title" text-anchor="middle" {place}>{_safe(line)}</text>'
     if y.title:
         at = f"translate(13 {_n((top + bottom) / 2)}) rotate(-90)"
-        yield f'<text class="lab-axis-title" text-anchor="middle" transform="{at}">{_safe(_short(y.title, bottom - top))}</text>'
+        title = _safe(_short(y.title, bottom - top))
+        yield f'<text class="lab-axis-title" text-anchor="middle" transform="{at}">{title}</text>'
 
 
 def _marks(plot: Plot, x: Axis, y: Axis) -> Iterator[str]:
@@ -279,7 +313,11 @@ def _marks(plot: Plot, x: Axis, y: Axis) -> Iterator[str]:
         yield f"<rect {box} {look}>{_title(bar['title'])}</rect>"
     for x0, y0, x1, y1, colour in plot.whiskers:
         a, b, c, d = x.at(x0), y.at(y0), x.at(x1), y.at(y1)
-        cap = f"M{_n(a)} {_n(b - 4)}v8M{_n(c)} {_n(d - 4)}v8" if y0 == y1 else f"M{_n(a - 4)} {_n(b)}h8M{_n(c - 4)} {_n(d)}h8"
+        cap = (
+            f"M{_n(a)} {_n(b - 4)}v8M{_n(c)} {_n(d - 4)}v8"
+            if y0 == y1
+            else f"M{_n(a - 4)} {_n(b)}h8M{_n(c - 4)} {_n(d)}h8"
+        )
         look = f'stroke="{_safe(colour)}"' if colour else 'class="lab-whisker"'
         yield f'<path fill="none" stroke-width="1.6" {look} d="M{_n(a)} {_n(b)}L{_n(c)} {_n(d)}{cap}"/>'
     for trace in plot.traces:
@@ -299,7 +337,8 @@ def _traced(trace: dict[str, Any], x: Axis, y: Axis) -> Iterator[str]:
         yield f'<path fill="rgb({red},{green},{blue})" fill-opacity="{alpha}" d="{path}z"/>'
     elif "lines" in mode and points:
         dash = f' stroke-dasharray="{DASHES[line["dash"]]}"' if line.get("dash") in DASHES else ""
-        yield f'<path fill="none" stroke="{_safe(line.get("color") or "currentColor")}" stroke-width="2"{dash} d="{path}"/>'
+        stroke = _safe(line.get("color") or "currentColor")
+        yield f'<path fill="none" stroke="{stroke}" stroke-width="2"{dash} d="{path}"/>'
     if "markers" not in mode:
         return
     marker = trace.get("marker", {})
@@ -317,23 +356,29 @@ def _traced(trace: dict[str, Any], x: Axis, y: Axis) -> Iterator[str]:
                 yield f'<text text-anchor="middle" x="{_n(a)}" y="{_n(b - 7)}">{_safe(text)}</text>'
 
 
+# Plotly's symbols by number, as corners for a radius of 1; a circle has none.
+SYMBOLS: dict[str, tuple[tuple[float, float], ...]] = {
+    "circle": (),
+    "square": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    "diamond": ((0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)),
+    "cross": (
+        *((-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3)),
+        *((0.3, 1), (-0.3, 1), (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3)),
+    ),
+    "x": (
+        *((-1, -0.6), (-0.6, -1), (0, -0.4), (0.6, -1), (1, -0.6), (0.4, 0)),
+        *((1, 0.6), (0.6, 1), (0, 0.4), (-0.6, 1), (-1, 0.6), (-0.4, 0)),
+    ),
+    "triangle-up": ((0, -1.2), (1.1, 0.8), (-1.1, 0.8)),
+}
+
+
 def _symbol(symbol: Any, a: float, b: float, r: float) -> str:
-    """The path of a marker: circle, square, diamond, cross, x, triangle, by Plotly's numbers and names."""
-    names = ("circle", "square", "diamond", "cross", "x", "triangle-up")
-    kind = names[symbol % len(names)] if isinstance(symbol, int) else str(symbol)
-    s = r * 0.9
-    shapes = {
-        "square": f"M{_n(a - s)} {_n(b - s)}h{_n(2 * s)}v{_n(2 * s)}h{_n(-2 * s)}z",
-        "diamond": f"M{_n(a)} {_n(b - r * 1.25)}L{_n(a + r * 1.25)} {_n(b)}L{_n(a)} {_n(b + r * 1.25)}L{_n(a - r * 1.25)} {_n(b)}z",
-        "cross": f"M{_n(a - s / 3)} {_n(b - r)}h{_n(s / 1.5)}V{_n(b - s / 3)}H{_n(a + r)}v{_n(s / 1.5)}H{_n(a + s / 3)}V{_n(b + r)}"
-        f"h{_n(-s / 1.5)}V{_n(b + s / 3)}H{_n(a - r)}v{_n(-s / 1.5)}H{_n(a - s / 3)}z",
-        "triangle-up": f"M{_n(a)} {_n(b - r * 1.2)}L{_n(a + r * 1.1)} {_n(b + r * 0.8)}H{_n(a - r * 1.1)}z",
-        "x": f"M{_n(a - r)} {_n(b - r * 0.6)}l{_n(r * 0.4)} {_n(-r * 0.4)}L{_n(a)} {_n(b - r * 0.4)}L{_n(a + r * 0.6)} {_n(b - r)}"
-        f"l{_n(r * 0.4)} {_n(r * 0.4)}L{_n(a + r * 0.4)} {_n(b)}L{_n(a + r)} {_n(b + r * 0.6)}l{_n(-r * 0.4)} {_n(r * 0.4)}"
-        f"L{_n(a)} {_n(b + r * 0.4)}L{_n(a - r * 0.6)} {_n(b + r)}l{_n(-r * 0.4)} {_n(-r * 0.4)}L{_n(a - r * 0.4)} {_n(b)}z",
-    }
-    circle = f"M{_n(a - r)} {_n(b)}a{_n(r)} {_n(r)} 0 1 0 {_n(2 * r)} 0a{_n(r)} {_n(r)} 0 1 0 {_n(-2 * r)} 0"
-    return shapes.get(kind, circle)
+    """The path of a marker of radius `r`."""
+    kind = [*SYMBOLS][symbol % len(SYMBOLS)] if isinstance(symbol, int) else str(symbol)
+    if corners := SYMBOLS.get(kind):
+        return "M" + "L".join(f"{_n(a + r * x)} {_n(b + r * y)}" for x, y in corners) + "z"
+    return f"M{_n(a - r)} {_n(b)}a{_n(r)} {_n(r)} 0 1 0 {_n(2 * r)} 0a{_n(r)} {_n(r)} 0 1 0 {_n(-2 * r)} 0"
 
 
 def _notes(layout: dict[str, Any], x: Axis, y: Axis) -> Iterator[str]:
@@ -389,7 +434,9 @@ def _legend(data: list[dict[str, Any]], layout: dict[str, Any], width: int) -> L
         room = 36 + len(name) * LETTER
         if left + room > width and left > 4:
             left, row = 4.0, row + 1
-        entries.append((name, colour[0] if isinstance(colour, list) else colour, symbol, "lines" in trace.get("mode", "")))
+        entries.append(
+            (name, colour[0] if isinstance(colour, list) else colour, symbol, "lines" in trace.get("mode", ""))
+        )
         places.append((left, row))
         left += room
     return Legend(entries, places, row + 1)
@@ -463,4 +510,4 @@ def both(figure: dict[str, Any]) -> str:
     return f'<div class="lab-wide">{still(figure, WIDE)}</div><div class="lab-narrow">{still(figure, NARROW)}</div>'
 
 
-__all__: Sequence[str] = ("both", "still")
+__all__: Sequence[str] = ("Unknown", "both", "still")

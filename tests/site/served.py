@@ -58,8 +58,5 @@ SCROLL_THROUGH = """async () => {
   const pause = (ms) => new Promise((done) => setTimeout(done, ms));
   const step = 0.8 * innerHeight;
   for (let y = 0; y < document.scrollingElement.scrollHeight; y += step) { scrollTo(0, y); await pause(20); }
-  const waiting = () => [...document.querySelectorAll(".lab-figure")]
-    .some((host) => host.checkVisibility({ visibilityProperty: true }) && !host.querySelector(".main-svg"));
-  for (let i = 0; i < 100 && waiting(); i++) await pause(50);
   scrollTo(0, 0);
 }"""

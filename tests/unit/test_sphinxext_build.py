@@ -113,12 +113,18 @@ def test_figures_and_maths_are_local_and_only_where_they_are_needed(small):
     two = html(folder, "two")
     assert two.count('class="lab-figure"') == 1
     assert 'aria-label="Two bars."' in two
-    assert "plotly.min.js" in two
-    assert "plotly.min.js" not in html(folder, "one")
+    assert two.count('<svg class="lab-still"') == 2  # for the text column, and for a phone
+    assert "labplotly.js" in two
+    assert "labplotly.js" not in html(folder, "one")
+    assert "plotly.min.js" not in two  # a reader who asks for it gets it
     assert "<mfrac><mi>a</mi><mi>b</mi></mfrac>" in two
     assert '<span class="eqno">(1)' in two
     assert (folder / "_build/html/_static/plotly.min.js").stat().st_size > 1e6
     assert not re.search(r'<(?:script|link|img)[^>]+(?:src|href)="https?:', two)
+    for name in ("fontawesome.js", "searchindex.js", "searchtools.js"):
+        assert name not in two
+    assert two.count('name="viewport"') == 1
+    assert 1000 < (folder / "_build/html/_static/maths.woff").stat().st_size < 60_000
 
 
 def test_the_ledger_escapes_what_chapters_say_and_links_to_them(small):

@@ -1,0 +1,35 @@
+"""What a visit costs: bytes as a server would send them, compressed."""
+
+from __future__ import annotations
+
+import gzip
+import re
+
+import pytest
+from served import SITE
+
+CHAPTERS = sorted(path.relative_to(SITE).as_posix() for path in SITE.glob("book/[0-9][0-9]-*.html"))
+FIRST, LATER = 500_000, 200_000  # bytes of a chapter's first visit, and of one when the site's own files are known
+PACKED = re.compile(r"\.(?:woff2?|png|jpe?g|ico)$")
+
+
+def weights(browser, site: str, name: str) -> dict[str, int]:
+    """The bytes of each file that a page fetches when it is opened."""
+    context = browser.new_context()
+    page, found = context.new_page(), []
+    page.on("response", found.append)
+    page.goto(f"{site}/{name}", wait_until="networkidle")
+    sizes = {}
+    for response in found:
+        body, url = response.body(), response.url.removeprefix(site)
+        sizes[url] = len(body) if PACKED.search(url.partition("?")[0]) else len(gzip.compress(body))
+    context.close()
+    return sizes
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_is_light(browser, site, name):
+    sizes = weights(browser, site, name)
+    heaviest = sorted(sizes.items(), key=lambda one: -one[1])[:5]
+    assert sum(sizes.values()) < FIRST, heaviest
+    assert sizes[f"/{name}"] < LATER, heaviest
