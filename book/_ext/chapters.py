@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
+from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
 
@@ -118,6 +119,18 @@ def links(app: Sphinx, here: str, wanted: list[int], words: str = "{number}") ->
     return shown
 
 
+class NumberTitle(SphinxTransform):
+    """A chapter's title begins with its number wherever it stands: sidebar, heading, previous and next, search."""
+
+    default_priority = 700
+
+    def apply(self, **kwargs: Any) -> None:
+        """Only chapters have one."""
+        title = next(iter(self.document.findall(nodes.title)), None)
+        if title is not None and (n := number(self.env.docname)):
+            title.insert(0, nodes.Text(f"{n}. "))
+
+
 class ChapterRole(SphinxRole):
     """Check the numbers and leave a place for what is known when all pages have been read."""
 
@@ -142,7 +155,7 @@ def _read(app: Sphinx, doctree: nodes.document) -> Chapter | None:
     if number(docname) is None:
         return None
     source = Path(app.env.doc2path(docname)).read_text(encoding="utf8")
-    return describe(docname, app.env.titles[docname].astext(), source)
+    return describe(docname, app.env.titles[docname].astext().removeprefix(f"{number(docname)}. "), source)
 
 
 def renumber_exercises(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -161,6 +174,7 @@ def renumber_exercises(app: Sphinx, doctree: nodes.document, docname: str) -> No
 
 def setup(app: Sphinx) -> None:
     """Register the roles."""
+    app.add_transform(NumberTitle)
     pages.collect(app, "chapters", _read)
     app.connect("doctree-resolved", renumber_exercises)
     fills = {

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from labbook._ext import (
     coursemap,
     execution,
     glossary,
+    head,
     ledger,
     literature,
     maths,
@@ -49,6 +49,7 @@ PARTS = (
     coursemap,
     api,
     glossary,
+    head,
     predictions,
     notebooks,
     closing,
@@ -90,15 +91,6 @@ def write_font(app: Sphinx, error: Exception | None) -> None:
     subset.save_font(font, str(target), options)
 
 
-def add_icon(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
-    """Name the site's icon on each page: without one every browser asks for /favicon.ico."""
-    address = context["pathto"]("_static/lab-icon.svg", resource=True)
-    link = f'<link rel="icon" href="{address}" type="image/svg+xml"/>'
-    # docutils names the viewport too, and two of them are one too many.
-    kept = re.sub(r'<meta [^>]*name="viewport"[^>]*>\s*', "", context.get("metatags", ""))
-    context["metatags"] = kept + link
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the extension."""
     # Python's collector went through all of Sphinx's trees again and again: a quarter of a build with nothing changed.
@@ -114,6 +106,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     for part in PARTS:
         part.setup(app)
     app.connect("builder-inited", copy_assets)
-    app.connect("html-page-context", add_icon)
     app.connect("build-finished", write_font)
     return {"version": __version__, "env_version": 2, "parallel_read_safe": False, "parallel_write_safe": True}

@@ -294,8 +294,8 @@ def _ground(x: Axis, y: Axis, heat: bool, above: bool, tilt: bool, width: int, h
             yield f'<text text-anchor="end" x="{_n(left - 6)}" y="{_n(y.at(value) + 4)}">{_safe(text)}</text>'
     said = _lines(x.title, right - left)
     for number, line in enumerate(said):
-        at = height - 6 - 16 * (len(said) - 1 - number)
-        place = f'x="{_n((left + right) / 2)}" y="{_n(at)}"'
+        below = height - 6 - 16 * (len(said) - 1 - number)
+        place = f'x="{_n((left + right) / 2)}" y="{_n(below)}"'
         yield f'<text class="lab-axis-title" text-anchor="middle" {place}>{_safe(line)}</text>'
     if y.title:
         at = f"translate(13 {_n((top + bottom) / 2)}) rotate(-90)"

@@ -81,6 +81,40 @@ def test_the_small_book_has_no_warning(small):
     assert status == 0, said
 
 
+def test_a_chapter_carries_its_number_wherever_its_title_stands(small):
+    folder, _, _ = small
+    one = html(folder, "01-one")
+    assert "<h1>1. One" in one
+    assert "<title>1. One" in one
+    assert "2. Two" in words(html(folder, "index"))  # the next page, and the sidebar
+    assert 'id="one-i"' in one, "anchors stay without a number"
+
+
+def test_a_page_says_what_it_is_to_those_who_have_not_opened_it(small):
+    folder, _, _ = small
+    two = html(folder, "02-two")
+    assert '<meta name="description" content="And what then? A sender.' in two
+    assert '<meta property="og:title" content="2. Two"/>' in two
+    assert "og:image" not in two, "the site has no address yet"
+    assert two.count('name="viewport"') == 1
+    missing = (folder / "_build/html/404.html").read_text()
+    assert 'href="index.html"' in missing
+
+
+def test_a_site_with_an_address_has_what_search_engines_read(tmp_path):
+    book(tmp_path, **{"index": "# Start\n\nWords.\n", "01-one": "# One\n\n**Is it?**\n\nIt is.\n"})
+    config = (tmp_path / "_config.yml").read_text()
+    (tmp_path / "_config.yml").write_text(config.replace("html:\n", "html:\n  baseurl: https://lab.example/book/\n", 1))
+    status, said = build(tmp_path)
+    assert status == 0, said
+    page = html(tmp_path, "01-one")
+    assert '<link rel="canonical" href="https://lab.example/book/01-one.html"' in page
+    assert 'content="https://lab.example/book/_static/lab-card.png"' in page
+    assert "https://lab.example/book/01-one.html" in (tmp_path / "_build/html/sitemap.xml").read_text()
+    assert "Sitemap: https://lab.example/book/sitemap.xml" in (tmp_path / "_build/html/robots.txt").read_text()
+    assert '<base href="https://lab.example/book/"/>' in (tmp_path / "_build/html/404.html").read_text()
+
+
 def test_boxes_are_named_after_their_section(small):
     folder, _, _ = small
     one, two = html(folder, "01-one"), html(folder, "02-two")
