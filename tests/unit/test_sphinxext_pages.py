@@ -87,7 +87,7 @@ def test_a_chapter_carries_its_number_wherever_its_title_stands(small):
     assert "<h1>1. One" in one
     assert "<title>1. One" in one
     assert "2. Two" in words(html(folder, "index"))  # the next page, and the sidebar
-    assert 'id="one-i"' in one, "anchors stay without a number"
+    assert 'id="one"' in one, "anchors stay without a number"
 
 
 def test_a_page_says_what_it_is_to_those_who_have_not_opened_it(small):
