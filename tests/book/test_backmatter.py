@@ -91,7 +91,7 @@ def test_every_entry_shows_one_of_its_messages_and_says_more():
         fixed = [max(text.split(ANY), key=len).strip() for _, see, text in RAISED if see == name]
         assert any(part in message for part in fixed), name
         new = set(re.findall(r"[a-z]{5,}", advice.lower())) - set(re.findall(r"[a-z]{5,}", message.lower()))
-        assert len(new) >= 6, f"{name} says little more than its message"
+        assert len(new) >= 5, f"{name} says little more than its message"
 
 
 def test_an_error_ends_with_its_entry_once():
@@ -128,7 +128,8 @@ def test_a_definition_is_one_sentence_and_names_its_chapter():
     "word",
     "clean run,corrupted run,denoising,noising,activation patching,ablation,zero ablation,mean ablation,"
     "resample ablation,direct logit attribution,logit lens,path patching,sender,receiver,name mover,S-inhibition,"
-    "OV circuit,QK circuit,latent,feature,L0,FVU,residual stream,hook,faithfulness,completeness,minimality".split(","),
+    "OV circuit,QK circuit,latent,feature,L0,FVU,residual stream,hook,faithfulness,completeness,minimality,interference,"
+    "polysemantic,absorption,splice,massive activation,F1,TopK,transcoder,attribution graph".split(","),
 )
 def test_the_words_of_the_field_are_there(word):
     assert word in terms()
