@@ -1,5 +1,49 @@
-// Paper is white: a page that is read in the dark scheme is printed in the light one.
+// What several scripts of the book need, and what every page needs.
 "use strict";
+
+// One JSON object that this browser keeps for a purpose and this model. Whatever lies there may have any shape: who reads
+// it checks it. Where the browser keeps nothing, the object lives as long as the page, and `kept` is false.
+globalThis.labStore = (purpose) => {
+  const model = document.querySelector('meta[name="lab-model"]')?.content;
+  const key = `interp-lab:${purpose}:${model || "any model"}`; // another model, other answers
+  let unkept = null;
+  return {
+    get kept() { return !unkept; },
+    read() {
+      if (unkept) return unkept;
+      let stored;
+      try {
+        stored = localStorage.getItem(key);
+      } catch {
+        return (unkept = {});
+      }
+      try {
+        const all = JSON.parse(stored ?? "{}");
+        return all && typeof all === "object" ? all : {};
+      } catch {
+        try {
+          localStorage.setItem(`${key}:unreadable`, stored);
+        } catch { /* full: what could not be read stays where it is until something is written */ }
+        return {};
+      }
+    },
+    write(all) {
+      if (!unkept) {
+        try {
+          localStorage.setItem(key, JSON.stringify(all));
+          return;
+        } catch { /* full or forbidden */ }
+      }
+      unkept = all;
+    },
+    forget() {
+      if (unkept) unkept = {};
+      else [key, `${key}:unreadable`].forEach((one) => localStorage.removeItem(one));
+    },
+  };
+};
+
+// Paper is white: a page that is read in the dark scheme is printed in the light one.
 (() => {
   const root = document.documentElement;
   let screen = null;

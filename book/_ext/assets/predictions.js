@@ -4,55 +4,28 @@
 (() => {
   const meta = (name) => document.querySelector(`meta[name="${name}"]`)?.content ?? "";
   const PAGE = meta("lab-page");
-  const KEY = `interp-lab:predictions:${meta("lab-model") || "any model"}`; // another model, other answers
   const MARKS = { hit: "It came as I said", partly: "Partly", miss: "It came otherwise" };
   const MOST_FINDINGS = 8;
 
-  // Storage: whatever lies there is read as text, and nothing in it is trusted to have the right shape.
-  let unkept = null; // where the browser keeps nothing, the answers live as long as the page
+  // Nothing that lies in the storage is trusted to have the right shape.
+  const store = labStore("predictions");
   function read() {
-    if (unkept) return unkept;
-    let stored;
-    try {
-      stored = localStorage.getItem(KEY);
-    } catch {
-      return (unkept = {});
-    }
-    try {
-      const all = JSON.parse(stored ?? "{}");
-      const whole = (entry) => entry && typeof entry === "object" && typeof entry.text === "string";
-      return Object.fromEntries(Object.entries(all ?? {}).filter(([, entry]) => whole(entry)).map(([id, entry]) => [id, {
-        text: entry.text,
-        at: String(entry.at ?? ""),
-        question: String(entry.question ?? ""),
-        title: String(entry.title ?? ""),
-        mark: entry.mark in MARKS ? entry.mark : "",
-        note: String(entry.note ?? ""),
-        came: Array.isArray(entry.came) ? entry.came.map(String) : [],
-      }]));
-    } catch {
-      localStorage.setItem(`${KEY}:unreadable`, stored);
-      return {};
-    }
-  }
-  function write(all) {
-    if (!unkept) {
-      try {
-        localStorage.setItem(KEY, JSON.stringify(all));
-        return;
-      } catch { /* full or forbidden */ }
-    }
-    unkept = all;
-  }
-  function forget() {
-    if (unkept) unkept = {};
-    else [KEY, `${KEY}:unreadable`].forEach((key) => localStorage.removeItem(key));
+    const whole = (entry) => entry && typeof entry === "object" && typeof entry.text === "string";
+    return Object.fromEntries(Object.entries(store.read()).filter(([, entry]) => whole(entry)).map(([id, entry]) => [id, {
+      text: entry.text,
+      at: String(entry.at ?? ""),
+      question: String(entry.question ?? ""),
+      title: String(entry.title ?? ""),
+      mark: entry.mark in MARKS ? entry.mark : "",
+      note: String(entry.note ?? ""),
+      came: Array.isArray(entry.came) ? entry.came.map(String) : [],
+    }]));
   }
   function change(id, fields) {
     const all = read();
     if (fields) all[id] = { ...all[id], ...fields };
     else delete all[id];
-    write(all);
+    store.write(all);
   }
 
   // An element; strings among its children become text, never markup.
@@ -128,7 +101,7 @@
           return;
         }
         change(id, { text: text.value.trim(), at: new Date().toISOString(), question, title, mark: "", note: "", came });
-        status.textContent = unkept ? "This browser keeps nothing for this site: your answer lasts until you leave." : "Committed.";
+        status.textContent = !store.kept ? "This browser keeps nothing for this site: your answer lasts until you leave." : "Committed.";
         show(true);
       });
       host.replaceChildren(form);
@@ -232,7 +205,7 @@
     clearing.addEventListener("click", () => {
       const count = Object.keys(read()).length;
       if (!confirm(`Delete all ${count} predictions that this browser keeps for this book? This cannot be undone.`)) return;
-      forget();
+      store.forget();
       refresh();
       summary.textContent = `Deleted. There are ${places.length} boxes.`;
       summary.tabIndex = -1;
