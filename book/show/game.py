@@ -5,8 +5,8 @@ in which it fires at the marked token and as many in which it is off there, so c
 near misses: the same tokens, or tokens that its rule names, where the latent is off all the same.
 
 The page has all contexts, and the answers in closed blocks at its end; `labgame.js` asks for one latent after the
-other and keeps the score. A model wrote the text, so all of it is escaped. The answers are encoded in an attribute: that
-hides them from a glance and from nothing else.
+other and keeps the score. A model wrote the text, so all of it is escaped. The answers that the script counts with are
+encoded in an attribute: that hides them from a glance and from nothing else.
 """
 
 from __future__ import annotations
@@ -79,20 +79,17 @@ def dashboard(codes: Codes, latent: int) -> list[tuple[int, int]]:
     acts = codes.of(latent)
     if not (acts > 0).any():
         raise MetricError(
-            f"latent {latent} does not fire on the text of the dashboards: take more text, or leave it out",
-            see="silent-latent",
+            f"latent {latent} does not fire on the text of the dashboards: take more text, or leave it out"
         )
     lower = [place for q in cards.LOWER for place in cards.around(acts, q, 1)]
     return list(dict.fromkeys(cards.best_of_each_context(acts, SHOWN) + lower))
 
 
-def questions(
-    chosen: Codes, unseen: Codes, latent: int, says: Bool[Tensor, "context pos"], seed: int = 0
-) -> Questions:
+def questions(chosen: Codes, unseen: Codes, latent: int, says: Bool[Tensor, "context pos"], seed: int = 0) -> Questions:
     """Draw the contexts about which a latent is asked; the same seed draws the same ones.
 
-    All draws are uniform over the tokens that have a code, but no context is used twice. A near miss is a token at which
-    the latent is off although its rule names it, or although it is one of the tokens that the dashboard shows firing.
+    All draws are uniform over the tokens that have a code, but no context is used twice. A near miss is a token at
+    which the latent is off although its rule names it, or although it is one that the dashboard shows firing.
 
     Args:
         chosen: codes of the text that the dashboard shows and that chose the rule. unseen: codes of other text.
@@ -102,10 +99,7 @@ def questions(
         MetricError: shapes that do not fit, or the latent fires in too few contexts.
     """
     if says.shape != unseen.tokens.shape:
-        raise MetricError(
-            f"a rule of shape {tuple(says.shape)} for a text of shape {tuple(unseen.tokens.shape)}",
-            see="shape-of-firing",
-        )
+        raise MetricError(f"a rule of shape {tuple(says.shape)} for a text of shape {tuple(unseen.tokens.shape)}")
     like = torch.stack([chosen.tokens[place] for place in dashboard(chosen, latent)])
     acts = unseen.of(latent)
     fires = acts > 0
@@ -127,9 +121,8 @@ def questions(
     if len(firing) < FIRING or len(near) + len(rest) < FIRING:
         missing = "fires" if len(firing) < FIRING else "is off"
         raise MetricError(
-            f"latent {latent} {missing} in too few of the {len(acts)} unseen contexts: the game needs {FIRING} in which "
-            f"it fires and {FIRING} others; take more text, or leave it out",
-            see="silent-latent",
+            f"latent {latent} {missing} in too few of the {len(acts)} unseen contexts: the game needs {FIRING} in "
+            f"which it fires and {FIRING} others; take more text, or leave it out"
         )
     drawn = firing + near + rest
     order = torch.randperm(len(drawn), generator=generator).tolist()
@@ -195,7 +188,7 @@ def by_rule(drawn: Sequence[Questions]) -> metrics.Interval:
     return metrics.share(sum(right), len(right))
 
 
-def game(played: Sequence[Round]) -> cards.Markup:
+def page(played: Sequence[Round]) -> cards.Markup:
     """The page of the game.
 
     Raises:
@@ -203,11 +196,11 @@ def game(played: Sequence[Round]) -> cards.Markup:
     """
     latents = [one.questions.latent for one in played]
     if not played or len(set(latents)) < len(latents):
-        raise ReportError("the game needs at least one latent, and each only once", see="dashboard-cards")
+        raise ReportError("the game needs at least one latent, and each only once")
     asked = "".join(_round(one, number, len(played)) for number, one in enumerate(played, start=1))
     answers = "".join(map(_answers, played))
-    page = f'<div class="lab-game">{asked}<div class="lab-game-answers">{answers}</div></div>'
-    return cards.Markup(page, f"a game about {len(played)} latents: {', '.join(map(str, latents))}")
+    markup = f'<div class="lab-game">{asked}<div class="lab-game-answers">{answers}</div></div>'
+    return cards.Markup(markup, f"a game about {len(played)} latents: {', '.join(map(str, latents))}")
 
 
 def _round(one: Round, number: int, n: int) -> str:
@@ -222,8 +215,8 @@ def _round(one: Round, number: int, n: int) -> str:
         f'aria-label="Latent {q.latent}, {number} of {n}">'
         f'<p class="lab-round-title"><strong>Latent {q.latent}</strong> ({number} of {n})</p>'
         f'<div class="lab-index" role="region" aria-label="Dashboard of latent {q.latent}" tabindex="0">'
-        '<table class="lab-contexts"><thead><tr><th scope="col">value</th><th scope="col">where it fires in the text '
-        f"that you may look at</th></tr></thead><tbody>{rows}</tbody></table></div>"
+        '<table class="lab-contexts"><thead><tr><th scope="col">value</th><th scope="col">where it fires</th></tr>'
+        f"</thead><tbody>{rows}</tbody></table></div>"
         "<p>New text. Does it fire at the framed token?</p>"
         f'<ol class="lab-asked">{lines}</ol>'
         f'<p class="lab-by-hand"><a href="#answers-{q.latent}">The answers</a> stand at the end.</p></section>'
@@ -231,9 +224,12 @@ def _round(one: Round, number: int, n: int) -> str:
 
 
 def _marked(tokens: Sequence[str], at: int) -> str:
-    text = [html.escape(cards._visible(token)) for token in tokens]
-    text[at] = f'<mark class="lab-here">{text[at]}</mark>'
-    return "".join(text)
+    before, token, after = "".join(tokens[:at]), tokens[at], "".join(tokens[at + 1 :])
+    space = (
+        token[: len(token) - len(token.lstrip(" "))] if token.strip() else ""
+    )  # else the frame may break over a line
+    parts = [html.escape(cards._visible(part)) for part in (before + space, token[len(space) :], after)]
+    return f'{parts[0].lstrip(" ")}<mark class="lab-here">{parts[1]}</mark>{parts[2]}'
 
 
 def _answers(one: Round) -> str:
@@ -246,6 +242,6 @@ def _answers(one: Round) -> str:
     return (
         f'<details id="answers-{q.latent}"><summary>Answers for latent {q.latent}</summary>'
         f"<p>Its simple rule: {html.escape(one.rule.replace(chr(10), '↵'))}. "
-        f"On these contexts the rule is right {sum(q.right)} times of {len(q.right)}.</p>"
+        f"It is right on {sum(q.right)} of these {len(q.right)} contexts.</p>"
         f"<ol>{''.join(lines)}</ol></details>"
     )

@@ -166,7 +166,7 @@
   const all = log ? Object.values(played()) : [];
   if (all.length) {
     const sum = total(all);
-    log.after(make("p", { className: "lab-game-log" }, `The detection game, ${all.length} latents: you had ${said(sum)} right, `
+    log.after(make("p", { className: "lab-game-log" }, `The detection game, ${all.length === 1 ? "one latent" : `${all.length} latents`}: you had ${said(sum)} right, `
       + `their simple rules ${said({ right: sum.rule, n: sum.n })}, chance ${sum.n / 2} of ${sum.n}.`));
   }
 })();
