@@ -24,7 +24,7 @@ from labcode.errors import SaeError
 from labcode.forward import Network, Suffix, record
 from labcode.metrics import logit_difference
 from labcode.progress import progress
-from labcode.sae import Activations, check_fits, hook, layer_of, residual
+from labcode.sae import Activations, check_contexts, check_fits, check_weights, hook, layer_of, residual
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -81,27 +81,27 @@ def scan(
     """The codes of a corpus.
 
     Raises:
-        SaeError: an autoencoder that does not fit the model.
+        SaeError: an autoencoder that does not fit the model, or no contexts.
     """
-    values, index = [], []
+    check_contexts(tokens)
+    check_weights(sae, model)
+    parts = []
     for piece in progress(tokens.split(batch_size), "codes", -(-len(tokens) // batch_size)):
-        top = codes(model, sae, piece, layer).topk(_most(sae), dim=-1)
-        values.append(top.values)
-        index.append(top.indices.to(torch.int32))
-    return Codes(tokens, torch.cat(values), torch.cat(index), sae.cfg.d_sae)
+        parts.append(_largest(codes(model, sae, piece, layer), sae))
+    most = max(values.shape[-1] for values, _ in parts)
+    values, index = (torch.cat([_widened(part[i], most) for part in parts]) for i in (0, 1))
+    return Codes(tokens, values, index, sae.cfg.d_sae)
 
 
 def codes_of(acts: Activations, sae: Any, tokens: Int[Tensor, "context pos"]) -> Codes:
     """Codes from activations that were collected already; vectors that were left out as massive have none."""
-    k = _most(sae)
-    values, index = torch.zeros(*tokens.shape, k), torch.zeros(*tokens.shape, k, dtype=torch.int32)
-    start = 0
-    for piece in acts.values.split(4096):
-        with torch.no_grad():
-            top = sae.encode(piece.float()).topk(k, dim=-1)
-        place = acts.context[start : start + len(piece)], acts.position[start : start + len(piece)]
-        values[place], index[place] = top.values, top.indices.to(torch.int32)
-        start += len(piece)
+    with torch.no_grad():
+        parts = [_largest(sae.encode(piece.float()), sae) for piece in acts.values.split(4096)]
+    most = max((values.shape[-1] for values, _ in parts), default=1)
+    values, index = torch.zeros(*tokens.shape, most), torch.zeros(*tokens.shape, most, dtype=torch.int32)
+    place = acts.context, acts.position
+    if parts:
+        values[place], index[place] = (torch.cat([_widened(part[i], most) for part in parts]) for i in (0, 1))
     return Codes(tokens, values, index, sae.cfg.d_sae)
 
 
@@ -137,9 +137,15 @@ def _layer(model: TransformerBridge, sae: Any, layer: int | None) -> int:
     return layer
 
 
-def _most(sae: Any) -> int:
-    """So many latents of a token are kept; an autoencoder without a k may use more."""
-    return min(sae.cfg.d_sae, int(getattr(sae.cfg, "k", 0)) or 128)
+def _largest(code: Float[Tensor, "*token d_sae"], sae: Any) -> tuple[Tensor, Tensor]:
+    """Values and numbers of the active latents of each token: its k, or as many as any token has without a k."""
+    k = int(getattr(sae.cfg, "k", 0) or 0) or max(1, int((code > 0).sum(-1).max()))
+    top = code.topk(min(k, code.shape[-1]), dim=-1)
+    return top.values, top.indices.to(torch.int32)
+
+
+def _widened(part: Tensor, k: int) -> Tensor:
+    return torch.nn.functional.pad(part, (0, k - part.shape[-1]))
 
 
 def neighbours(sae: Any, latent: int, n: int = 8) -> list[tuple[int, float]]:
@@ -152,16 +158,32 @@ def neighbours(sae: Any, latent: int, n: int = 8) -> list[tuple[int, float]]:
 
 
 def match(a: Any, b: Any) -> tuple[Int[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
-    """For each latent of `a`, the latent of `b` with the nearest decoder direction, and their cosine.
+    """Each latent of `a` with one of `b`, none twice, so that the cosines of their directions add up to the most.
+
+    The cosine keeps its sign: an activation is never negative, so an opposite direction is another latent. Without the
+    condition *none twice* one latent of `b` may be the partner of many, and a small dictionary looks like a large one.
+
+    Returns:
+        For each latent of `a`, its partner, and the cosine; -1 and NaN where `b` is smaller and none was left.
 
     Raises:
-        SaeError: the two are for residual streams of different width.
+        SaeError: directions of another width, or autoencoders of two layers, where directions mean nothing in common.
     """
+    from scipy.optimize import linear_sum_assignment
+
     if a.cfg.d_in != b.cfg.d_in:
         raise SaeError(f"directions of {a.cfg.d_in} and {b.cfg.d_in} numbers can't be compared")
+    places = [getattr(getattr(sae.cfg, "metadata", None), "hook_name", None) for sae in (a, b)]
+    if all(places) and layer_of(a) != layer_of(b):
+        raise SaeError(f"directions at {places[0]} and at {places[1]} can't be compared: two layers, two streams")
     directions = [torch.nn.functional.normalize(sae.W_dec.detach(), dim=-1) for sae in (a, b)]
-    best = (directions[0] @ directions[1].T).max(-1)
-    return best.indices, best.values
+    cosine = directions[0] @ directions[1].T
+    ours, theirs = map(torch.as_tensor, linear_sum_assignment(cosine.numpy(), maximize=True))
+    partner = torch.full((len(cosine),), -1)
+    partner[ours] = theirs
+    found = torch.full((len(cosine),), torch.nan)
+    found[ours] = cosine[ours, theirs]
+    return partner, found
 
 
 def promoted(

@@ -12,6 +12,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -25,6 +26,7 @@ import torch
 
 from labcode.corpus import DATA, Corpus, hub_answers, load_corpus
 from labcode.errors import SaeError
+from labcode.forward import Network
 from labcode.models import build_once, cache_dir, edition, quiet, say, weights_key
 from labcode.progress import progress
 
@@ -37,6 +39,8 @@ RES_JB = "gpt2-small-res-jb"  # Bloom 2024; residual stream before each block, 2
 MASSIVE = 3.0  # times the median norm
 LARGEST_HALF = 60_000.0  # float16 ends at 65,504
 DEAD_AFTER = 50  # batches without firing
+
+PLACE = re.compile(r"blocks\.(\d+)\.(hook_out|hook_resid_post|hook_in|hook_resid_pre)")
 
 RECORD = "record.json"
 LIVE_SAMPLES, LIVE_CONTEXTS = 60_000, 256
@@ -69,7 +73,11 @@ def choose_layer(model: TransformerBridge, tokens: Int[Tensor, "context pos"], d
 
     Args:
         tokens: a few contexts, start token first; sixteen are enough.
+
+    Raises:
+        SaeError: no contexts.
     """
+    check_contexts(tokens)
     names = [hook(layer) for layer in range(model.cfg.n_layers)]
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens, names_filter=names, stop_at_layer=model.cfg.n_layers)
@@ -93,6 +101,7 @@ class Activations:
         dropped: vectors after the first position that were left out as massive.
         median: median norm, of all vectors after the first position.
         layer: they are the output of this block.
+        weights: of the model that made them, its `labcode.models.weights_key`, or nothing where that isn't known.
     """
 
     values: Float[Tensor, "sample d_model"]
@@ -101,6 +110,7 @@ class Activations:
     dropped: int
     median: float
     layer: int
+    weights: str = ""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -122,8 +132,7 @@ def collect(
         SaeError: no such layer, no contexts, or a NaN among the activations.
     """
     check_layer(model, layer)
-    if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] < 2:
-        raise SaeError(f"tokens of shape {tuple(tokens.shape)}: give contexts of at least two tokens, [context pos]")
+    check_contexts(tokens)
     pieces = []
     for piece in progress(tokens.split(batch_size), f"activations of layer {layer}", -(-len(tokens) // batch_size)):
         pieces.append(residual(model, piece, layer)[:, 1:])
@@ -140,7 +149,8 @@ def collect(
     for piece, mask in zip(pieces, kept.split(batch_size), strict=True):
         parts.append(piece[mask].to(dtype))
     where = kept.nonzero()
-    return Activations(torch.cat(parts), where[:, 0], where[:, 1] + 1, int((~kept).sum()), median, layer)
+    context, position = where[:, 0], where[:, 1] + 1
+    return Activations(torch.cat(parts), context, position, int((~kept).sum()), median, layer, weights_key(model))
 
 
 def residual(
@@ -175,14 +185,76 @@ def check_layer(model: TransformerBridge, layer: int) -> None:
         raise SaeError(f"no layer {layer}: this model has {model.cfg.n_layers} layers, counted from 0")
 
 
+def check_contexts(tokens: Int[Tensor, "context pos"]) -> None:
+    """Raises `SaeError` unless there is at least one context, of at least two tokens."""
+    if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] < 2:
+        raise SaeError(f"tokens of shape {tuple(tokens.shape)}: give contexts of at least two tokens, [context pos]")
+
+
 def check_fits(sae: Any, model: TransformerBridge, layer: int) -> None:
-    """Raises `SaeError` unless the autoencoder is as wide as the residual stream of the model, which has this layer."""
+    """Is this autoencoder one for the output of this layer of this model, and in order?
+
+    What an autoencoder says of itself is held against the model: its width and, where it knows them, the place that it
+    reads and the name of the model that it was trained on. Where it knows the weights themselves, a model may lie in a
+    folder of any name: see `check_weights`.
+
+    Raises:
+        SaeError: another width, layer, place or model, more active latents than there are, or NaN among the weights.
+    """
     check_layer(model, layer)
     if sae.cfg.d_in != model.cfg.d_model:
         raise SaeError(
             f"this autoencoder is for residual vectors of {sae.cfg.d_in} numbers, the model has {model.cfg.d_model}: "
             "train one on this model",
             see="autoencoder-of-another-model",
+        )
+    made_for = getattr(sae.cfg, "metadata", None)
+    if getattr(made_for, "hook_name", None) and layer_of(sae) != layer:
+        raise SaeError(
+            f"this autoencoder reads {made_for.hook_name!r}, and is used on the output of layer {layer}: give it layer "
+            f"{layer_of(sae)}, or train one on layer {layer}",
+            see="autoencoder-of-another-model",
+        )
+    name, here = (str(getattr(x, "model_name", None) or "") for x in (made_for, model.cfg))
+    if name and here and _plain(name) != _plain(here) and not getattr(made_for, "weights_key", None):
+        raise _another(name, here)
+    k, d_sae = getattr(sae.cfg, "k", None), getattr(sae.cfg, "d_sae", None)
+    if k and d_sae and k > d_sae:
+        raise SaeError(f"this autoencoder says k = {k}, but it has {d_sae} latents: its settings are damaged")
+    _check_numbers(sae)
+
+
+def check_weights(sae: Any, model: TransformerBridge) -> None:
+    """Raises `SaeError` where an autoencoder knows the weights that it was trained on, and the model has others.
+
+    The fingerprint takes a tenth of a second, so this is asked once for a corpus, and not for every prompt.
+    """
+    made_for = getattr(sae.cfg, "metadata", None)
+    weights = getattr(made_for, "weights_key", None)
+    if weights and weights != weights_key(model):
+        raise _another(str(made_for.model_name or "another model"), str(model.cfg.model_name))
+
+
+def _another(name: str, here: str) -> SaeError:
+    other = " with other weights" if _plain(name) == _plain(here) else ""
+    return SaeError(
+        f"this autoencoder was trained on {name}{other}, this run's model is {here}: train one on this model",
+        see="autoencoder-of-another-model",
+    )
+
+
+def _plain(name: str) -> str:
+    """The name of a model without its owner; sae-lens calls the smallest GPT-2 by another name than the hub."""
+    short = name.rsplit("/", 1)[-1].lower()
+    return {"gpt2-small": "gpt2"}.get(short, short)
+
+
+def _check_numbers(sae: Any) -> None:
+    weights = {name: getattr(sae, name, None) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    bad = [name for name, value in weights.items() if value is not None and not torch.isfinite(value).all()]
+    if bad:
+        raise SaeError(
+            f"NaN or infinite numbers in {', '.join(bad)} of this autoencoder: train it again, or restore it"
         )
 
 
@@ -224,6 +296,7 @@ def train(
     seed: int = 0,
     model_name: str = "",
     every: int = 5,
+    frozen: Float[Tensor, "d_sae d_model"] | None = None,
 ) -> Training:
     """Train with sae-lens on `samples` vectors, passing over the data as often as that takes.
 
@@ -233,12 +306,14 @@ def train(
     Args:
         d_sae: latents. k: of these, how many a token may use.
         every: steps between two entries of the history.
+        frozen: directions that stay as they are, divided by their lengths: only the encoder and the biases are trained.
 
     Returns:
         The autoencoder as a sae-lens `TopKSAE` in float32 for unscaled activations, decoder rows of norm 1.
 
     Raises:
-        SaeError: fewer vectors than one batch, an impossible k, or a NaN, in the data or during training.
+        SaeError: fewer vectors than one batch, an impossible k, frozen directions of another shape, or a NaN, in the
+            data or during training.
 
     Source: Gao et al. 2024, section 2.3 (TopK) and appendix A (initialisation).
     """
@@ -249,6 +324,9 @@ def train(
         raise SaeError(f"k = {k} active latents of {d_sae}: k has to lie between 1 and the number of latents")
     if not torch.isfinite(data.values).all():
         raise SaeError("NaN or infinite numbers among the activations: look at the run that made them")
+    shape = (d_sae, data.values.shape[1])
+    if frozen is not None and tuple(frozen.shape) != shape:
+        raise SaeError(f"frozen directions of shape {tuple(frozen.shape)}: {d_sae} latents need {shape}")
     steps = max(1, samples // batch)
     settings = {"d_sae": d_sae, "k": k, "samples": steps * batch, "batch": batch, "lr": lr, "seed": seed}
     settings |= {"steps": steps, "layer": data.layer, "vectors": n}
@@ -256,6 +334,8 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         trainer = _trainer(data, d_sae, k, steps, batch, lr, model_name)
+        if frozen is not None:
+            _freeze(trainer.sae, frozen)
         history = []
         for step, x in progress(enumerate(_batches(data.values, batch, steps, seed)), "training", steps):
             out = trainer.step(x)
@@ -285,6 +365,8 @@ def _trainer(data: Activations, d_sae: int, k: int, steps: int, batch: int, lr: 
     sae.b_dec.data = some.mean(0) * scale  # sae-lens starts it at 0
     sae.cfg.metadata.hook_name = hook(data.layer)
     sae.cfg.metadata.model_name = model_name
+    if data.weights:
+        sae.cfg.metadata.weights_key = data.weights
     cfg = SAETrainerConfig(
         total_training_samples=steps * batch,
         train_batch_size_samples=batch,
@@ -299,6 +381,15 @@ def _trainer(data: Activations, d_sae: int, k: int, steps: int, batch: int, lr: 
     trainer = SAETrainer(cfg=cfg, sae=sae, data_provider=iter(()))
     trainer.activation_scaler.scaling_factor = scale  # exact; sae-lens would estimate it from some batches
     return trainer
+
+
+def _freeze(sae: Any, directions: Float[Tensor, "d_sae d_model"]) -> None:
+    """The encoder starts at the decoder's transpose, as it does in sae-lens; rows keep the norm they start with."""
+    norms = sae.W_dec.data.norm(dim=-1, keepdim=True)
+    rows = torch.nn.functional.normalize(directions.float(), dim=-1)
+    sae.W_enc.data = sae.W_enc.data.norm(dim=0).mean() * rows.T.contiguous()
+    sae.W_dec.data = norms * rows
+    sae.W_dec.requires_grad_(False)
 
 
 def _batches(
@@ -391,9 +482,12 @@ def evaluate(
         also: further replacements of the residual stream, by name, whose cross-entropy is measured too.
 
     Raises:
-        SaeError: an autoencoder of another width, or no such layer.
+        SaeError: an autoencoder that does not fit, no contexts, or no such layer.
     """
     check_fits(sae, model, layer)
+    check_weights(sae, model)
+    if contexts < 1:
+        raise SaeError(f"{contexts} contexts to splice on: at least one is needed")
     found = collect(model, tokens, layer)
     x = found.values.float()
     with torch.no_grad():
@@ -440,35 +534,106 @@ def splice(
 
     Args:
         median: of norms, for the rule on massive vectors in `ordinary`.
+
+    Raises:
+        SaeError: no such layer, no contexts, or none of three tokens: the second predicts the third.
     """
     check_layer(model, layer)
-    conditions: dict[str, Replace | None] = {"clean": None, **replacements}
-    rows: dict[str, list[Tensor]] = {name: [] for name in conditions}
+    check_contexts(tokens)
+    if tokens.shape[1] < 3:
+        raise SaeError("contexts of two tokens predict nothing that counts: take contexts of at least three")
+    rows: dict[str, list[Tensor]] = {name: [] for name in ("clean", *replacements)}
     for piece in progress(tokens.split(batch_size), "splicing", -(-len(tokens) // batch_size)):
-        for name, replace in conditions.items():
-            hooks = [] if replace is None else [(hook(layer), _splice(replace, median))]
-            with torch.no_grad(), model.hooks(fwd_hooks=hooks):
-                logits = model(piece, return_type="logits")
-            rows[name].append(cross_entropy(logits, piece))
+        with torch.no_grad():
+            logits, stream, rest = _lower(model, piece, layer)
+            rows["clean"].append(cross_entropy(logits, piece))
+            mask = ordinary(stream, median)
+            for name, replace in replacements.items():
+                changed = stream.clone()
+                changed[mask] = replace(stream[mask])
+                rows[name].append(cross_entropy(rest(changed), piece))
     return {name: torch.cat(parts) for name, parts in rows.items()}
+
+
+def _lower(model: TransformerBridge, tokens: Tensor, layer: int) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """The logits of a run, the output of block `layer`, and what the blocks above make of such an output: logits.
+
+    Conditions of a splice share the blocks below, which the bridge would compute for each of them again.
+
+    Raises:
+        SaeError: these blocks do not give the bridge's logits: the model runs under hooks.
+    """
+    network, above = Network(model), range(layer + 1, model.cfg.n_layers)
+    wheels = [f"blocks.{i}.attn.hook_{name}" for i in above for name in ("cos", "sin")]
+    wheels = [name for name in wheels if name in model.hook_dict]
+    logits, cache = model.run_with_cache(tokens, names_filter=[hook(layer), *wheels])
+    stream, wheel = cache[hook(layer)].float(), {name: cache[name] for name in wheels}
+    seen = torch.ones(1, tokens.shape[1], tokens.shape[1], dtype=torch.bool).tril()
+
+    def rest(h: Tensor) -> Tensor:
+        for i in above:
+            cos, sin = (wheel.get(f"blocks.{i}.attn.hook_{name}") for name in ("cos", "sin"))
+            rotary = None if cos is None or sin is None else (cos[:1], sin[:1])
+            x = network.norm(h, network.layers[i].norm1)
+            z = network.attend(network.queries(i, x, rotary), *network.keys_values(i, x, rotary), seen)
+            h = h + network.project(i, z)
+            h = h + network.mlp(i, h)
+        return network.logits(h)
+
+    gap = float((rest(stream[:1]) - logits[:1]).abs().max())
+    if not gap <= 1e-3 * max(1.0, 0.1 * float(logits[:1].abs().max())):
+        raise SaeError(f"the model's logits differ from those of its weights, by {gap:.1g}", see="hooked-model")
+    return logits, stream, rest
 
 
 def cross_entropy(
     logits: Float[Tensor, "context pos d_vocab"], tokens: Int[Tensor, "context pos"]
 ) -> Float[Tensor, " context"]:
     """Mean over positions 1 to the last but one of -log P(next token), in nats."""
-    log_p = logits[:, 1:-1].float().log_softmax(-1)
-    return -log_p.gather(-1, tokens[:, 2:, None])[..., 0].mean(-1)
+    logits = logits[:, 1:-1].float()
+    return (logits.logsumexp(-1) - logits.gather(-1, tokens[:, 2:, None])[..., 0]).mean(-1)
 
 
-def _splice(replace: Replace, median: float) -> Callable[..., Tensor]:
-    def change(activation: Tensor, hook: Any) -> Tensor:
-        mask = ordinary(activation, median)
-        changed = activation.clone()
-        changed[mask] = replace(activation[mask])
-        return changed
+def pursue(
+    x: Float[Tensor, "sample d_model"],
+    directions: Float[Tensor, "d_sae d_model"],
+    k: int,
+    *,
+    at_once: bool = False,
+    batch_size: int = 256,
+) -> Float[Tensor, "sample d_model"]:
+    """The best that k of these directions give for each vector, found greedily: orthogonal matching pursuit.
 
-    return change
+    Again and again the direction is added that is nearest to what is left over, and the weights of all that were
+    chosen are solved anew (Pati et al. 1993). Weights may be negative, as those of no autoencoder here are.
+
+    Args:
+        x: vectors with their centre taken off. directions: of any length.
+        at_once: take the k directions nearest to the vector in one step instead.
+
+    Raises:
+        SaeError: vectors and directions of different width, or more directions asked for than there are.
+
+    Limits: the k directions that explain most together need not be among those; nobody knows a fast way to find them.
+    """
+    if x.shape[-1] != directions.shape[-1]:
+        raise SaeError(f"vectors of {x.shape[-1]} numbers and directions of {directions.shape[-1]}")
+    if not 0 < k <= len(directions):
+        raise SaeError(f"{k} of {len(directions)} directions: k has to lie between 1 and the number of directions")
+    atoms = torch.nn.functional.normalize(directions.detach(), dim=-1)
+    gram = atoms @ atoms.T
+    found = []
+    for piece in x.split(batch_size):
+        near = piece @ atoms.T  # [sample d_sae]
+        left, chosen = near, torch.empty(len(piece), 0, dtype=torch.long)
+        while chosen.shape[1] < k:
+            new = left.abs().scatter(1, chosen, -1.0).topk(k if at_once else 1).indices
+            chosen = torch.cat([chosen, new], dim=1)
+            inner = gram[chosen[:, :, None], chosen[:, None]] + 1e-5 * torch.eye(chosen.shape[1])
+            weights = torch.linalg.solve(inner, near.gather(1, chosen)[..., None])  # [sample chosen 1]
+            left = near - (gram[chosen].mT @ weights)[..., 0]
+        found.append((atoms[chosen].mT @ weights)[..., 0])
+    return torch.cat(found) if found else torch.empty_like(x)
 
 
 def save(sae: Any, folder: Path, record: dict[str, Any]) -> None:
@@ -505,34 +670,45 @@ def load(folder: Path, model: TransformerBridge | None = None) -> tuple[Any, dic
     """An autoencoder and its record.
 
     Args:
-        model: if given, width and layer have to fit it.
+        model: if given, the autoencoder has to be one of this model.
 
     Returns:
         A sae-lens `TopKSAE` in float32, gradients off, and the record.
 
     Raises:
-        SaeError: files that are missing or damaged, or a model that it does not fit.
+        SaeError: files that are missing or damaged, NaN among the weights, or a model that it does not fit.
     """
     record = _record(folder)
     try:
         sae = _read(folder)
     except Exception as error:  # whatever is wrong with the files, the way out is the same
         raise _unreadable(folder, error) from error
+    _check_numbers(sae)
+    if record.get("weights"):
+        sae.cfg.metadata.weights_key = record["weights"]
     if model is not None:
         check_fits(sae, model, layer_of(sae))
+        check_weights(sae, model)
     return sae, record
 
 
 def layer_of(sae: Any) -> int:
     """The block whose output this autoencoder reads.
 
+    The stream before a block is the output of the one below, under another name.
+
     Raises:
-        SaeError: its hook is none of ours.
+        SaeError: it reads some other place, such as an MLP's output, or the stream before the first block.
     """
     name = str(sae.cfg.metadata.hook_name)
-    if not (name.startswith("blocks.") and name.endswith(".hook_out")):
-        raise SaeError(f"this autoencoder reads {name!r}; the lab's read blocks.N.hook_out")
-    return int(name.split(".")[1])
+    place = PLACE.fullmatch(name)
+    layer = -1 if place is None else int(place[1]) - (place[2] in ("hook_in", "hook_resid_pre"))
+    if layer < 0:
+        raise SaeError(
+            f"this autoencoder reads {name!r}: the lab's read the residual stream after a block, blocks.N.hook_out, or "
+            "blocks.N.hook_resid_pre from block 1 on"
+        )
+    return layer
 
 
 def _record(folder: Path) -> dict[str, Any]:

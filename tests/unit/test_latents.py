@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from types import SimpleNamespace
 
 import pytest
@@ -163,6 +164,56 @@ def test_codes_stand_where_their_vectors_came_from():
         found = torch.stack([codes.of(i)[acts.context[sample], acts.position[sample]] for i in range(40)])
         assert torch.allclose(found, expected)
     assert codes.values[:, 0].abs().max() == 0
+
+
+def test_a_scan_keeps_all_that_an_autoencoder_without_a_k_uses(tiny, small):
+    dense = SimpleNamespace(cfg=SimpleNamespace(d_in=tiny.cfg.d_model, d_sae=300), W_dec=torch.zeros(300, 1))
+    directions = torch.randn(tiny.cfg.d_model, 300, generator=torch.Generator().manual_seed(0))
+    dense.encode = lambda x: (x @ directions).relu()
+    text = contexts(3)
+    whole = latents.encode(dense, sae.residual(tiny, text, LAYER))
+    most = int((whole > 0).sum(-1).max())
+    assert most > 128
+    scanned = latents.scan(tiny, dense, text, LAYER, batch_size=2)
+    assert scanned.values.shape[-1] == most
+    assert torch.allclose(torch.stack([scanned.of(i) for i in range(300)], -1), whole, atol=1e-4)
+    acts = sae.collect(tiny, text, LAYER)
+    again = latents.codes_of(acts, dense, text)
+    assert (again.values > 0).sum(-1).max() == (whole > 0)[acts.context, acts.position].sum(-1).max()
+
+
+def test_scans_of_nothing_or_with_an_autoencoder_of_another_layer_are_errors(tiny, small):
+    with pytest.raises(SaeError, match="give contexts"):
+        latents.scan(tiny, small, contexts()[:0])
+    with pytest.raises(SaeError, match="is used on the output of layer 0"):
+        latents.scan(tiny, small, contexts(), layer=0)
+
+
+def of_directions(rows, hook_name="blocks.1.hook_out"):
+    cfg = SimpleNamespace(d_in=rows.shape[1], d_sae=len(rows), metadata=SimpleNamespace(hook_name=hook_name))
+    return SimpleNamespace(cfg=cfg, W_dec=rows)
+
+
+def test_latents_are_matched_one_to_one_as_well_as_possible():
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.randn(4, 3, generator=generator), torch.randn(5, 3, generator=generator)
+    cosine = torch.nn.functional.normalize(a, dim=-1) @ torch.nn.functional.normalize(b, dim=-1).T
+    best = max(permutations(range(5), 4), key=lambda order: float(cosine[range(4), order].sum()))
+    partner, found = latents.match(of_directions(a), of_directions(b))
+    assert partner.tolist() == list(best)
+    assert torch.allclose(found, cosine[range(4), best], atol=1e-6)
+    partner, found = latents.match(of_directions(b), of_directions(a))
+    assert (partner == -1).sum() == found.isnan().sum() == 1
+    opposite, back = latents.match(of_directions(a[:1]), of_directions(-2 * a[:1]))
+    assert opposite.tolist() == [0]
+    assert float(back) == pytest.approx(-1.0)
+
+
+def test_what_cannot_be_matched_is_an_error():
+    with pytest.raises(SaeError, match="3 and 4 numbers"):
+        latents.match(of_directions(torch.ones(2, 3)), of_directions(torch.ones(2, 4)))
+    with pytest.raises(SaeError, match="two layers"):
+        latents.match(of_directions(torch.ones(2, 3)), of_directions(torch.ones(2, 3), "blocks.2.hook_out"))
 
 
 def test_neighbours_and_matches_go_by_cosine(small):

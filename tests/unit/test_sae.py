@@ -243,6 +243,151 @@ def test_quality_counts_what_fires(tiny):
     assert len(quality.cross_entropy["clean"]) == 3
 
 
+def by_lstsq(x, directions, k):
+    """The same greedy choice without a Gram matrix, one vector at a time."""
+    rows = torch.nn.functional.normalize(directions, dim=-1)
+    rebuilt = []
+    for vector in x:
+        left, chosen = vector, []
+        for _ in range(k):
+            near = (rows @ left).abs()
+            near[chosen] = -1
+            chosen.append(int(near.argmax()))
+            weights = torch.linalg.lstsq(rows[chosen].T, vector[:, None]).solution[:, 0]
+            left = vector - weights @ rows[chosen]
+        rebuilt.append(vector - left)
+    return torch.stack(rebuilt)
+
+
+def test_pursuit_is_the_greedy_choice_made_slowly():
+    generator = torch.Generator().manual_seed(2)
+    x, directions = torch.randn(30, 10, generator=generator), 3 * torch.randn(40, 10, generator=generator)
+    found = sae.pursue(x, directions, 4, batch_size=7)
+    assert torch.allclose(found, by_lstsq(x, directions, 4), atol=1e-3)
+    one, greedy = sae.pursue(x, directions, 4, at_once=True), (x - found).square().sum()
+    assert (x - one).square().sum() > greedy
+    assert torch.allclose(sae.pursue(x, directions, 1), sae.pursue(x, directions, 1, at_once=True))
+
+
+def test_pursuit_finds_what_a_few_orthogonal_directions_made():
+    basis = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(0)))[0]
+    code = torch.zeros(5, 12)
+    code[torch.arange(5)[:, None], torch.tensor([[0, 3], [1, 2], [7, 8], [4, 11], [5, 6]])] = torch.tensor([2.0, -1.0])
+    assert torch.allclose(sae.pursue(code @ basis, basis, 2), code @ basis, atol=1e-3)
+    assert sae.pursue(torch.empty(0, 12), basis, 2).shape == (0, 12)
+    for k in (0, 13):
+        with pytest.raises(SaeError, match=f"{k} of 12 directions"):
+            sae.pursue(code @ basis, basis, k)
+    with pytest.raises(SaeError, match="vectors of 11 numbers"):
+        sae.pursue(torch.zeros(2, 11), basis, 2)
+
+
+def test_frozen_directions_stay_and_only_the_encoder_learns():
+    data, truth = synthetic()
+    run = sae.train(data, d_sae=FEATURES, k=ACTIVE, samples=40_000, batch=256, lr=3e-3, frozen=5 * truth)
+    assert torch.allclose(run.sae.W_dec, truth, atol=1e-4)
+    assert run.history[-1].loss < 0.5 * run.history[0].loss
+    with pytest.raises(SaeError, match=r"frozen directions of shape \(24, 16\): 32 latents"):
+        sae.train(data, d_sae=32, k=ACTIVE, frozen=truth)
+
+
+def fitting(tiny, layer=LAYER, **settings):
+    """An autoencoder of the tiny model, hardly trained."""
+    data = sae.collect(tiny, contexts(8, 16), layer)
+    return sae.train(data, **{"d_sae": 96, "k": 6, "samples": 200, "batch": 100, **settings}).sae
+
+
+def test_an_autoencoder_of_another_layer_is_an_error(tiny):
+    made = fitting(tiny, layer=0)
+    sae.check_fits(made, tiny, 0)
+    with pytest.raises(SaeError, match=r"reads 'blocks.0.hook_out'.* output of layer 1: give it layer 0"):
+        sae.evaluate(tiny, made, contexts(), 1, center=made.b_dec)
+
+
+def test_an_autoencoder_of_a_model_with_other_weights_is_an_error(tiny, tmp_path):
+    made = fitting(tiny, model_name=tiny.cfg.model_name)
+    sae.save(made, tmp_path / "sae", {"weights": made.cfg.metadata.weights_key})
+    assert sae.load(tmp_path / "sae", tiny)[0].cfg.metadata.weights_key == made.cfg.metadata.weights_key
+    before = tiny.blocks[0].attn.W_Q.detach().clone()
+    try:
+        with torch.no_grad():
+            tiny.blocks[0].attn.W_Q.copy_(before.flip(0))
+        with pytest.raises(SaeError, match=f"trained on {tiny.cfg.model_name} with other weights"):
+            sae.evaluate(tiny, made, contexts(), LAYER, center=made.b_dec)
+        with pytest.raises(SaeError, match=r"trained on .* with other weights"):
+            sae.load(tmp_path / "sae", tiny)
+    finally:
+        with torch.no_grad():
+            tiny.blocks[0].attn.W_Q.copy_(before)
+
+
+def test_where_no_weights_are_known_the_name_tells_another_model(tiny):
+    made = fitting(tiny)
+    made.cfg.metadata.weights_key = None
+    made.cfg.metadata.model_name = f"somebody/{tiny.cfg.model_name}"
+    sae.check_fits(made, tiny, LAYER)
+    made.cfg.metadata.model_name = "gemma-2b"
+    with pytest.raises(SaeError, match=f"trained on gemma-2b, this run's model is {tiny.cfg.model_name}"):
+        sae.check_fits(made, tiny, LAYER)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("blocks.1.hook_out", 1),
+        ("blocks.1.hook_resid_post", 1),
+        ("blocks.2.hook_resid_pre", 1),
+        ("blocks.2.hook_in", 1),
+        ("blocks.0.hook_resid_pre", None),
+        ("blocks.1.hook_mlp_out", None),
+        ("blocks.1.attn.hook_z", None),
+        ("", None),
+    ],
+)
+def test_the_place_that_an_autoencoder_reads(name, layer, trained, monkeypatch):
+    made = trained[2].sae
+    monkeypatch.setattr(made.cfg.metadata, "hook_name", name)
+    if layer is not None:
+        assert sae.layer_of(made) == layer
+        return
+    with pytest.raises(SaeError, match=f"reads '{name}'"):
+        sae.layer_of(made)
+
+
+def test_a_k_above_the_latents_or_a_nan_in_the_weights_is_an_error(tiny):
+    made = fitting(tiny)
+    made.cfg.k = 97
+    with pytest.raises(SaeError, match="k = 97, but it has 96 latents"):
+        sae.check_fits(made, tiny, LAYER)
+    made.cfg.k = 6
+    made.b_enc.data[3] = torch.nan
+    with pytest.raises(SaeError, match="NaN or infinite numbers in b_enc"):
+        sae.evaluate(tiny, made, contexts(), LAYER, center=made.b_dec)
+
+
+def test_no_contexts_are_an_error_wherever_they_are_asked_for(tiny):
+    made, none = fitting(tiny), contexts()[:0]
+    calls = [
+        lambda: sae.choose_layer(tiny, none),
+        lambda: sae.collect(tiny, none, LAYER),
+        lambda: sae.splice(tiny, none, LAYER, {}, median=1.0),
+        lambda: sae.evaluate(tiny, made, none, LAYER, center=made.b_dec),
+        lambda: sae.evaluate(tiny, made, contexts(), LAYER, center=made.b_dec, contexts=0),
+        lambda: sae.splice(tiny, contexts()[:, :2], LAYER, {}, median=1.0),
+    ]
+    for call in calls:
+        with pytest.raises(SaeError, match="contexts"):
+            call()
+
+
+def test_a_splice_under_other_hooks_is_an_error(tiny):
+    with (
+        tiny.hooks(fwd_hooks=[("blocks.2.hook_out", lambda h, hook: 2 * h.flip(-1))]),
+        pytest.raises(SaeError, match="differ from those of its weights"),
+    ):
+        sae.splice(tiny, contexts(), LAYER, {}, median=1e9)
+
+
 def test_the_shipped_autoencoder_belongs_to_the_embedded_model(smollm2):
     found = sae.shipped(smollm2)
     assert not found.live
