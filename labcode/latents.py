@@ -163,6 +163,9 @@ def match(a: Any, b: Any) -> tuple[Int[Tensor, " d_sae"], Float[Tensor, " d_sae"
     The cosine keeps its sign: an activation is never negative, so an opposite direction is another latent. Without the
     condition *none twice* one latent of `b` may be the partner of many, and a small dictionary looks like a large one.
 
+    Args:
+        a, b: autoencoders, or directions [latent d_model], to have a match by chance beside.
+
     Returns:
         For each latent of `a`, its partner, and the cosine; -1 and NaN where `b` is smaller and none was left.
 
@@ -171,12 +174,13 @@ def match(a: Any, b: Any) -> tuple[Int[Tensor, " d_sae"], Float[Tensor, " d_sae"
     """
     from scipy.optimize import linear_sum_assignment
 
-    if a.cfg.d_in != b.cfg.d_in:
-        raise SaeError(f"directions of {a.cfg.d_in} and {b.cfg.d_in} numbers can't be compared")
-    places = [getattr(getattr(sae.cfg, "metadata", None), "hook_name", None) for sae in (a, b)]
+    rows = [x if isinstance(x, torch.Tensor) else x.W_dec.detach() for x in (a, b)]
+    if rows[0].shape[1] != rows[1].shape[1]:
+        raise SaeError(f"directions of {rows[0].shape[1]} and {rows[1].shape[1]} numbers can't be compared")
+    places = [getattr(getattr(getattr(x, "cfg", None), "metadata", None), "hook_name", None) for x in (a, b)]
     if all(places) and layer_of(a) != layer_of(b):
         raise SaeError(f"directions at {places[0]} and at {places[1]} can't be compared: two layers, two streams")
-    directions = [torch.nn.functional.normalize(sae.W_dec.detach(), dim=-1) for sae in (a, b)]
+    directions = [torch.nn.functional.normalize(x, dim=-1) for x in rows]
     cosine = directions[0] @ directions[1].T
     ours, theirs = map(torch.as_tensor, linear_sum_assignment(cosine.numpy(), maximize=True))
     partner = torch.full((len(cosine),), -1)

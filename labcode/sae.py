@@ -208,10 +208,11 @@ def check_fits(sae: Any, model: TransformerBridge, layer: int) -> None:
             "train one on this model",
             see="autoencoder-of-another-model",
         )
-    made_for = getattr(sae.cfg, "metadata", None)
-    if getattr(made_for, "hook_name", None) and layer_of(sae) != layer:
+    made_for: Any = getattr(sae.cfg, "metadata", None)
+    place = getattr(made_for, "hook_name", None)
+    if place and layer_of(sae) != layer:
         raise SaeError(
-            f"this autoencoder reads {made_for.hook_name!r}, and is used on the output of layer {layer}: give it layer "
+            f"this autoencoder reads {place!r}, and is used on the output of layer {layer}: give it layer "
             f"{layer_of(sae)}, or train one on layer {layer}",
             see="autoencoder-of-another-model",
         )
@@ -229,10 +230,10 @@ def check_weights(sae: Any, model: TransformerBridge) -> None:
 
     The fingerprint takes a tenth of a second, so this is asked once for a corpus, and not for every prompt.
     """
-    made_for = getattr(sae.cfg, "metadata", None)
+    made_for: Any = getattr(sae.cfg, "metadata", None)
     weights = getattr(made_for, "weights_key", None)
     if weights and weights != weights_key(model):
-        raise _another(str(made_for.model_name or "another model"), str(model.cfg.model_name))
+        raise _another(getattr(made_for, "model_name", None) or "another model", str(model.cfg.model_name))
 
 
 def _another(name: str, here: str) -> SaeError:
@@ -384,11 +385,9 @@ def _trainer(data: Activations, d_sae: int, k: int, steps: int, batch: int, lr: 
 
 
 def _freeze(sae: Any, directions: Float[Tensor, "d_sae d_model"]) -> None:
-    """The encoder starts at the decoder's transpose, as it does in sae-lens; rows keep the norm they start with."""
-    norms = sae.W_dec.data.norm(dim=-1, keepdim=True)
+    """The encoder starts at the decoder's transpose, as in sae-lens, but at full length: no row could grow into it."""
     rows = torch.nn.functional.normalize(directions.float(), dim=-1)
-    sae.W_enc.data = sae.W_enc.data.norm(dim=0).mean() * rows.T.contiguous()
-    sae.W_dec.data = norms * rows
+    sae.W_enc.data, sae.W_dec.data = rows.T.contiguous(), rows.clone()
     sae.W_dec.requires_grad_(False)
 
 

@@ -202,6 +202,7 @@ def test_latents_are_matched_one_to_one_as_well_as_possible():
     partner, found = latents.match(of_directions(a), of_directions(b))
     assert partner.tolist() == list(best)
     assert torch.allclose(found, cosine[range(4), best], atol=1e-6)
+    assert torch.equal(latents.match(3 * a, of_directions(b))[0], partner)
     partner, found = latents.match(of_directions(b), of_directions(a))
     assert (partner == -1).sum() == found.isnan().sum() == 1
     opposite, back = latents.match(of_directions(a[:1]), of_directions(-2 * a[:1]))
