@@ -27,6 +27,9 @@ METHODS = get_args(Method)
 Origin = Literal["measured", "recorded"]
 KEY = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+")
 LONG = ' class="lab-long"'  # a cell that holds a sentence
+NUMBER = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?%?(?: \[[^\]]*\])?")
+SIGN = re.compile(r"(?<![\w.])-(?=\.?\d)")  # a hyphen that is a minus
+SPAN = re.compile(r"[+−]?[\d.]+%? \[[^\]<>]*\]")  # a mean and its interval
 
 _numbers = count(1)
 
@@ -35,7 +38,8 @@ def put(origin: Origin = "measured", /, **values: Any) -> None:
     """Make values available to the chapter's sentences: put(gap=0.5) is {glue:text}`gap` there.
 
     Tensors and numpy scalars of one element become plain numbers. A `metrics.Interval` gives three names:
-    put(ld=interval) is `ld`, `ld_low` and `ld_high`.
+    put(ld=interval) is `ld`, `ld_low` and `ld_high`. Outside the book's build the values are printed, since the
+    sentences of a notebook show names only.
 
     Args:
         origin: "recorded" where the values come from the recorded evidence (`evidence.Evidence.origin`); the ledger
@@ -58,6 +62,8 @@ def put(origin: Origin = "measured", /, **values: Any) -> None:
         names.append(name)
     if origin == "recorded" and names:
         _record({"kind": "recorded", "names": names})
+    if names and not os.environ.get("LAB_BUILD"):
+        print("; ".join(f"{name} = {_short(values[name])}" for name in names))
 
 
 def claim(
@@ -112,6 +118,11 @@ def check(text: str, holds: bool) -> None:
     )
     _show(page, f"{mark}: {text} (self-check)")
     _record({"kind": "check", "text": text, "holds": verdict, "method": "self-check"})
+
+
+def _short(value: Any) -> str:
+    plain = value.item() if hasattr(value, "item") else value
+    return f"{plain:.4g}" if isinstance(plain, float) else str(plain)
 
 
 def _truth(value: Any) -> bool:
@@ -209,7 +220,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return f"<td{LONG if len(text) > 40 else ''}>{html.escape(text)}</td>"
+    if NUMBER.fullmatch(text):
+        return f'<td class="lab-number">{SIGN.sub("−", html.escape(text))}</td>'
+    shown = SPAN.sub(lambda found: f'<span class="lab-whole">{found[0]}</span>', SIGN.sub("−", html.escape(text)))
+    return f"<td{LONG if len(text) > 40 else ''}>{shown}</td>"
 
 
 def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

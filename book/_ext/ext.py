@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from docutils import nodes
 from pybtex.plugin import find_plugin, register_plugin
 
 from labbook._ext import (
@@ -29,7 +30,7 @@ from labbook._ext import (
     pages,
     predictions,
 )
-from labcode import __version__
+from labcode import __version__, report
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -75,6 +76,17 @@ def carried(file: tuple[str, str]) -> Path:
     return Path(str(found and found.origin)).parent / inside
 
 
+def typeset(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Numbers that the run put into a sentence: a minus for the hyphen, and a mean stays with its interval."""
+    for pasted in doctree.findall(nodes.inline):
+        if "pasted-text" not in pasted["classes"]:
+            continue
+        for text in list(pasted.findall(nodes.Text)):
+            text.parent.replace(text, nodes.Text(report.SIGN.sub("−", text)))
+        if report.SPAN.fullmatch(pasted.astext()):
+            pasted["classes"].append("lab-whole")
+
+
 def write_font(app: Sphinx, error: Exception | None) -> None:
     """The maths font with the signs of the pages' formulas and their stretched forms: 1.5 MB become a few KB."""
     if error or app.builder.format != "html":
@@ -106,5 +118,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     for part in PARTS:
         part.setup(app)
     app.connect("builder-inited", copy_assets)
+    app.connect("doctree-resolved", typeset)
     app.connect("build-finished", write_font)
     return {"version": __version__, "env_version": 2, "parallel_read_safe": False, "parallel_write_safe": True}

@@ -128,8 +128,8 @@ def test_a_definition_is_one_sentence_and_names_its_chapter():
     "word",
     "clean run,corrupted run,denoising,noising,activation patching,ablation,zero ablation,mean ablation,"
     "resample ablation,direct logit attribution,logit lens,path patching,sender,receiver,name mover,S-inhibition,"
-    "OV circuit,QK circuit,latent,feature,L0,FVU,residual stream,hook,faithfulness,completeness,minimality,interference,"
-    "polysemantic,absorption,splice,massive activation,F1,TopK,transcoder,attribution graph".split(","),
+    "OV circuit,QK circuit,latent,feature,L0,FVU,residual stream,hook,faithfulness,completeness,minimality,"
+    "interference,polysemantic,absorption,splice,massive activation,F1,TopK,transcoder,attribution graph".split(","),
 )
 def test_the_words_of_the_field_are_there(word):
     assert word in terms()

@@ -22,7 +22,7 @@ ASSETS = Path(__file__).parents[2] / "book" / "_ext" / "assets"
 EVIL = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title='broken'\">"
 FIRES = (True, False, False, True, True, False, True, False, True, False)
 SAID = (True, False, True, True, False, False, True, False, False, False)  # right on 7
-KEY = "interp-lab:game:A model"
+KEY = "interp-lab:/:game:A model"
 
 
 def made(latent: int) -> game.Round:

@@ -155,7 +155,7 @@ def test_the_list_counts_exports_and_deletes(tab):
 def test_spoilt_storage_breaks_nothing(tab, stored):
     tab.goto(chapter_with_boxes())
     model = tab.locator('meta[name="lab-model"]').get_attribute("content")
-    key = f"interp-lab:predictions:{model}"
+    key = f"interp-lab:/:predictions:{model}"
     tab.evaluate("([key, value]) => localStorage.setItem(key, value)", [key, stored])
     tab.reload()
     box = tab.locator(".admonition.predict").first
@@ -171,7 +171,7 @@ def test_an_answer_to_a_box_that_is_gone_is_still_listed(tab):
         "book/99-gone#predict-x": {"text": "old", "question": "How many?", "title": "Gone", "mark": "hit", "came": []}
     }
     tab.evaluate(
-        "([key, value]) => localStorage.setItem(key, value)", [f"interp-lab:predictions:{model}", json.dumps(entry)]
+        "([key, value]) => localStorage.setItem(key, value)", [f"interp-lab:/:predictions:{model}", json.dumps(entry)]
     )
     tab.reload()
     assert tab.get_by_role("heading", name="From boxes that this book no longer has").count() == 1

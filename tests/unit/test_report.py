@@ -113,7 +113,8 @@ def test_a_claim_is_silent_in_a_build_and_prints_elsewhere(outputs, capsys, monk
     assert printed(outputs) == ""
     assert not any("water-is-wet" in str(output.get("data", {}).get("text/html", "")) for output in outputs)
     monkeypatch.delenv("LAB_BUILD", raising=False)
-    assert printed(run()).splitlines() == [
+    verdicts = [line for line in printed(run()).splitlines() if line[0] in "✓✗"]
+    assert verdicts == [
         "✗ three-is-two does not hold on this run (noised, against <chance>; a replication of A & B 2022; from "
         "recorded evidence)",
         "✓ water-is-wet holds (denoised, against <dry>)",
@@ -171,3 +172,22 @@ def test_unknown_method_and_unknown_figure():
 
 def test_an_interval_is_what_put_takes_for_one():
     assert {"mean", "low", "high"} <= set(metrics.Interval.__dataclass_fields__)
+
+
+def test_numbers_in_tables_have_a_minus_and_stay_whole():
+    page = report.table(["a", "b"], [["-0.5", "20.0 lost -0.5 [-1.0, -0.1], as GPT-2 did"], ["1.2 [-0.3, 2.0]", "a-b"]])
+    assert '<td class="lab-number">−0.5</td>' in page
+    assert '<td class="lab-number">1.2 [−0.3, 2.0]</td>' in page
+    assert 'lost <span class="lab-whole">−0.5 [−1.0, −0.1]</span>, as GPT-2 did' in page
+    assert "<td>a-b</td>" in page
+
+
+def test_a_reader_s_notebook_prints_what_its_sentences_speak_of(monkeypatch, capsys):
+    monkeypatch.delenv("LAB_BUILD", raising=False)
+    report.put(n=3, ld=metrics.Interval(1.23456, 1.0, 1.5, 9), word="Mary")
+    said = capsys.readouterr().out
+    assert "ld = 1.235; ld_low = 1; ld_high = 1.5" in said
+    assert "n = 3; word = Mary" in said
+    monkeypatch.setenv("LAB_BUILD", "1")
+    report.put(n=3)
+    assert capsys.readouterr().out == ""

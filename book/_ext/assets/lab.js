@@ -5,7 +5,9 @@
 // it checks it. Where the browser keeps nothing, the object lives as long as the page, and `kept` is false.
 globalThis.labStore = (purpose) => {
   const model = document.querySelector('meta[name="lab-model"]')?.content;
-  const key = `interp-lab:${purpose}:${model || "any model"}`; // another model, other answers
+  // Another model, other answers; and two books on one host, such as two editions side by side, keep theirs apart.
+  const site = new URL(document.documentElement.dataset.content_root || "./", document.baseURI).pathname;
+  const key = `interp-lab:${site}:${purpose}:${model || "any model"}`;
   let unkept = null;
   return {
     get kept() { return !unkept; },
@@ -42,6 +44,16 @@ globalThis.labStore = (purpose) => {
     },
   };
 };
+
+// The buttons that fold a box say what they open: "Show hint", not "Toggle hidden content" for each.
+(() => {
+  const name = () => document.querySelectorAll("button.toggle-button").forEach((button) => {
+    const title = button.closest(".admonition, .solution, .exercise")?.querySelector(".admonition-title")?.textContent.trim();
+    if (title) button.setAttribute("aria-label", `Show or hide: ${title.replace(/\s+/g, " ")}`);
+  });
+  if (document.readyState === "complete") name();
+  else addEventListener("load", name);
+})();
 
 // Paper is white: a page that is read in the dark scheme is printed in the light one.
 (() => {
