@@ -203,13 +203,16 @@ class Row:
 
 
 def expected(rows: Sequence[Row]) -> None:
-    """Show an expected-versus-observed table; a surprise is marked, not hidden."""
+    """Show an expected-versus-observed table; a surprise is marked, not hidden, and the ledger lists it."""
     cells = [[r.what, r.expected, r.observed, "✓ as expected" if r.as_expected else "✗ a surprise"] for r in rows]
     lines = [
         f"{r.what}: expected {r.expected}; observed {r.observed} ({cell[-1]})"
         for r, cell in zip(rows, cells, strict=True)
     ]
     _show(table(["", "expected", "observed on this run", ""], cells), "\n".join(lines))
+    for row in rows:
+        kept = {"what": row.what, "expected": row.expected, "observed": row.observed, "holds": _truth(row.as_expected)}
+        _record({"kind": "expected", **kept})
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

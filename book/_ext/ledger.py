@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 PREFIX = "ledger."
+TABLES = {"mechanism": "The mechanism", "findings": "Findings", "replications": "Replications"}
 VERDICTS = {"agrees": "lab-yes", "differs": "lab-no"}
 
 
@@ -32,6 +33,7 @@ class Reported:
     claims: list[dict[str, Any]] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
     comparisons: list[dict[str, Any]] = field(default_factory=list)
+    expected: list[dict[str, Any]] = field(default_factory=list)
     numbers: dict[str, str] = field(default_factory=dict)
     recorded: set[str] = field(default_factory=set)
 
@@ -49,6 +51,7 @@ def parse(glued: Mapping[str, Mapping[str, Any]]) -> Reported:
         if key.startswith(PREFIX):
             record = json.loads(ast.literal_eval(text))
             lists = {"claim": found.claims, "check": found.checks, "compare": found.comparisons}
+            lists["expected"] = found.expected
             if record["kind"] == "recorded":
                 found.recorded.update(record["names"])
             else:
@@ -104,7 +107,17 @@ def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
         nodes.paragraph("", said_alone),
         *_table("mechanism", [*judgement, "Origin", "Chapter"], listed("mechanism", "origin")),
     ]
+    surprises: list[list[pages.Cell]] = [
+        [
+            *(one[column] for column in ("what", "expected", "observed")),
+            pages.link(app, here, docname, anchor="expected-and-observed"),
+        ]
+        for docname, found in reported
+        for one in found.expected
+        if not one["holds"]
+    ]
     return [
+        *_totals(reported),
         *(told if app.config.lab_subject else []),
         nodes.rubric("", "Findings"),
         nodes.paragraph(
@@ -116,6 +129,9 @@ def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
         nodes.rubric("", "Replications"),
         nodes.paragraph("", "What somebody published of GPT-2 small, asked of this run's model."),
         *_table("replications", [*judgement, "Published", "Chapter"], listed("replications", "source")),
+        nodes.rubric("", "Surprises"),
+        nodes.paragraph("", "What a chapter said beforehand that one would expect, and what came otherwise."),
+        *_table("surprises", ["What", "Expected", "Observed", "Chapter"], surprises),
         nodes.rubric("", "Comparisons"),
         *_table("comparisons", ["Quantity", "This run", "Published", "Source", "Verdict", "Chapter"], comparisons),
         nodes.rubric("", "Self-checks"),
@@ -124,6 +140,23 @@ def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
         nodes.rubric("", "Numbers"),
         *(_numbers(app, reported) or _table("numbers", [], [])),
     ]
+
+
+def _totals(reported: Sequence[tuple[str, Reported]]) -> list[nodes.Node]:
+    """How many of each kind there are, and how many came as they should."""
+    claims = [one for _, found in reported for one in found.claims]
+    checks = [one["holds"] for _, found in reported for one in found.checks]
+    expected = [one["holds"] for _, found in reported for one in found.expected]
+    compared = [one["verdict"] for _, found in reported for one in found.comparisons]
+    rows = []
+    for what in ("mechanism", "findings", "replications"):
+        held = [one["holds"] for one in claims if table_of(one) == what]
+        rows.append([TABLES[what], str(len(held)), str(sum(held)), str(len(held) - sum(held))])
+    rows.append(["Expectations", str(len(expected)), str(sum(expected)), str(len(expected) - sum(expected))])
+    agreed, differed = compared.count("agrees"), compared.count("differs")
+    rows.append(["Comparisons with a verdict", str(agreed + differed), str(agreed), str(differed)])
+    rows.append(["Self-checks", str(len(checks)), str(sum(checks)), str(len(checks) - sum(checks))])
+    return [pages.table(["", "In all", "As said", "Otherwise"], rows, "lab-ledger-totals")]
 
 
 def table_of(claim: Mapping[str, Any]) -> str:
@@ -184,7 +217,19 @@ def _value(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def _has_ledger(app: Sphinx, doctree: nodes.document) -> bool:
+    return any(place["name"] == "ledger" for place in doctree.findall(pages.Place))
+
+
+def add_script(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """The filter belongs to the page that has the tables."""
+    if page in pages.collected(app.env, "ledger pages"):
+        app.add_js_file("labledger.js", loading_method="defer")
+
+
 def setup(app: Sphinx) -> None:
     """Register the directive, and keep each page's records."""
+    pages.collect(app, "ledger pages", _has_ledger)
+    app.connect("html-page-context", add_script)
     pages.add_directive(app, "ledger", fill)
     pages.collect(app, "ledger", _read)

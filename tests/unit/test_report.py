@@ -191,3 +191,8 @@ def test_a_reader_s_notebook_prints_what_its_sentences_speak_of(monkeypatch, cap
     monkeypatch.setenv("LAB_BUILD", "1")
     report.put(n=3)
     assert capsys.readouterr().out == ""
+
+
+def test_expectations_go_to_the_ledger(glued):
+    rows = [json.loads(value) for name, value in glued.items() if name.startswith("ledger.expected.")]
+    assert [(row["what"], row["expected"], row["observed"], row["holds"]) for row in rows] == [("a", "1", "2", False)]

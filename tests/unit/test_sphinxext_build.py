@@ -44,6 +44,9 @@ CLAIM = """
 import json
 record = {"kind": "claim", "text": "1 < 0 <script>alert(1)</script>", "holds": False, "method": "observed"}
 glue("ledger.claim.1", json.dumps(record), display=False)
+for n, holds in enumerate((True, False)):
+    row = {"kind": "expected", "what": f"row {n}", "expected": "<b>", "observed": "c", "holds": holds}
+    glue(f"ledger.expected.{n}", json.dumps(row), display=False)
 ```
 """
 
@@ -133,6 +136,21 @@ def test_the_ledger_escapes_what_chapters_say_and_links_to_them(small):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert re.search(r'<a class="reference internal" href="one.html">One</a>', page)
     assert re.search(r"<summary>One \(1\)</summary>", page)
+
+
+def test_the_ledger_opens_with_totals_and_has_the_surprises(small):
+    page = html(small[0], "index")
+    totals = page.partition("lab-ledger-totals")[2].partition("</table>")[0]
+    rows = [re.findall(r"<p>(.*?)</p>", row) for row in totals.split("<tr")[1:]]
+    assert ["Findings", "1", "0", "1"] in rows
+    assert ["Expectations", "2", "1", "1"] in rows
+    surprises = page.partition("lab-ledger-surprises")[2].partition("</table>")[0]
+    assert "row 1" in surprises
+    assert "row 0" not in surprises
+    assert "&lt;b&gt;" in surprises
+    assert 'href="one.html#expected-and-observed"' in surprises
+    assert "labledger.js" in page
+    assert "labledger.js" not in html(small[0], "one")
 
 
 def test_the_seconds_of_cached_chapters_are_kept(small):
