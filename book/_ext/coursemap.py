@@ -6,6 +6,7 @@ Everything comes from the chapters' first lines, so the map can't say something 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from sphinx.environment import BuildEnvironment
 
 # Sizes in the drawing's own units; a row is a part of the book.
-WIDTH, BOX, HIGH, GAP, ROW, TOP = 760, 108, 50, 21, 112, 40
+WIDTH, LEFT, BOX, HIGH, GAP, ROW, TOP = 880, 120, 108, 50, 21, 100, 12
 TIP = (
     '<marker id="lab-tip" markerWidth="8" markerHeight="8" refX="7" refY="4" orient="auto">'
     '<path d="M0 0 L7 4 L0 8" fill="none" stroke="currentColor"/></marker>'
@@ -39,37 +40,40 @@ def parts(env: BuildEnvironment, known: dict[int, Chapter]) -> dict[str, list[Ch
     return found
 
 
-def drawing(grouped: dict[str, list[Chapter]]) -> str:
-    """The chapters as boxes, a row for each part, with an arrow from each prerequisite."""
+def drawing(grouped: dict[str, list[Chapter]], address: Callable[[Chapter], str]) -> str:
+    """The chapters as boxes that are links, a row for each part, with an arrow from each prerequisite."""
     place: dict[int, tuple[float, float]] = {}
     boxes, arrows, captions = [], [], []
     for row, (caption, inside) in enumerate(grouped.items()):
         top = TOP + row * ROW
-        captions.append(f'<text x="10" y="{top - 14}">{escape(caption)}</text>')
+        words = textwrap.wrap(caption, LETTERS)  # beside the boxes, where no arrow goes
+        middle = top + HIGH / 2 + 5 - 7.5 * (len(words) - 1)
+        captions += [f'<text x="2" y="{middle + 15 * i:g}">{escape(line)}</text>' for i, line in enumerate(words)]
         for column, chapter in enumerate(inside):
-            x, y = 10 + column * (BOX + GAP), top
+            x, y = LEFT + column * (BOX + GAP), top
             place[chapter.number] = (x, y)
             lines = textwrap.wrap(f"{chapter.number} {chapter.title}", LETTERS)[:3]
             first = y + HIGH / 2 + 5 - 7.5 * (len(lines) - 1)
+            said = escape(f"Chapter {chapter.number}, {chapter.title}", quote=True)
             boxes.append(
+                f'<a href="{escape(address(chapter), quote=True)}" aria-label="{said}">'
                 f'<rect x="{x}" y="{y}" width="{BOX}" height="{HIGH}" rx="7" '
                 'fill="var(--pst-color-background)" stroke="currentColor"/>'
                 + "".join(
                     f'<text x="{x + BOX / 2:g}" y="{first + 15 * i:g}" text-anchor="middle">{escape(line)}</text>'
                     for i, line in enumerate(lines)
                 )
+                + "</a>"
             )
     for after, before in direct(grouped).items():
         arrows += [_arrow(place[n], place[after]) for n in before if n in place]
     height = TOP + len(grouped) * ROW - (ROW - HIGH) + 10
     said = escape(spoken(grouped), quote=True)
-    # Boxes and captions lie over the arrows; a caption has a halo of the page's own colour.
-    halo = 'font-weight="bold" paint-order="stroke" stroke="var(--pst-color-background)" stroke-width="6"'
     return (
-        f'<figure class="lab-diagram" role="img" aria-label="{said}"><svg viewBox="0 0 {WIDTH + 20} {height}" '
+        f'<figure class="lab-diagram lab-map" role="group" aria-label="{said}"><svg viewBox="0 0 {WIDTH} {height}" '
         'xmlns="http://www.w3.org/2000/svg" font-family="inherit" font-size="12.5" fill="currentColor" stroke="none">'
         f'{TIP}<g fill="none" stroke="currentColor">{"".join(arrows)}</g>{"".join(boxes)}'
-        f"<g {halo}>{''.join(captions)}</g></svg></figure>"
+        f'<g font-weight="bold">{"".join(captions)}</g></svg></figure>'
     )
 
 
@@ -136,7 +140,8 @@ def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
     sums = (f"All {len(known)} chapters", "", "", hours(reading), hours(minutes(known, list(known)) - reading))
     rows.append([nodes.strong("", text) if text else "" for text in sums])
     made = pages.table(["Chapter", "Question", "Builds on", "Reading", "Doing"], rows)
-    return [nodes.raw("", drawing(grouped), format="html"), made]
+    drawn = drawing(grouped, lambda chapter: app.builder.get_relative_uri(here, chapter.docname))
+    return [nodes.raw("", drawn, format="html"), made]
 
 
 def setup(app: Sphinx) -> None:

@@ -220,10 +220,11 @@ def test_only_the_arrows_that_say_something_are_drawn():
 
     grouped = {"A & B": [chapter(1), chapter(2, 1), chapter(3, 1, 2)], "C": [chapter(4, 1), chapter(5, 3, 99)]}
     assert coursemap.direct(grouped) == {1: [], 2: [1], 3: [2], 4: [1], 5: [3, 99]}
-    drawn = coursemap.drawing(grouped)
+    drawn = coursemap.drawing(grouped, lambda chapter: f"{chapter.docname}.html")
     assert drawn.count("stroke-opacity") == 4  # 99 isn't in the book
     assert "A &amp; B" in drawn
     assert "T &lt;1&gt;" in drawn
+    assert drawn.count("<a href=") == 5
 
 
 def test_a_circle_of_prerequisites_ends():
