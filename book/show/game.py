@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 
 FIRING = 5  # contexts in which the latent fires, and as many in which it does not
 NEAR = 2  # near misses among those in which it does not, where the text has so many
+NOBODY = f"No latent of this run fires in {FIRING} of the unseen contexts, so there is no game."
 SHOWN = 5  # strongest contexts of the dashboard; the others are from further down
+
+
+class TooFew(MetricError):
+    """A latent fires, or is off, in too few contexts to be asked about."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,7 @@ def dashboard(codes: Codes, latent: int) -> list[tuple[int, int]]:
     """The places that a dashboard shows: the strongest contexts, and one around each lower quantile."""
     acts = codes.of(latent)
     if not (acts > 0).any():
-        raise MetricError(
-            f"latent {latent} does not fire on the text of the dashboards: take more text, or leave it out"
-        )
+        raise TooFew(f"latent {latent} does not fire on the text of the dashboards: take more text, or leave it out")
     lower = [place for q in cards.LOWER for place in cards.around(acts, q, 1)]
     return list(dict.fromkeys(cards.best_of_each_context(acts, SHOWN) + lower))
 
@@ -96,7 +99,8 @@ def questions(chosen: Codes, unseen: Codes, latent: int, says: Bool[Tensor, "con
         says: where in the unseen text the rule says that the latent fires.
 
     Raises:
-        MetricError: shapes that do not fit, or the latent fires in too few contexts.
+        MetricError: shapes that do not fit.
+        TooFew: the latent fires, or is off, in too few contexts.
     """
     if says.shape != unseen.tokens.shape:
         raise MetricError(f"a rule of shape {tuple(says.shape)} for a text of shape {tuple(unseen.tokens.shape)}")
@@ -120,7 +124,7 @@ def questions(chosen: Codes, unseen: Codes, latent: int, says: Bool[Tensor, "con
     rest = draw(off, FIRING - len(near))
     if len(firing) < FIRING or len(near) + len(rest) < FIRING:
         missing = "fires" if len(firing) < FIRING else "is off"
-        raise MetricError(
+        raise TooFew(
             f"latent {latent} {missing} in too few of the {len(acts)} unseen contexts: the game needs {FIRING} in "
             f"which it fires and {FIRING} others; take more text, or leave it out"
         )
@@ -137,35 +141,38 @@ def questions(chosen: Codes, unseen: Codes, latent: int, says: Bool[Tensor, "con
     )
 
 
+def draws(
+    chosen: Codes, unseen: Codes, says: Mapping[int, Bool[Tensor, "context pos"]], seed: int = 0
+) -> list[Questions]:
+    """The questions about each latent of `says`; a latent that fires, or is off, in too few contexts is left out."""
+    found = []
+    for latent, rule in says.items():
+        try:
+            found.append(questions(chosen, unseen, latent, rule, seed))
+        except TooFew:
+            continue
+    return found
+
+
 def rounds(
-    model: TransformerBridge,
-    chosen: Codes,
-    unseen: Codes,
-    says: Mapping[int, Bool[Tensor, "context pos"]],
-    rules: Mapping[int, str],
-    latents: Sequence[int],
-    seed: int = 0,
+    model: TransformerBridge, chosen: Codes, unseen: Codes, asked: Sequence[Questions], rules: Mapping[int, str]
 ) -> list[Round]:
-    """A round of the game for each latent, with its text.
+    """A round of the game for each of some drawn questions, with its text.
 
     Args:
-        chosen, unseen, says: as for `questions`, `says` for each latent. rules: the rules in words.
-
-    Raises:
-        MetricError: as `questions`.
+        chosen, unseen: as for `questions`, which drew `asked` from them. rules: the latents' rules in words.
     """
     made = []
-    for latent in latents:
-        acts = chosen.of(latent)
-        seen = dashboard(chosen, latent)
-        drawn = questions(chosen, unseen, latent, says[latent], seed)
+    for drawn in asked:
+        acts = chosen.of(drawn.latent)
         peak = float(acts.max())
+        seen = dashboard(chosen, drawn.latent)
         made.append(
             Round(
                 questions=drawn,
                 seen=tuple(cards._snippet(model, chosen, acts, peak, *place) for place in seen),
                 asked=tuple(_around(model, unseen.tokens, *place) for place in drawn.places),
-                rule=rules[latent],
+                rule=rules[drawn.latent],
             )
         )
     return made
@@ -183,20 +190,23 @@ def by_rule(drawn: Sequence[Questions]) -> metrics.Interval:
     """The share of contexts on which the latents' rules are right, with Wilson's interval.
 
     The interval tells how they would do on other contexts like these of the same latents, and not on other latents.
+    Where nothing was asked it is as wide as can be, around chance.
     """
     right = [one for some in drawn for one in some.right]
-    return metrics.share(sum(right), len(right))
+    return metrics.share(sum(right), len(right)) if right else metrics.Interval(0.5, 0.0, 1.0, 0)
 
 
 def page(played: Sequence[Round]) -> cards.Markup:
-    """The page of the game.
+    """The page of the game; without latents it is a sentence that says so.
 
     Raises:
-        ReportError: no latents, or the same one twice.
+        ReportError: the same latent twice.
     """
     latents = [one.questions.latent for one in played]
-    if not played or len(set(latents)) < len(latents):
-        raise ReportError("the game needs at least one latent, and each only once")
+    if len(set(latents)) < len(latents):
+        raise ReportError(f"the game asks about each latent only once: {', '.join(map(str, latents))}")
+    if not played:
+        return cards.Markup(f"<p>{NOBODY}</p>", NOBODY)
     asked = "".join(_round(one, number, len(played)) for number, one in enumerate(played, start=1))
     answers = "".join(map(_answers, played))
     markup = f'<div class="lab-game">{asked}<div class="lab-game-answers">{answers}</div></div>'

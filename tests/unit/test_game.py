@@ -62,7 +62,8 @@ def says(codes: Codes, latent: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def played(chosen, unseen):
     rules = {i: f"the token is one of {EVIL!r}\n {i}" for i in range(4)}
-    return game.rounds(MODEL, chosen, unseen, {i: says(unseen, i) for i in range(4)}, rules, [2, 0, 3])
+    drawn = game.draws(chosen, unseen, {i: says(unseen, i) for i in (2, 0, 3)})
+    return game.rounds(MODEL, chosen, unseen, drawn, rules)
 
 
 def test_what_is_asked_is_balanced_and_answered_by_the_codes(chosen, unseen):
@@ -138,10 +139,19 @@ def test_a_latent_that_fires_too_seldom_is_refused(chosen, unseen):
         game.questions(chosen, unseen, 1, says(unseen, 1)[:3])
 
 
-def test_no_latents_and_the_same_twice_are_refused(played):
-    for refused in ([], [played[0], played[0]]):
-        with pytest.raises(ReportError, match="game"):
-            game.page(refused)
+def test_latents_that_fire_too_seldom_are_left_out_of_a_count(chosen, unseen):
+    drawn = game.draws(chosen, unseen, {i: says(unseen, i) for i in (5, 1, 3)})
+    assert [one.latent for one in drawn] == [1, 3]
+    assert drawn[0] == game.questions(chosen, unseen, 1, says(unseen, 1))
+    with pytest.raises(MetricError, match="a rule of shape"):
+        game.draws(chosen, unseen, {1: says(unseen, 1)[:3]})
+
+
+def test_the_same_latent_twice_is_refused_and_no_latents_are_a_sentence(played):
+    with pytest.raises(ReportError, match="only once: 2, 2"):
+        game.page([played[0], played[0]])
+    assert Structure(game.page([]).html).text == game.page([]).words == game.NOBODY
+    assert (game.by_rule([]).mean, game.by_rule([]).n) == (0.5, 0)
 
 
 def test_the_score_of_the_rules_has_wilsons_interval(played):
@@ -171,7 +181,8 @@ def test_the_page_has_the_answers_in_closed_blocks_and_for_the_script(played):
 
 
 def test_another_draw_is_another_round(chosen, unseen, played):
-    again = game.rounds(MODEL, chosen, unseen, {2: says(unseen, 2)}, {2: "x"}, [2], seed=1)
+    drawn = game.draws(chosen, unseen, {2: says(unseen, 2)}, seed=1)
+    again = game.rounds(MODEL, chosen, unseen, drawn, {2: "x"})
     ids = [Structure(game.page(some).html).found["section"][0]["data-round"] for some in (played, again)]
     assert ids[0] != ids[1]
 
@@ -195,8 +206,8 @@ def test_the_frame_stands_around_the_word_and_not_around_its_space():
 def test_the_game_is_small(chosen, unseen):
     generator = torch.Generator().manual_seed(2)
     rare = SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda _: f" {letters(generator)}"))
-    some = {i: says(unseen, i) for i in (0, 1, 2, 3)}
-    four = game.rounds(rare, chosen, unseen, some, dict.fromkeys(some, "the token is one of ten"), [0, 1, 2, 3])
+    some = game.draws(chosen, unseen, {i: says(unseen, i) for i in range(4)})
+    four = game.rounds(rare, chosen, unseen, some, dict.fromkeys(range(4), "the token is one of ten"))
     markup = game.page(four).html.encode()
     code = b"".join((ASSETS / name).read_bytes() for name in ("labgame.js", "labgame.css"))
     assert 2 * len(gzip.compress(markup)) + len(gzip.compress(code)) < 25_000
