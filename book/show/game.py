@@ -196,6 +196,46 @@ def by_rule(drawn: Sequence[Questions]) -> metrics.Interval:
     return metrics.share(sum(right), len(right)) if right else metrics.Interval(0.5, 0.0, 1.0, 0)
 
 
+@dataclass(frozen=True)
+class Told:
+    """What rules say about the contexts they are asked about. The intervals are over latents.
+
+    Attributes:
+        right: share of contexts on which they are right.
+        firing, near, other: share of contexts that they call firing, among those where the latent fires, near misses,
+            and others where it is off.
+        silence: of a latent's ten contexts, the firings that its rule misses less those that it invents.
+    """
+
+    right: metrics.Interval
+    firing: metrics.Interval
+    near: metrics.Interval
+    other: metrics.Interval
+    silence: metrics.Interval
+
+
+def told(drawn: Sequence[Questions]) -> Told:
+    """What the rules of some latents say; of what was not asked, intervals as wide as can be."""
+    nothing = metrics.Interval(0.5, 0.0, 1.0, 0)
+    if not drawn:
+        return Told(*[nothing] * 4, metrics.Interval(0.0, -FIRING, FIRING, 0))
+    fires, near, said = (torch.tensor([getattr(one, name) for one in drawn]) for name in ("fires", "near", "said"))
+
+    def share(of: Tensor) -> metrics.Interval:  # of [latent context]
+        some = of.any(1)
+        rates = (said & of).sum(1)[some] / of.sum(1)[some]
+        return metrics.bootstrap(rates) if some.any() else nothing
+
+    missed, invented = (fires & ~said).sum(1), (said & ~fires).sum(1)  # [latent] each
+    return Told(
+        right=metrics.bootstrap((fires == said).float().mean(1)),
+        firing=share(fires),
+        near=share(near),
+        other=share(~fires & ~near),
+        silence=metrics.bootstrap((missed - invented).float()),
+    )
+
+
 def page(played: Sequence[Round]) -> cards.Markup:
     """The page of the game; without latents it is a sentence that says so.
 

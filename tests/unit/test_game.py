@@ -161,6 +161,21 @@ def test_the_score_of_the_rules_has_wilsons_interval(played):
     assert score.low < score.mean < score.high
 
 
+def test_what_rules_say_is_counted_by_kind_of_context():
+    def made(latent, fires, near, said):
+        return game.Questions(latent, ((0, 1),) * 4, fires, (0.5,) * 4, near, said)
+
+    two = (True, True, False, False)
+    drawn = [made(i, two, (False, False, True, False), (True, False, True, False)) for i in range(10)]
+    found = game.told(drawn)
+    assert [one.mean for one in (found.right, found.firing, found.near, found.other)] == [0.5, 0.5, 1.0, 0.0]
+    assert found.silence.mean == 0.0, "one missed, one invented"
+    silent = game.told([made(i, two, (False,) * 4, (False,) * 4) for i in range(10)])
+    assert (silent.right.mean, silent.firing.mean, silent.silence.mean) == (0.5, 0.0, 2.0)
+    assert (silent.near.low, silent.near.high, silent.near.n) == (0.0, 1.0, 0), "nothing is known of near misses"
+    assert (game.told([]).right.n, game.told([]).silence.mean) == (0, 0.0)
+
+
 def test_the_page_has_the_answers_in_closed_blocks_and_for_the_script(played):
     page = Structure(game.page(played).html)
     assert [one["id"] for one in page.found["details"]] == ["answers-2", "answers-0", "answers-3"]
