@@ -113,10 +113,14 @@ def questions(chosen: Codes, unseen: Codes, latent: int, says: Bool[Tensor, "con
 
     def draw(where: Tensor, n: int) -> list[tuple[int, int]]:
         places, found = where.nonzero(), list[tuple[int, int]]()
-        for context, position in places[torch.randperm(len(places), generator=generator)].tolist():
-            if len(found) < n and context not in taken:
-                taken.add(context)
-                found.append((context, position))
+        order = torch.randperm(len(places), generator=generator)
+        for piece in places[order].split(64):  # nearly always the first few are enough
+            for context, position in piece.tolist():
+                if len(found) == n:
+                    return found
+                if context not in taken:
+                    taken.add(context)
+                    found.append((context, position))
         return found
 
     firing = draw(fires, FIRING)
