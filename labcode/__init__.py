@@ -2,7 +2,7 @@
 
 errors, progress                           what every module may raise and show
 forward, models, toy                       arithmetic of a decoder; loading one; one wired by hand, with a known circuit
-prompts, variants                          populations with named positions; the same task, changed
+prompts, tasks, variants                   populations with named positions; tasks of your own; the task, changed
 frames                                     sentences of the recorded evidence: one half to find with, one to judge on
 metrics, residual                          what a run is worth, with intervals; the residual stream as a sum
 heads                                      what heads attend to, and what their OV circuits do to a name

@@ -656,7 +656,8 @@ def first_difference(base: Population, source: Population) -> Int[Tensor, " batc
     0 where the prompts are equal: then the whole run is computed, so that patching a run with itself tests the engine.
 
     Raises:
-        PatchError: a different number of prompts or of tokens, or S2 in another place; the message shows where.
+        PatchError: a different number of prompts or of tokens, or a named position in another place; the message shows
+            where.
     """
     if not len(base):
         raise PatchError("an empty population: give at least one prompt")
@@ -664,9 +665,10 @@ def first_difference(base: Population, source: Population) -> Int[Tensor, " batc
         raise PatchError(f"{len(base)} prompts against {len(source)}: each prompt needs one partner")
     for row in (base.lengths != source.lengths).nonzero()[:, 0].tolist():
         raise PatchError(_misaligned(row, base.str_tokens[row], source.str_tokens[row]), see="misaligned-prompts")
-    # As many tokens, but shifted words. The order of the two first names may differ on purpose, so S2 is what we ask.
-    for row in (base.positions["S2"] != source.positions["S2"]).nonzero()[:, 0].tolist():
-        raise PatchError(_misaligned(row, base.str_tokens[row], source.str_tokens[row]), see="misaligned-prompts")
+    # As many tokens, but shifted words. The order of the two first names may differ on purpose.
+    for name in set(base.positions) & set(source.positions) - {"IO", "S1", "S1+1"}:
+        for row in (base.positions[name] != source.positions[name]).nonzero()[:, 0].tolist():
+            raise PatchError(_misaligned(row, base.str_tokens[row], source.str_tokens[row]), see="misaligned-prompts")
     real = torch.arange(base.tokens.shape[1]) < base.lengths[:, None]
     width = min(base.tokens.shape[1], source.tokens.shape[1])
     different = (base.tokens[:, :width] != source.tokens[:, :width]) & real[:, :width]
