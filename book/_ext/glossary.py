@@ -1,4 +1,4 @@
-"""Link the first use of each glossary term in a chapter to the glossary.
+"""Link the first use of each glossary term in a chapter to the glossary, and let the search know who introduces it.
 
 Chapters carry no markup for it. Terms that share a definition count as one. Headings, code, formulas, captions, tables,
 links and numbers that the run put in are left alone.
@@ -117,6 +117,7 @@ class GlossaryLinks(SphinxPostTransform):
         chapter = number(self.env.docname)
         if not known or chapter is None:
             return
+        self.document.insert(0, introduced(self.document, [entry for entry in known if entry.since == chapter]))
         words, done = Words(known, chapter), set[str]()
         for text in [text for text in self.document.findall(nodes.Text) if is_prose(text)]:
             if found := words.find(str(text), done):
@@ -133,8 +134,32 @@ class GlossaryLinks(SphinxPostTransform):
         return [*parts, nodes.Text(text[at:])] if at < len(text) else parts
 
 
+# The search
+
+
+def introduced(document: nodes.document, known: list[Entry]) -> addnodes.index:
+    """Entries for the terms that a chapter introduces, at the section that first has them: the search ranks these first."""
+    parts = []
+    for section in document.findall(nodes.section):
+        own = [node for node in section.children if not isinstance(node, nodes.section | nodes.raw)]
+        parts.append((section["ids"][0], " ".join(node.astext() for node in own)))
+    entries = []
+    for entry in known:
+        expression = re.compile("|".join(rf"(?<![\w.-]){pattern(word)}" for word in entry.words), re.IGNORECASE)
+        anchor = next((anchor for anchor, text in parts if expression.search(text)), parts[0][0] if parts else "")
+        entries += [("single", word, anchor, "main", None) for word in entry.words]
+    return addnodes.index(entries=entries)
+
+
+def add_script(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Results of the search that are terms show what they mean."""
+    if page == "search":
+        app.add_js_file("labsearch.js", loading_method="defer")
+
+
 def setup(app: Sphinx) -> None:
     """Collect the definitions when a page is read, and link to them when chapters are written."""
+    app.connect("html-page-context", add_script)
     app.add_css_file("course.css")
     app.add_post_transform(GlossaryLinks)
     pages.collect(app, "glossary", read)

@@ -200,10 +200,29 @@ def test_without_scripts_a_figure_is_there(browser, site):
     context.close()
 
 
-def test_the_search_finds_a_word_of_the_book(visit, site):
-    page = visit("search.html?q=residual").page
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [("logit lens", "03-residual-stream"), ("path patching", "07-path-patching"), ("KL", "11-the-circuit")],
+)
+def test_the_search_ranks_first_who_introduces_a_word(visit, words, first):
+    page = visit(f"search.html?q={words.replace(' ', '+')}").page
     page.locator("#search-results ul.search li a").first.wait_for(timeout=10_000)
-    assert page.locator("#search-results ul.search li a").count() > 0
+    page.wait_for_timeout(300)
+    found = page.locator("#search-results ul.search li a").evaluate_all("nodes => nodes.map(node => node.href)")
+    top = next(url for url in found if "glossary" not in url)
+    assert first in top, found[:4]
+
+
+def test_a_hit_in_the_glossary_shows_what_the_word_means(visit):
+    page = visit("search.html?q=logit+lens").page
+    hit = page.locator("#search-results li", has=page.locator("a[href*='glossary.html#term-']")).first
+    hit.locator("p.context").wait_for(timeout=10_000)
+    assert len(hit.locator("p.context").inner_text()) > 60
+
+
+def test_a_search_without_a_hit_gives_advice(visit):
+    page = visit("search.html?q=zzyzxq").page
+    page.locator(".lab-advice").wait_for(timeout=10_000)
 
 
 def test_the_start_page_leads_into_the_book(browser, site):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -254,6 +255,17 @@ def test_a_page_without_a_model_row_has_no_minutes():
     assert (found.number, found.reading, found.doing, found.builds_on, found.question) == (7, None, None, (), "")
     assert chapters.minutes({7: found}, [7, 8]) == 0
     assert chapters.number("book/ledger") is None
+
+
+def test_the_search_index_knows_who_introduces_a_term(small):
+    folder, _, _ = small
+    index = json.loads((folder / "_build/html/searchindex.js").read_text().removeprefix("Search.setIndex(").rstrip(")"))
+    introduced = {
+        (index["docnames"][at], anchor) for at, anchor, main in index["indexentries"]["residual stream"] if main
+    }
+    assert ("01-one", "the-stream") in introduced
+    assert {page for page, _ in introduced} == {"01-one", "words"}
+    assert "labsearch.js" in html(folder, "search")
 
 
 def test_a_module_has_a_page_and_links_both_ways(small):
