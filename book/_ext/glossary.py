@@ -138,7 +138,7 @@ class GlossaryLinks(SphinxPostTransform):
 
 
 def introduced(document: nodes.document, known: list[Entry]) -> addnodes.index:
-    """Entries for the terms that a chapter introduces, at the section that first has them: the search ranks these first."""
+    """Entries for the terms that a chapter introduces, where it first has them: the search ranks them first."""
     parts = []
     for section in document.findall(nodes.section):
         own = [node for node in section.children if not isinstance(node, nodes.section | nodes.raw)]
