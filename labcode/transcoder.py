@@ -53,6 +53,7 @@ class Pairs:
 
     Attributes:
         reads, writes: the vectors, float32.
+        context, position: where each came from.
         dropped: tokens after the first position that were left out, as the stream after the block is massive there.
         median: median norm of the stream after the block.
         layer: whose MLP.
@@ -60,6 +61,8 @@ class Pairs:
 
     reads: Float[Tensor, "sample d_model"]
     writes: Float[Tensor, "sample d_model"]
+    context: Int[Tensor, " sample"]
+    position: Int[Tensor, " sample"]
     dropped: int
     median: float
     layer: int
@@ -71,6 +74,11 @@ class Pairs:
     def center(self) -> Float[Tensor, " d_model"]:
         """The mean output."""
         return self.writes.mean(0)
+
+    @property
+    def inputs(self) -> sae.Activations:
+        """What is read, as `latents.codes_of` takes it."""
+        return sae.Activations(self.reads, self.context, self.position, self.dropped, self.median, self.layer)
 
 
 def collect(model: TransformerBridge, tokens: Int[Tensor, "context pos"], layer: int, batch_size: int = 32) -> Pairs:
@@ -87,14 +95,15 @@ def collect(model: TransformerBridge, tokens: Int[Tensor, "context pos"], layer:
     for piece in progress(tokens.split(batch_size), f"MLP of layer {layer}", -(-len(tokens) // batch_size)):
         with torch.no_grad():
             _, cache = model.run_with_cache(piece, names_filter=names, stop_at_layer=layer + 1)
-        pieces.append([cache[name][:, 1:].flatten(0, 1).float() for name in names])
-    reads, writes, after = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        pieces.append([cache[name][:, 1:].float() for name in names])
+    reads, writes, after = (torch.cat(parts) for parts in zip(*pieces, strict=True))  # [context pos - 1 d_model]
     if not (torch.isfinite(reads).all() and torch.isfinite(writes).all()):
         raise SaeError(f"NaN or infinite numbers at the MLP of layer {layer}: check the model's weights")
     norms = after.norm(dim=-1)
     median = float(norms.median())
     kept = norms <= sae.MASSIVE * median
-    return Pairs(reads[kept], writes[kept], int((~kept).sum()), median, layer)
+    where = kept.nonzero()
+    return Pairs(reads[kept], writes[kept], where[:, 0], where[:, 1] + 1, int((~kept).sum()), median, layer)
 
 
 def check_mlp(model: TransformerBridge, layer: int) -> None:

@@ -2,7 +2,7 @@
 
 More text and more latents than the chapter's own. What it has to beat is trained on the same pairs and judged on the
 same held-out contexts: a linear map, one through as few numbers as the code has, a transcoder without the linear map,
-and one whose directions stay random. About twenty minutes on one core; the transcoder is there after half of them.
+and one whose directions stay random. About ten minutes on one core; the transcoder is there after half of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def make(options: Namespace) -> None:
     text = corpus.load_corpus(model)
     parts, held = text.split()
     pairs = transcoder.collect(model, parts[: options.contexts], options.layer)
-    unseen = transcoder.collect(model, held[:64], options.layer)
+    unseen = transcoder.collect(model, held[:32], options.layer)
     linear = transcoder.linear_map(pairs)
     wanted: dict[str, Any] = {"d_sae": options.d_sae, "k": options.k, "samples": options.samples}
     wanted |= {"batch": options.batch, "lr": options.lr, "seed": options.seed}
@@ -92,10 +92,10 @@ def dead(pairs: transcoder.Pairs, unseen: transcoder.Pairs, linear: transcoder.L
 if __name__ == "__main__":
     parser = ArgumentParser(prog="python -m labbook.data.make.transcoder", description=str(__doc__).splitlines()[0])
     parser.add_argument("--layer", type=int, default=20, help="whose MLP (default %(default)s; see mlps-smollm2.json)")
-    parser.add_argument("--contexts", type=int, default=640, help="contexts to train on (default %(default)s)")
+    parser.add_argument("--contexts", type=int, default=384, help="contexts to train on (default %(default)s)")
     parser.add_argument("--d-sae", type=int, default=2048, help="latents (default %(default)s)")
     parser.add_argument("--k", type=int, default=32, help="active latents of a token (default %(default)s)")
-    parser.add_argument("--samples", type=int, default=300_000, help="pairs to train on (default %(default)s)")
+    parser.add_argument("--samples", type=int, default=250_000, help="pairs to train on (default %(default)s)")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
