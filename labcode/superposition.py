@@ -1,13 +1,11 @@
-"""Data whose features are known: sparse, more of them than dimensions, each with a direction of its own.
+"""What was found, held against features that are known.
 
-In a real model nobody can say which features are there, so nobody can say whether a dictionary found them. Here the
-truth is drawn first: a point is the sum of the directions of the few features that are on, each times its value. What a
-method finds is then matched with the truth, one to one.
+In a real model nobody can say which features are there, so nobody can say whether a dictionary found them. Where the
+truth was drawn first (`sae_lens.synthetic` does that), what a method finds is matched with it, one to one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,62 +13,8 @@ import torch
 from labcode.errors import MetricError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class ToyFeatures:
-    """A known set of features and how often they are on.
-
-    Attributes:
-        directions: one unit vector for each feature.
-        p: the probability that a feature is on, the same for all.
-        together: the first half of the features come in pairs (0 and 1, 2 and 3, ...). With this probability the second
-            of a pair is on exactly where the first is; otherwise it is drawn for itself. 0 makes all independent.
-    """
-
-    directions: Float[Tensor, "feature d"]
-    p: float
-    together: float = 0.0
-
-    @property
-    def n_paired(self) -> int:
-        """How many features, from the first one on, come in pairs."""
-        return len(self.directions) // 4 * 2
-
-    def sample(
-        self, n: int, generator: torch.Generator
-    ) -> tuple[Float[Tensor, "sample feature"], Float[Tensor, "sample d"]]:
-        """Values of the features at `n` points, and the points. A feature that is on has a value from 0.5 to 1.5.
-
-        Source: the set-up of Elhage et al. 2022 (Toy Models of Superposition), with directions given instead of learnt
-        and values away from 0, so that on and off can be told apart.
-        """
-        n_features = len(self.directions)
-        on = torch.rand(n, n_features, generator=generator) < self.p
-        if self.together:
-            first, second = on[:, 0 : self.n_paired : 2], on[:, 1 : self.n_paired : 2]
-            linked = torch.rand(first.shape, generator=generator) < self.together
-            on[:, 1 : self.n_paired : 2] = torch.where(linked, first, second)
-        values = on * (0.5 + torch.rand(n, n_features, generator=generator))
-        return values, values @ self.directions
-
-
-def make(n_features: int = 128, d: int = 32, *, p: float = 0.02, together: float = 0.0, seed: int = 0) -> ToyFeatures:
-    """Directions drawn at random from the unit sphere. They are nearly, and not quite, at right angles.
-
-    The seed is spread so that a dictionary started from `torch.manual_seed(seed)` does not start at these directions.
-
-    Raises:
-        MetricError: no features or dimensions, or a probability outside 0 to 1.
-    """
-    if n_features < 1 or d < 1:
-        raise MetricError(f"{n_features} features in {d} dimensions: at least one of each is needed")
-    if not (0 < p <= 1 and 0 <= together <= 1):
-        raise MetricError(f"p={p}, together={together}: both are probabilities, and p is above 0")
-    generator = torch.Generator().manual_seed(1_000_003 + 7919 * seed)
-    return ToyFeatures(unit(torch.randn(n_features, d, generator=generator)), p, together)
 
 
 def unit(vectors: Float[Tensor, "vector d"]) -> Float[Tensor, "vector d"]:
@@ -78,15 +22,11 @@ def unit(vectors: Float[Tensor, "vector d"]) -> Float[Tensor, "vector d"]:
     return vectors / vectors.norm(dim=-1, keepdim=True)
 
 
-def matched(found: Float[Tensor, "latent d"], true: Float[Tensor, "feature d"]) -> Float[Tensor, " feature"]:
-    """The cosine of each true direction with the one found direction that is assigned to it.
+def partners(found: Float[Tensor, "latent d"], true: Float[Tensor, "feature d"]) -> Int[Tensor, " feature"]:
+    """The row of `found` that is assigned to each true direction, or -1 where none is left.
 
     No found direction serves two features: the assignment is the one with the largest sum of cosines (the Hungarian
-    method, Kuhn 1955). Taking the best cosine for each feature instead would count one direction many times. Where
-    there are fewer found directions than features, the features that are left over get 0. Signs count: a direction
-    that points the other way has a negative cosine.
-
-    A limit: random directions get more than 0 too, and the more of them, the more. Show a random dictionary beside it.
+    method, Kuhn 1955). Taking the best cosine for each feature instead would count one direction many times.
 
     Raises:
         MetricError: other numbers of dimensions, or a direction that is zero or not finite.
@@ -94,14 +34,48 @@ def matched(found: Float[Tensor, "latent d"], true: Float[Tensor, "feature d"]) 
     from scipy.optimize import linear_sum_assignment
 
     if found.ndim != 2 or true.ndim != 2 or found.shape[-1] != true.shape[-1]:
-        raise MetricError(f"directions of shape {tuple(found.shape)} cannot be matched with {tuple(true.shape)}")
+        raise MetricError(
+            f"directions of shape {tuple(found.shape)} cannot be matched with {tuple(true.shape)}",
+            see="different-widths",
+        )
     for name, vectors in (("found", found), ("true", true)):
         norm = vectors.norm(dim=-1)
         if not (norm.isfinite() & (norm > 0)).all():
             row = int((~(norm.isfinite() & (norm > 0))).nonzero()[0])
-            raise MetricError(f"{name} direction {row} is zero or not finite: leave it out before matching")
-    cosines = unit(true) @ unit(found).T  # [feature latent]
-    rows, columns = linear_sum_assignment(cosines.numpy(), maximize=True)
-    best = torch.zeros(len(true))
-    best[rows] = cosines[rows, columns]
-    return best
+            raise MetricError(
+                f"{name} direction {row} is zero or not finite: leave it out before matching", see="zero-direction"
+            )
+    rows, columns = linear_sum_assignment((unit(true) @ unit(found).T).detach().numpy(), maximize=True)
+    chosen = torch.full((len(true),), -1)
+    chosen[torch.as_tensor(rows)] = torch.as_tensor(columns)
+    return chosen
+
+
+def matched(found: Float[Tensor, "latent d"], true: Float[Tensor, "feature d"]) -> Float[Tensor, " feature"]:
+    """The cosine of each true direction with its partner among the found ones (`partners`), 0 where it has none.
+
+    Signs count: a direction that points the other way has a negative cosine. The library's
+    `sae_lens.synthetic.mean_correlation_coefficient` is the mean of these, signs aside, over features with a partner.
+
+    A limit: random directions get more than 0 too, and the more of them, the more. Show a random dictionary beside it.
+    """
+    chosen = partners(found, true)
+    cosines = (unit(true) * unit(found)[chosen]).sum(-1)
+    return torch.where(chosen >= 0, cosines, torch.zeros(())).detach()
+
+
+def different_causes(
+    acts: Float[Tensor, "sample unit"],
+    values: Float[Tensor, "sample feature"],
+    weights: Float[Tensor, "feature unit"],
+    top: int = 50,
+) -> Float[Tensor, " live_unit"]:
+    """How many different features stand behind the strongest points of each unit, a neuron or a latent.
+
+    Behind a point stands the feature that gives the unit most there: its value times its weight. Only points at which
+    the unit is on (above 0) count, at most `top`; units that are never on are left out.
+    """
+    strongest, where = acts.topk(min(top, len(acts)), dim=0)  # [top unit]
+    cause = (values[where] * weights.T).argmax(-1)  # [top unit]
+    counts = [len(set(one[on].tolist())) for one, on in zip(cause.T, strongest.T > 0, strict=True) if on.any()]
+    return torch.tensor(counts, dtype=torch.float)

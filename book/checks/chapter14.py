@@ -1,4 +1,4 @@
-"""Chapter 14: where spare latents go, an error beside what was found, and how large the interference is."""
+"""Chapter 14: the dimensions of a feature, an error beside what was found, and how large the interference is."""
 
 from __future__ import annotations
 
@@ -14,55 +14,19 @@ from labcode.superposition import matched, unit
 ALONG = 0.9
 
 
-def _cosines(decoder: Tensor, directions: Tensor) -> Tensor:
-    """[latent feature]."""
-    return unit(decoder) @ unit(directions).T
+def _dimensions(W: Tensor) -> Tensor:
+    """Elhage et al. 2022: the squared length of an arrow over all that lies along its direction."""
+    along = (unit(W) @ W.T).square().sum(-1)
+    return torch.nan_to_num(W.square().sum(-1) / along)
 
 
-def _kinds(latents: Tensor, nearest: Tensor, *, all_of_them: bool = False) -> dict[str, int]:
-    """Dead, along a feature, along none: counts of latents, given the cosine of each with the nearest feature."""
-    live = latents.amax(0) > 0
-    counted = torch.ones_like(live) if all_of_them else live
-    near = nearest > ALONG
-    return {"dead": int((~live).sum()), "along": int((counted & near).sum()), "none": int((counted & ~near).sum())}
-
-
-def _spare(latents: Tensor, decoder: Tensor, directions: Tensor) -> dict[str, int]:
-    return _kinds(latents, _cosines(decoder, directions).amax(-1))
-
-
-def _one_to_one(latents: Tensor, decoder: Tensor, directions: Tensor) -> dict[str, int]:
-    """Only the latent that a feature is matched with counts as along it."""
-    live = latents.amax(0) > 0
-    along = int((matched(decoder[live], directions) > ALONG).sum())
-    return {"dead": int((~live).sum()), "along": along, "none": int(live.sum()) - along}
-
-
-def _of_features(latents: Tensor, decoder: Tensor, directions: Tensor) -> dict[str, int]:
-    """Features counted where latents were asked for."""
-    live = latents.amax(0) > 0
-    near = _cosines(decoder, directions)[live].amax(0) > ALONG
-    return {"dead": int((~live).sum()), "along": int(near.sum()), "none": int((~near).sum())}
-
-
-def _dictionaries(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Latents [sample latent], a decoder that is not of length 1, and true directions.
-
-    Along a feature: rows 0 to 3, short, and row 4, which shares the feature of row 0. Row 5 points against a feature,
-    rows 6 and 7 anywhere, and long. Row 8 is dead and along a feature, row 9 dead and anywhere.
-    """
+def _arrows(setting: Setting) -> list[tuple[Tensor]]:
+    """Arrows of different lengths, one of them of none, in fewer dimensions than there are arrows and in more."""
     cases = []
-    for seed in (0, 1):
-        directions = unit(setting.random(7, 24, seed=seed))
-        noise = setting.random(10, 24, seed=seed + 10)
-        true = directions[[0, 1, 2, 3, 0, 5, 0, 0, 6, 0]]
-        size = torch.tensor([0.4, 0.5, 0.6, 0.7, 1.5, 1.2, 0.0, 0.0, 1.0, 0.0])[:, None]
-        sign = torch.tensor([1.0, 1, 1, 1, 1, -1, 1, 1, 1, 1])[:, None]
-        decoder = sign * size * true + 0.01 * noise
-        decoder[[6, 7, 9]] = 3 * noise[[6, 7, 9]]
-        latents = setting.random(40, 10, seed=seed + 20).relu()
-        latents[:, 8:] = 0
-        cases.append((latents, decoder, directions))
+    for n, d in ((6, 2), (4, 7)):
+        W = setting.random(n, d, seed=n)
+        W[2] = 0
+        cases.append((W,))
     return cases
 
 
@@ -99,8 +63,8 @@ def _codes(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
 
 
 def _variance(p: float) -> float:
-    """Of one feature's value: on with probability p, and then uniform from 1/2 to 3/2."""
-    return p * 13 / 12 - p**2
+    """Of one feature's value: on with probability p, and then with mean 1 and standard deviation 0.3."""
+    return p * 1.09 - p**2
 
 
 def _interference(directions: Tensor, p: float) -> Tensor:
@@ -116,36 +80,37 @@ def _others(directions: Tensor) -> Tensor:
 EXERCISES = [
     Exercise(
         number="14.1",
-        what="a number of latents",
-        near=1e-09,
-        takes=("latents", "decoder", "directions"),
-        cases=_dictionaries,
-        right=_spare,
-        says="Each latent is counted once: dead, along a feature, or along none. A feature may have several latents, "
-        "and that is where spare ones can go.",
+        what="a number of dimensions for each feature",
+        dims="feature",
+        takes=("W",),
+        cases=_arrows,
+        right=_dimensions,
+        says="Added up over all features they are at most the number of neurons: superposition shares dimensions, it "
+        "does not make new ones.",
         needs_model=False,
         mistakes=[
             Mistake(
-                gives=lambda latents, decoder, directions: _kinds(latents, (decoder @ directions.T).amax(-1)),
-                says="You compare projections, not cosines: the rows of this decoder are not of length 1. Divide each "
-                "by its length first; superposition.unit does it.",
+                gives=lambda W: torch.nan_to_num(W.square().sum(-1) / (W @ W.T).square().sum(-1)),
+                says="You project on the arrow, not on its direction. Give the arrow that is projected on the length "
+                "1 first; superposition.unit does it.",
             ),
             Mistake(
-                gives=lambda latents, decoder, directions: _kinds(
-                    latents, _cosines(decoder, directions).amax(-1), all_of_them=True
+                gives=lambda W: (
+                    torch.nan_to_num(1 / (unit(W) @ unit(W).T).nan_to_num().square().sum(-1)) * (W != 0).any(-1)
                 ),
-                says="Dead latents are counted twice, as dead and by their direction. A direction that is never used "
-                "says nothing: count only live ones as along a feature or along none.",
+                says="You count all arrows as equally long. The others are projected with the length that they have: "
+                "a feature that was nearly dropped takes up next to nothing.",
             ),
             Mistake(
-                gives=_one_to_one,
-                says="You match one to one, so only one latent of each feature counts. Here we ask where the spare "
-                "ones go: take the nearest feature of each latent, whether or not it has a partner.",
+                gives=lambda W: torch.nan_to_num(
+                    W.square().sum(-1) / ((unit(W) @ W.T).square().sum(-1) - W.square().sum(-1))
+                ),
+                says="You leave the feature itself out of the sum. It takes up its own direction too: a feature that "
+                "shares with nobody gets 1, not infinitely much.",
             ),
             Mistake(
-                gives=_of_features,
-                says="You count features instead of latents. In a table of cosines [latent feature], the largest of "
-                "each latent is along the last dimension.",
+                gives=lambda W: torch.nan_to_num(W.norm(dim=-1) / (unit(W) @ W.T).abs().sum(-1)),
+                says="You add up lengths. Both are squared: the arrow's length, and each projection before the sum.",
             ),
         ],
     ),
@@ -206,7 +171,7 @@ EXERCISES = [
                 "with the square of its cosine.",
             ),
             Mistake(
-                gives=lambda directions, p: _others(directions) * p * 13 / 12,
+                gives=lambda directions, p: _others(directions) * p * 1.09,
                 says="You take the mean of the squared value for the variance. Take the square of the mean value off, "
                 "too.",
             ),
