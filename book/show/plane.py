@@ -42,7 +42,8 @@ def draw(pictures: Sequence[Picture], *, alt: str, caption: str) -> str:
     reach = max([float(table.abs().max()) for table in drawn if len(table)], default=1.0)
     squares = "".join(_square(one, 0.86 * HALF / max(reach, 1e-9)) for one in pictures)
     return (
-        f'<figure class="lab-plane"><div role="img" aria-label="{html.escape(alt, quote=True)}" '
+        f'<figure class="lab-plane" style="margin:1.4rem 0">'
+        f'<div role="img" aria-label="{html.escape(alt, quote=True)}" '
         f'style="display:flex;flex-wrap:wrap;gap:.6rem;justify-content:center">{squares}</div>'
         f"<figcaption><p>{html.escape(caption)}</p></figcaption></figure>"
     )
@@ -57,8 +58,9 @@ def _square(one: Picture, scale: float) -> str:
         f'<text y="{-HALF - 8}">{html.escape(one.note)}</text>'
     )
     return (
-        f'<svg viewBox="{-HALF - 5} {-HALF - 44} {2 * HALF + 10} {2 * HALF + 50}" width="{2 * HALF + 10}" fill="none" '
-        f'stroke="{INK}" font-family="inherit" font-size="13" aria-hidden="true" style="max-width:100%">{axes}'
+        f'<svg viewBox="{-HALF - 5} {-HALF - 44} {2 * HALF + 10} {2 * HALF + 50}" fill="none" '
+        f'stroke="{INK}" font-family="inherit" font-size="13" aria-hidden="true" '
+        f'style="flex:1 1 11rem;max-width:15rem;height:auto">{axes}'
         f'<path d="{dots}" stroke="{TOWARDS}" stroke-opacity=".55" stroke-width="4" stroke-linecap="round"/>'
         f'<g stroke-width="2.2">{arrows}</g><g fill="{INK}" stroke="none" text-anchor="middle">{words}</g></svg>'
     )
