@@ -1,35 +1,54 @@
 """How many latents can be read? A count by rule, in place of an opinion.
 
 Looking at the top contexts of a latent, people find a meaning nearly always. So here a latent counts as readable only
-if a *simple rule* says where it fires: the token is one of a few; the token before is one of a few; it is of a class
-such as numbers; it has been seen before; its position. The rule is chosen on some contexts and scored on others, at all
-tokens and not only at the top.
+if a *simple rule* says where it fires: the token, or the one before, is one of a few, or a form of one of a few words;
+it is of a class such as numbers; it has been seen before; its position. A rule is fitted on one text and scored on
+another, at all tokens and not only at the top.
 
 Limits: a latent without such a rule can have a meaning that these rules cannot say; a latent with one can have a finer
-meaning. The count is one of simple rules, no more.
+meaning. The count is one of simple rules, no more. Families of words are those of a stemmer: it knows endings, so that
+"marry" and "married" are one word, and no irregular forms. A word of several tokens is none for these rules.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import string
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from labcode.corpus import DATA, masked
 from labcode.errors import MetricError
-from labcode.latents import repeated
+from labcode.latents import Codes, repeated
+from labcode.metrics import Interval
+from labcode.models import weights_key
 from labcode.prompts import NAMES
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
+    from transformer_lens.model_bridge import TransformerBridge
 
-FEW = 10  # tokens that a rule may list
-KINDS = ("token", "token before", "class", "repeated token", "position")
+    from labcode.sae import Activations
+
+FEW = 10  # tokens, words or families that a rule may list
+LEAST = 20  # tokens of each text on which a latent has to fire, or there is no score
+PASS = 0.8  # the F1 from which on a latent counts as read
+KINDS = ("token", "word", "word family", "class", "repeated token", "position")
+LISTS = KINDS[:3]
+NO_FAMILIES = ("token", "class", "repeated token", "position")
+THIS_TOKEN = ("token", "word", "word family", "class")
+QUESTIONS = ("no families", "this token", "strong firing")
 EDGES = (1, 2, 4, 8, 16)
+FORMS = 4  # of a family, named in a rule
+RECORD = "readability.json"
 
 # Classes of tokens that can be told from the token's text alone. A token may be in several. The closed classes go by
 # spelling, so that "that" is a conjunction here, and also an article or the like.
@@ -68,23 +87,29 @@ CLASSES: dict[str, Callable[[str], bool]] = {
 }
 
 
-@dataclass(frozen=True)
-class Found:
-    """The best simple rule for one latent.
+@cache
+def family(text: str) -> str:
+    """What a token has in common with the other forms of its word: case, space and ending are taken off.
 
-    Attributes:
-        kind: one of `KINDS`. rule: in words.
-        fitted: F1 on the contexts that chose it. f1, precision, recall: on the other contexts.
-        holds: where the rule says that the latent fires.
+    The endings are those of the English stemmer of Porter (2001); of what is no word only case and space are taken off.
     """
+    word = spelling(text)
+    return _stemmer()(word) if word.isascii() and word.isalpha() else word
 
-    kind: str
-    rule: str
-    fitted: float
-    f1: float
-    precision: float
-    recall: float
-    holds: Bool[Tensor, "context pos"]
+
+@cache
+def _stemmer() -> Callable[[str], str]:
+    import snowballstemmer
+
+    return snowballstemmer.stemmer("english").stemWord  # type: ignore[no-any-return]
+
+
+def spelling(text: str) -> str:
+    """A token without its case and the space before it; one that is only space stays as it is."""
+    return text.strip().lower() or text
+
+
+_KEY: dict[str, Callable[[str], str]] = {"token": str, "word": spelling, "word family": family}
 
 
 class Text:
@@ -100,26 +125,141 @@ class Text:
         self.words = [decode(i) for i in ids.tolist()]
         table = torch.tensor([[holds(word) for word in self.words] for holds in CLASSES.values()])  # [class word]
         classes = table[:, self.word]  # [class context pos]
-        before = torch.zeros_like(classes)
-        before[:, :, 1:] = classes[:, :, :-1]
         seen = repeated(tokens)
         position = torch.arange(tokens.shape[1]).expand_as(tokens)
-        rules = {("class", f"the token is a {name}"): c for name, c in zip(CLASSES, classes, strict=True)}
-        rules |= {("class", f"the token before is a {name}"): c for name, c in zip(CLASSES, before, strict=True)}
-        rules["repeated token", "the token has come before"] = seen
-        rules |= {
-            ("repeated token", f"the token has come before and is a {name}"): seen & c
-            for name, c in zip(CLASSES, classes, strict=True)
-        }
-        rules |= {("position", f"among the first {_tokens(edge)}"): position <= edge for edge in EDGES}
-        rules |= {("position", f"after the first {_tokens(edge)}"): position > edge for edge in EDGES}
-        self.rules = list(rules)
+        rules = {Rule("class", (name,)): c for name, c in zip(CLASSES, classes, strict=True)}
+        rules |= {Rule("class", (name,), back=True): _earlier(c) for name, c in zip(CLASSES, classes, strict=True)}
+        rules[Rule("repeated token")] = seen
+        rules |= {Rule("repeated token", (name,)): seen & c for name, c in zip(CLASSES, classes, strict=True)}
+        rules |= {Rule("position", ("first", str(edge))): position <= edge for edge in EDGES}
+        rules |= {Rule("position", ("after", str(edge))): position > edge for edge in EDGES}
+        self.rules = {rule: n for n, rule in enumerate(rules)}
         self.fixed = torch.stack(list(rules.values()))  # [rule context pos]
         self.fixed[:, :, 0] = False
+        self._groups: dict[str, tuple[list[str], Tensor]] = {}
+
+    @property
+    def shape(self) -> torch.Size:
+        """Contexts and positions."""
+        return self.word.shape
+
+    @cached_property
+    def said(self) -> Float[Tensor, " rule"]:
+        """On how many tokens each of the rules without a list says that a latent fires."""
+        return self.fixed.flatten(1).sum(1).float()
+
+    def groups(self, kind: str) -> tuple[list[str], Int[Tensor, "context pos"]]:
+        """The words of the text by their spelling or family, and which of them stands where."""
+        if kind not in self._groups:
+            number: dict[str, int] = {}
+            of_word = torch.tensor([number.setdefault(_KEY[kind](word), len(number)) for word in self.words])
+            self._groups[kind] = list(number), of_word[self.word]
+        return self._groups[kind]
 
 
-def _tokens(n: int) -> str:
-    return "token" if n == 1 else f"{n} tokens"
+def _earlier(x: Tensor) -> Tensor:
+    """What stands at the token before; at position 0 that of position 0."""
+    return torch.cat([x[:, :1], x[:, :-1]], dim=1)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A simple rule: it says of each token of any text whether a latent fires.
+
+    Attributes:
+        kind: one of `KINDS`.
+        listed: the tokens, words or stems that it lists; the class; the side and the number of a position.
+        back: it looks at the token before.
+        forms: of each stem, some of the words on which the latent fires, the most frequent first.
+        fitted: F1 on the text that chose it.
+    """
+
+    kind: str
+    listed: tuple[str, ...] = ()
+    back: bool = False
+    forms: tuple[tuple[str, ...], ...] = field(default=(), compare=False)
+    fitted: float = field(default=0.0, compare=False)
+
+    def holds(self, text: Text) -> Bool[Tensor, "context pos"]:
+        """Where it says that the latent fires, position 0 never.
+
+        Raises:
+            MetricError: a rule of no known kind.
+        """
+        if self.kind not in LISTS:
+            if self not in text.rules:
+                raise MetricError(f"no such rule: {self}")
+            return text.fixed[text.rules[self]]
+        keys, group = text.groups(self.kind)
+        listed = frozenset(self.listed)
+        named = torch.tensor([key in listed for key in keys])
+        found = named[_earlier(group) if self.back else group]
+        found[:, 0] = False
+        return found
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether it needs more than the token itself."""
+        return self.back or self.kind in ("repeated token", "position")
+
+    def __str__(self) -> str:
+        token = "the token before" if self.back else "the token"
+        if self.kind == "class":
+            return f"{token} is a {self.listed[0]}"
+        if self.kind == "repeated token":
+            return "the token has come before" + (f" and is a {self.listed[0]}" if self.listed else "")
+        if self.kind == "position":
+            side, edge = self.listed
+            tokens = "token" if edge == "1" else f"{edge} tokens"
+            return f"among the first {tokens}" if side == "first" else f"after the first {tokens}"
+        if self.kind == "word family":
+            names = [
+                _forms(stem, forms)
+                for stem, forms in zip(self.listed, self.forms or [()] * len(self.listed), strict=True)
+            ]
+            return masked(f"{token} is a form of " + ("one of " if len(names) > 1 else "") + ", ".join(names))
+        few = "one of " if len(self.listed) > 1 else ""
+        end = ", in any case" if self.kind == "word" else ""
+        return masked(f"{token} is {few}{' '.join(map(repr, self.listed))}{end}")
+
+
+def _forms(stem: str, forms: tuple[str, ...]) -> str:
+    return "/".join(forms) or stem
+
+
+@dataclass(frozen=True)
+class Found:
+    """A rule on a text that did not choose it.
+
+    Attributes:
+        by: the rule. f1, precision, recall: on all tokens of the text.
+        holds: where the rule says that the latent fires.
+        hit, said, true: in each context, on how many tokens the rule is right that the latent fires; says so; it does.
+    """
+
+    by: Rule
+    f1: float
+    precision: float
+    recall: float
+    holds: Bool[Tensor, "context pos"]
+    hit: Float[Tensor, " context"]
+    said: Float[Tensor, " context"]
+    true: Float[Tensor, " context"]
+
+    @property
+    def rule(self) -> str:
+        """The rule in words."""
+        return str(self.by)
+
+    @property
+    def kind(self) -> str:
+        """The rule's kind."""
+        return self.by.kind
+
+    @property
+    def fitted(self) -> float:
+        """F1 on the text that chose the rule."""
+        return self.by.fitted
 
 
 def f1(said: Bool[Tensor, "*any"], true: Bool[Tensor, "*any"]) -> float:
@@ -127,71 +267,319 @@ def f1(said: Bool[Tensor, "*any"], true: Bool[Tensor, "*any"]) -> float:
     return 2 * float((said & true).sum()) / max(1.0, float(said.sum() + true.sum()))
 
 
-def fit(text: Text, fires: Bool[Tensor, "context pos"], chosen_on: Bool[Tensor, " context"], few: int = FEW) -> Found:
-    """The simple rule with the highest F1 on the contexts `chosen_on`, and its score on the others.
+def fit(text: Text, fires: Bool[Tensor, "context pos"], few: int = FEW, kinds: Sequence[str] = KINDS) -> Rule:
+    """The simple rule with the highest F1 on a text. Of equally good ones it is the one that comes first in `KINDS`.
 
     Args:
         fires: where the latent fires; position 0 is not looked at.
-        few: how many tokens a rule may list.
+        few: how many tokens, words or families a rule may list.
+        kinds: of rules that may be chosen.
 
     Raises:
-        MetricError: shapes that do not fit, or the latent fires in only one of the two parts.
+        MetricError: shapes that do not fit, or the latent does not fire on this text.
     """
-    if fires.shape != text.word.shape or chosen_on.shape != fires.shape[:1]:
-        raise MetricError(f"firing of shape {tuple(fires.shape)} for a text of shape {tuple(text.word.shape)}")
-    fires = fires.clone()
-    fires[:, 0] = False
-    if not (fires[chosen_on].any() and fires[~chosen_on].any()):
-        raise MetricError(
-            "a latent that fires in one half of the contexts only has no score: leave it out of the count"
-        )
-    part = fires[chosen_on]
-    fixed = text.fixed[:, chosen_on]
-    hits = (fixed & part).sum((1, 2)).float()
-    scores = 2 * hits / (fixed.sum((1, 2)) + part.sum())
-    best = int(scores.argmax())
-    candidates = [(*text.rules[best], text.fixed[best])]
-    before = torch.cat([text.word[:, :1], text.word[:, :-1]], dim=1)
-    for kind, lead, word in (("token", "the token is", text.word), ("token before", "the token before is", before)):
-        listed = best_words(word[chosen_on][:, 1:], part[:, 1:], len(text.words), few)
-        if listed:
-            names = " ".join(repr(text.words[i]) for i in listed)
-            candidates.append((kind, f"{lead} {'one of ' if len(listed) > 1 else ''}{names}", _is_one(word, listed)))
-    kind, rule, holds = max(candidates, key=lambda c: f1(c[2][chosen_on], part))
-    said, true = holds[~chosen_on], fires[~chosen_on]
-    hit = float((said & true).sum())
+    true = _counted(text, fires)
+    total = float(true.sum())
+    if not total:
+        raise MetricError("a latent that does not fire on this text has no rule: leave it out of the count")
+    candidates = []
+    for kind in (kind for kind in LISTS if kind in kinds):
+        keys, group = text.groups(kind)
+        for back in (False, True):
+            at = _earlier(group) if back else group
+            count = torch.bincount(at[:, 1:].flatten(), minlength=len(keys)).double()
+            hit = torch.bincount(at[true], minlength=len(keys)).double()
+            best, ratio = best_list(count, hit, total, few)
+            if best:
+                candidates.append((ratio, kind, back, tuple(keys[i] for i in best)))
+    where = true.flatten().nonzero()[:, 0]
+    scores = 2 * text.fixed.flatten(1)[:, where].sum(1) / (text.said + total)
+    for rule, n in text.rules.items():
+        if rule.kind in kinds:
+            candidates.append((float(scores[n]), rule.kind, rule.back, rule.listed))
+    ratio, kind, back, listed = max(candidates, key=lambda c: (round(c[0], 9), -KINDS.index(c[1])))
+    forms = _forms_of(text, true, listed, back) if kind == "word family" else ()
+    return Rule(kind, listed, back, forms, ratio)
+
+
+def score(rule: Rule, text: Text, fires: Bool[Tensor, "context pos"]) -> Found:
+    """How well a rule says where a latent fires on a text, which should not be the one that chose it.
+
+    Raises:
+        MetricError: shapes that do not fit.
+    """
+    true, said = _counted(text, fires), rule.holds(text)
+    hit, n_said, n_true = (x.sum(1).float() for x in (said & true, said, true))  # [context] each
+    found = float(hit.sum())
     return Found(
-        kind=kind,
-        rule=rule,
-        fitted=f1(holds[chosen_on], part),
-        f1=f1(said, true),
-        precision=hit / max(1.0, float(said.sum())),
-        recall=hit / float(true.sum()),
-        holds=holds,
+        by=rule,
+        f1=2 * found / max(1.0, float(n_said.sum() + n_true.sum())),
+        precision=found / max(1.0, float(n_said.sum())),
+        recall=found / max(1.0, float(n_true.sum())),
+        holds=said,
+        hit=hit,
+        said=n_said,
+        true=n_true,
     )
 
 
-def best_words(word: Int[Tensor, "*any"], fires: Bool[Tensor, "*any"], n_words: int, few: int) -> list[int]:
+def best_list(
+    count: Float[Tensor, " word"], hit: Float[Tensor, " word"], total: float, few: int
+) -> tuple[list[int], float]:
     """The at most `few` words for which "the word is one of these" has the highest F1, the most frequent hit first.
 
     Exact: F1 is a ratio, so the best list for a guess of the ratio is the few words with the largest gain above it, and
     the guess rises until it no longer changes (Dinkelbach 1967).
+
+    Args:
+        count: how often each word stands in the text. hit: on how many of these the latent fires.
+        total: on how many tokens it fires at all.
     """
-    count = torch.bincount(word.flatten(), minlength=n_words).double()
-    hit = torch.bincount(word[fires], minlength=n_words).double()
-    total, ratio, listed = float(hit.sum()), 0.0, list[int]()
+    ratio, listed = 0.0, list[int]()
     for _ in range(50):
         gain = 2 * hit - ratio * count
-        top = gain.topk(min(few, n_words))
+        top = gain.topk(min(few, len(gain)))
         chosen = top.indices[top.values > 0]
         better = 2 * float(hit[chosen].sum()) / max(1.0, float(count[chosen].sum()) + total)
         if better <= ratio + 1e-12:
             break
         ratio, listed = better, sorted(chosen.tolist(), key=lambda i: -float(hit[i]))
-    return listed
+    return listed, ratio
 
 
-def _is_one(word: Int[Tensor, "context pos"], listed: list[int]) -> Bool[Tensor, "context pos"]:
-    holds = torch.isin(word, torch.tensor(listed))
-    holds[:, 0] = False
-    return holds
+def _counted(text: Text, fires: Tensor) -> Tensor:
+    if fires.shape != text.shape:
+        raise MetricError(f"firing of shape {tuple(fires.shape)} for a text of shape {tuple(text.shape)}")
+    fires = fires.clone()
+    fires[:, 0] = False
+    return fires
+
+
+def _forms_of(text: Text, true: Tensor, listed: tuple[str, ...], back: bool) -> tuple[tuple[str, ...], ...]:
+    """Of each family, the words on which the latent fires at least twice, the most frequent first."""
+    word = _earlier(text.word) if back else text.word
+    hits = torch.bincount(word[true], minlength=len(text.words))
+    forms: dict[str, dict[str, int]] = {stem: {} for stem in listed}
+    for i in hits.nonzero()[:, 0].tolist():
+        of = forms.get(family(text.words[i]))
+        if of is not None:
+            name = spelling(text.words[i])
+            of[name] = of.get(name, 0) + int(hits[i])
+    ranked = ([name for name, _ in sorted(of.items(), key=lambda pair: -pair[1])] for of in forms.values())
+    often = ([name for name in names if forms[stem][name] > 1] for stem, names in zip(forms, ranked, strict=True))
+    return tuple(tuple(names[:FORMS]) for names in often)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The counts of many rules on the same contexts, for intervals.
+
+    Attributes:
+        hit, said, true: as in `Found`.
+    """
+
+    hit: Float[Tensor, "rule context"]
+    said: Float[Tensor, "rule context"]
+    true: Float[Tensor, "rule context"]
+
+    @classmethod
+    def of(cls, found: Iterable[Found]) -> Scores:
+        """Of rules that were scored on the same contexts."""
+        each = list(found)
+        return cls(*(torch.stack([getattr(one, name) for one in each]) for name in ("hit", "said", "true")))
+
+    def __len__(self) -> int:
+        return len(self.hit)
+
+    @property
+    def f1(self) -> Float[Tensor, " rule"]:
+        """The score of each rule on all contexts."""
+        return self._f1(torch.ones(1, self.hit.shape[1]))[:, 0]
+
+    def kept(self, mask: Bool[Tensor, " rule"]) -> Scores:
+        """Some of the rules."""
+        return Scores(self.hit[mask], self.said[mask], self.true[mask])
+
+    def _f1(self, weight: Float[Tensor, "draw context"]) -> Float[Tensor, "rule draw"]:
+        hit, said, true = (x @ weight.T for x in (self.hit, self.said, self.true))
+        return 2 * hit / (said + true).clamp(min=1)
+
+
+def interval(scores: Scores, less: Scores | None = None, level: float = 0.95, n: int = 2000, seed: int = 0) -> Interval:
+    """The mean F1 with a bootstrap interval over contexts *and* rules: other text, and other latents.
+
+    Tokens of a context are not independent, and all rules are scored on the same contexts: so whole contexts are drawn
+    anew, for all rules together, and rules too. Percentiles of `n` such draws, which errs to the wide side.
+
+    Args:
+        less: other rules, one for each, scored on the same contexts: then of the difference.
+
+    Raises:
+        MetricError: nothing to average, or not one for each.
+    """
+    size, contexts = scores.hit.shape
+    if not size or (less is not None and less.hit.shape != scores.hit.shape):
+        raise MetricError(
+            "no scores, or not one for each: an interval of a difference needs pairs on the same contexts"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(contexts, (n, contexts), generator=generator)
+    weight = torch.zeros(n, contexts).scatter_add_(1, drawn, torch.ones(n, contexts))
+    rules = torch.randint(size, (n, size), generator=generator)
+
+    def means(of: Scores) -> Tensor:
+        return of._f1(weight).T.gather(1, rules).mean(1)
+
+    draws, mean = means(scores), float(scores.f1.mean())
+    if less is not None:
+        draws, mean = draws - means(less), mean - float(less.f1.mean())
+    low, high = draws.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2])).tolist()
+    return Interval(mean, low, high, size)
+
+
+def stand_ins(
+    x: Float[Tensor, "sample d_model"], center: Float[Tensor, " d_model"], n: int, seed: int = 16
+) -> dict[str, Float[Tensor, "d_model latent"]]:
+    """Directions that no autoencoder has trained: random ones, coordinates, and the vectors of single tokens of `x`."""
+    g, width = torch.Generator().manual_seed(seed), x.shape[1]
+    return {
+        "random direction": torch.randn(width, n, generator=g) / width**0.5,
+        "coordinate": torch.eye(width)[:, torch.randint(width, (n,), generator=g)],
+        "one token's vector": torch.nn.functional.normalize(
+            x[torch.randint(len(x), (n,), generator=g)].float() - center, dim=-1
+        ).T,
+    }
+
+
+def along(
+    name: str, direction: Float[Tensor, "d_model latent"], x: Float[Tensor, "sample d_model"], center: Tensor
+) -> Float[Tensor, "sample latent"]:
+    """How far vectors lie in each direction; beside the vector of a token it is the cosine that counts."""
+    h = x.float() - center
+    return (torch.nn.functional.normalize(h, dim=-1) if name == "one token's vector" else h) @ direction
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Rules that some text has chosen.
+
+    Attributes:
+        n_contexts: so many contexts have chosen them. recorded: whether a command did it before.
+        rules: by latent, all kinds allowed.
+        narrow: by name of a narrower question, then by latent.
+        controls: by kind of direction, for each latent of the sample: above which value it counts as firing, so that it
+            fires on as many tokens as the latent, and its rule.
+        sample: latents drawn at random from those that can be tested.
+        shuffled: what was recorded of the model with shuffled weights.
+    """
+
+    n_contexts: int
+    recorded: bool
+    rules: dict[int, Rule]
+    narrow: dict[str, dict[int, Rule]]
+    controls: dict[str, list[tuple[float, Rule]]]
+    sample: list[int]
+    shuffled: dict[str, Any] = field(default_factory=dict)
+
+
+def sae_key(sae: Any) -> str:
+    """A short text that changes with the weights of an autoencoder."""
+    parts = (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
+    return hashlib.sha256(b"".join(p.detach().float().numpy().tobytes() for p in parts)).hexdigest()[:20]
+
+
+def can_be_tested(chosen: Codes, unseen: Codes, least: int = LEAST) -> Bool[Tensor, " d_sae"]:
+    """Which latents fire on at least `least` tokens of each text."""
+    return torch.minimum(*(codes.density * codes.tokens[:, 1:].numel() for codes in (chosen, unseen))) >= least - 0.5
+
+
+def draw(can: Bool[Tensor, " d_sae"], n: int, seed: int = 15) -> list[int]:
+    """Up to `n` of the testable latents, at random."""
+    order = torch.randperm(len(can), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [i for i in order if can[i]][:n]
+
+
+def fit_all(
+    acts: Activations,
+    codes: Codes,
+    text: Text,
+    sample: Sequence[int],
+    others: Iterable[int],
+    directions: Mapping[str, Float[Tensor, "d_model latent"]],
+    center: Float[Tensor, " d_model"],
+) -> Fits:
+    """Choose rules for latents, for narrower questions about them, and for the directions that stand in for them.
+
+    Args:
+        acts, codes, text: the same contexts, as vectors, as codes and as words.
+        sample: latents for all questions. others: latents for which only a rule is wanted.
+        directions: from `stand_ins`, for as many of the first latents of the sample.
+    """
+    rules: dict[int, Rule] = {}
+    narrow: dict[str, dict[int, Rule]] = {name: {} for name in QUESTIONS}
+    for i in dict.fromkeys([*sample, *others]):
+        value = codes.of(i)
+        fires = value > 0
+        if not fires[:, 1:].any():
+            continue
+        rules[i] = fit(text, fires)
+        if i in sample:
+            narrow["no families"][i] = fit(text, fires, kinds=NO_FAMILIES)
+            narrow["this token"][i] = fit(text, fires, kinds=THIS_TOKEN)
+            narrow["strong firing"][i] = fit(text, value >= value.max() / 2)
+    controls: dict[str, list[tuple[float, Rule]]] = {}
+    for name, direction in directions.items():
+        scores = along(name, direction, acts.values, center)  # [sample latent]
+        controls[name] = []
+        for j in range(scores.shape[1]):
+            top = scores[:, j].topk(int((codes.of(sample[j]) > 0).sum()))
+            fires = torch.zeros(text.shape, dtype=torch.bool)
+            fires[acts.context[top.indices], acts.position[top.indices]] = True
+            controls[name].append((float(top.values[-1]), fit(text, fires)))
+    return Fits(len(codes.tokens), False, rules, narrow, controls, list(sample))
+
+
+def pack(fits: Fits) -> dict[str, Any]:
+    """The fits as a table for a file."""
+    return {
+        "n_contexts": fits.n_contexts,
+        "sample": fits.sample,
+        "rules": {str(i): _packed(rule) for i, rule in fits.rules.items()},
+        "narrow": {name: {str(i): _packed(rule) for i, rule in of.items()} for name, of in fits.narrow.items()},
+        "controls": {name: [[cut, _packed(rule)] for cut, rule in of] for name, of in fits.controls.items()},
+        "shuffled": fits.shuffled,
+    }
+
+
+def recorded(model: TransformerBridge, sae: Any, path: Path = DATA / RECORD) -> Fits | None:
+    """The fits that come with the book, if they were made of this model and this autoencoder; else None.
+
+    Raises:
+        MetricError: the file can't be read.
+    """
+    try:
+        kept = json.loads(path.read_text(encoding="utf8"))
+        if (kept["weights"], kept["sae"]) != (weights_key(model), sae_key(sae)):
+            return None
+        return Fits(
+            n_contexts=kept["n_contexts"],
+            recorded=True,
+            rules={int(i): _unpacked(rule) for i, rule in kept["rules"].items()},
+            narrow={name: {int(i): _unpacked(rule) for i, rule in of.items()} for name, of in kept["narrow"].items()},
+            controls={name: [(cut, _unpacked(rule)) for cut, rule in of] for name, of in kept["controls"].items()},
+            sample=kept["sample"],
+            shuffled=kept["shuffled"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MetricError(
+            f"{path} can't be read ({error}): restore it, or make it with `python -m labbook.data.make.readability`"
+        ) from error
+
+
+def _packed(rule: Rule) -> dict[str, Any]:
+    return {key: value for key, value in asdict(rule).items() if value} | {"fitted": round(rule.fitted, 4)}
+
+
+def _unpacked(row: dict[str, Any]) -> Rule:
+    forms = tuple(tuple(names) for names in row.get("forms", ()))
+    return Rule(row["kind"], tuple(row.get("listed", ())), row.get("back", False), forms, row["fitted"])

@@ -152,8 +152,17 @@ def around(acts: Float[Tensor, "context pos"], quantile: float, n: int) -> list[
     return list(found.items())
 
 
-def _snippet(model: Any, codes: Codes, acts: Tensor, peak: float, context: int, position: int) -> Snippet:
-    window = slice(max(0, position - BEFORE), position + AFTER + 1)
+def _snippet(
+    model: Any,
+    codes: Codes,
+    acts: Tensor,
+    peak: float,
+    context: int,
+    position: int,
+    before: int = BEFORE,
+    after: int = AFTER,
+) -> Snippet:
+    window = slice(max(0, position - before), position + after + 1)
     ids = codes.tokens[context, window].tolist()
     return Snippet(
         tokens=masked_tokens([model.tokenizer.decode([i]) for i in ids]),
@@ -178,7 +187,7 @@ class Markup:
 
 
 def browser(cards: Sequence[Card]) -> Markup:
-    """The index of all cards and the cards themselves.
+    """The index of all cards and the cards themselves, the first one open.
 
     Raises:
         ReportError: no cards, or two of the same latent.
@@ -193,13 +202,40 @@ def browser(cards: Sequence[Card]) -> Markup:
         '<input type="search" autocomplete="off" spellcheck="false"></label> '
         '<span role="status" aria-live="polite"></span></p>'
     )
+    around = zip([None, *cards], cards, [*cards[1:], None], strict=False)
+    blocks = "".join(_block(card, known, before, after) for before, card, after in around)
     page = (
         f'<div class="lab-latents">{filter_box}'
         '<div class="lab-index" role="region" aria-label="Index of latents" tabindex="0">'
         f'<table class="lab-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-        f"{''.join(_block(card, known) for card in cards)}</div>"
+        f"{blocks}</div>"
     )
     return Markup(page, f"dashboards of {len(cards)} latents")
+
+
+def contexts(
+    model: TransformerBridge,
+    codes: Codes,
+    latent: int,
+    places: Sequence[tuple[int, int]],
+    before: int = BEFORE,
+    after: int = AFTER,
+) -> Markup:
+    """Contexts of one latent as a table, each with the value at the token that it is shown for, and no more.
+
+    Args:
+        places: context and position. before, after: tokens shown around each.
+    """
+    acts = codes.of(latent)
+    peak = max(float(acts.max()), 1e-9)
+    some = [_snippet(model, codes, acts, peak, *place, before, after) for place in places]
+    head = '<thead><tr><th scope="col">value</th><th scope="col">context</th></tr></thead>'
+    label = f"Contexts of latent {latent}"
+    page = (
+        f'<div class="lab-prompt-latents"><div class="lab-index" role="region" aria-label="{label}" tabindex="0">'
+        f'<table class="lab-contexts">{head}<tbody>{"".join(map(_line, some))}</tbody></table></div></div>'
+    )
+    return Markup(page, "\n".join(f"{one.value:5.1f}  {''.join(map(_visible, one.tokens))}" for one in some))
 
 
 def prompt(
@@ -248,13 +284,18 @@ def _row(card: Card) -> str:
     return f'<tr data-latent="{card.latent}">{"".join(data)}</tr>'
 
 
-def _block(card: Card, known: set[int]) -> str:
+def _block(card: Card, known: set[int], before: Card | None, after: Card | None) -> str:
     groups = [("Strongest contexts", card.top), *((f"Around the {name}", some) for name, some in card.lower)]
     contexts = "".join(
         f'<tbody><tr><th colspan="2" scope="rowgroup">{html.escape(name)}</th></tr>'
-        + "".join(f"<tr><td>{one.value:.1f}</td><td>{_context(one)}</td></tr>" for one in some)
+        + "".join(map(_line, some))
         + "</tbody>"
         for name, some in groups
+    )
+    steps = " · ".join(
+        f'<a href="#latent-{to.latent}">{name}: {to.latent}</a>'
+        for name, to in (("previous", before), ("next", after))
+        if to
     )
     near = ", ".join(f"{_link(latent, known)} ({cosine:.2f})" for latent, cosine in card.neighbours)
     facts = (
@@ -265,15 +306,19 @@ def _block(card: Card, known: set[int]) -> str:
     )
     listed = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts if text)
     return (
-        f'<details class="lab-latent" id="latent-{card.latent}"><summary>Latent {card.latent}: '
-        f"{_words(card.words)}</summary>"
+        f'<details class="lab-latent" id="latent-{card.latent}"{"" if before else " open"}>'
+        f"<summary>Latent {card.latent}: {_words(card.words)}</summary>"
         f'<div class="lab-latent-facts"><figure>{_histogram(card)}<figcaption>Activations from 0 to {card.peak:.1f}, '
         f"counts on a logarithmic scale. It fires on {card.density:.2%} of tokens.</figcaption></figure>"
         f"<dl>{listed}</dl></div>"
         f'<div class="lab-index" role="region" aria-label="Contexts of latent {card.latent}" tabindex="0">'
         '<table class="lab-contexts"><thead><tr><th scope="col">value</th><th scope="col">context</th></tr></thead>'
-        f"{contexts}</table></div></details>"
+        f"{contexts}</table></div><p>{steps}</p></details>"
     )
+
+
+def _line(snippet: Snippet) -> str:
+    return f"<tr><td>{snippet.value:.1f}</td><td>{_context(snippet)}</td></tr>"
 
 
 def _context(snippet: Snippet) -> str:

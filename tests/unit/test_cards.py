@@ -40,6 +40,8 @@ def test_the_index_is_a_table_with_an_anchor_for_each_card():
     links = {one["href"] for one in page.found["a"]}
     assert links == {"#latent-3", "#latent-5", "#latent-8"}, "no link leads to a card that is not there, or outside"
     assert "F1 0.81" in page.text
+    assert ["open" in one for one in page.found["details"]] == [True, False, False]
+    assert [name in page.text for name in ("previous: 3", "next: 5", "previous: 8")] == [True, True, False]
 
 
 def test_strength_is_in_the_mark_and_in_words():
@@ -120,6 +122,9 @@ def test_a_card_of_a_real_model(smollm2):
     found = Structure(cards.browser([card]).html)
     assert "script" not in found.tags
     assert "<script>" in found.text
+    shown = cards.contexts(smollm2, codes, 9, [(0, script)], before=2, after=0)
+    assert "script" not in Structure(shown.html).found
+    assert shown.words.startswith("  4.0  ")
     with pytest.raises(MetricError, match="latent 1 does not fire"):
         cards.card(smollm2, sae, codes, 1, used)
 
