@@ -47,16 +47,16 @@ def _list_of(tokens: Tensor, fires: Tensor, part: Tensor, few: int, *, first: in
 def _scores(
     tokens: Tensor,
     fires: Tensor,
-    even: Tensor,
+    chosen: Tensor,
     few: int,
     *,
     listed: Tensor | None = None,
     first: int = 1,
 ) -> dict[str, float]:
-    """F1 of the list on the half that chose it and on the other, or with one thing wrong."""
-    listed = _list_of(tokens, fires, even, few) if listed is None else listed
+    """F1 of the list on the contexts that chose it and on the others, or with one thing wrong."""
+    listed = _list_of(tokens, fires, chosen, few) if listed is None else listed
     says, true = torch.isin(tokens, listed)[:, first:], fires[:, first:]
-    return {name: f1(says[part], true[part]) for name, part in (("chosen", even), ("other", ~even))}
+    return {name: f1(says[part], true[part]) for name, part in (("chosen", chosen), ("other", ~chosen))}
 
 
 def _text(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor, int]]:
@@ -155,35 +155,35 @@ EXERCISES = [
     Exercise(
         number="16.2",
         what="an F1",
-        takes=("tokens", "fires", "even", "few"),
+        takes=("tokens", "fires", "chosen", "few"),
         cases=_text,
         right=_scores,
-        says="The list is made on one half and scored on both. Only the second score says whether the latent was "
+        says="The list is made on one part and scored on both. Only the second score says whether the latent was "
         "understood; the first rises with every token that the list learns by heart.",
         needs_model=False,
         mistakes=[
             Mistake(
-                gives=lambda tokens, fires, even, few: _scores(
-                    tokens, fires, even, few, listed=_list_of(tokens, fires, torch.ones_like(even), few)
+                gives=lambda tokens, fires, chosen, few: _scores(
+                    tokens, fires, chosen, few, listed=_list_of(tokens, fires, torch.ones_like(chosen), few)
                 ),
-                says="Your list is made of the whole text. Then the other half has helped to choose it, and is no "
-                "test: count hits in the half that `even` marks.",
+                says="Your list is made of the whole text. Then the other part has helped to choose it, and is no "
+                "test: count hits in the contexts that `chosen` marks.",
             ),
             Mistake(
-                gives=lambda tokens, fires, even, few: _scores(
-                    tokens, fires, even, few, listed=_list_of(tokens, fires, ~even, few)
+                gives=lambda tokens, fires, chosen, few: _scores(
+                    tokens, fires, chosen, few, listed=_list_of(tokens, fires, ~chosen, few)
                 ),
-                says="Your list is made on the half that should test it. `even` is true for the contexts that choose.",
+                says="Your list is made on the contexts that should test it. `chosen` is true for those that choose.",
             ),
             Mistake(
-                gives=lambda tokens, fires, even, few: {
-                    name: _scores(tokens, fires, even, few)[other]
+                gives=lambda tokens, fires, chosen, few: {
+                    name: _scores(tokens, fires, chosen, few)[other]
                     for name, other in (("chosen", "other"), ("other", "chosen"))
                 },
-                says="The two scores are exchanged. `chosen` is the score on the half that made the list.",
+                says="The two scores are exchanged. `chosen` is the score on the contexts that made the list.",
             ),
             Mistake(
-                gives=lambda tokens, fires, even, few: _scores(tokens, fires, even, few, first=0),
+                gives=lambda tokens, fires, chosen, few: _scores(tokens, fires, chosen, few, first=0),
                 says="The start token is counted. It has no code, so no latent can fire there, but its id may be on "
                 "the list: leave out position 0.",
             ),
