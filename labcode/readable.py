@@ -469,7 +469,7 @@ class Fits:
         narrow: by name of a narrower question, then by latent.
         controls: by kind of direction, for each latent of the sample: above which value it counts as firing, so that it
             fires on as many tokens as the latent, and its rule.
-        sample: latents drawn at random from those that can be tested.
+        sample: latents drawn at random from those that can be tested. n_testable: how many there are.
         shuffled: what was recorded of the model with shuffled weights.
     """
 
@@ -479,6 +479,7 @@ class Fits:
     narrow: dict[str, dict[int, Rule]]
     controls: dict[str, list[tuple[float, Rule]]]
     sample: list[int]
+    n_testable: int = 0
     shuffled: dict[str, Any] = field(default_factory=dict)
 
 
@@ -507,6 +508,7 @@ def fit_all(
     others: Iterable[int],
     directions: Mapping[str, Float[Tensor, "d_model latent"]],
     center: Float[Tensor, " d_model"],
+    n_testable: int = 0,
 ) -> Fits:
     """Choose rules for latents, for narrower questions about them, and for the directions that stand in for them.
 
@@ -536,13 +538,14 @@ def fit_all(
             fires = torch.zeros(text.shape, dtype=torch.bool)
             fires[acts.context[top.indices], acts.position[top.indices]] = True
             controls[name].append((float(top.values[-1]), fit(text, fires)))
-    return Fits(len(codes.tokens), False, rules, narrow, controls, list(sample))
+    return Fits(len(codes.tokens), False, rules, narrow, controls, list(sample), n_testable)
 
 
 def pack(fits: Fits) -> dict[str, Any]:
     """The fits as a table for a file."""
     return {
         "n_contexts": fits.n_contexts,
+        "n_testable": fits.n_testable,
         "sample": fits.sample,
         "rules": {str(i): _packed(rule) for i, rule in fits.rules.items()},
         "narrow": {name: {str(i): _packed(rule) for i, rule in of.items()} for name, of in fits.narrow.items()},
@@ -568,6 +571,7 @@ def recorded(model: TransformerBridge, sae: Any, path: Path = DATA / RECORD) -> 
             narrow={name: {int(i): _unpacked(rule) for i, rule in of.items()} for name, of in kept["narrow"].items()},
             controls={name: [(cut, _unpacked(rule)) for cut, rule in of] for name, of in kept["controls"].items()},
             sample=kept["sample"],
+            n_testable=kept["n_testable"],
             shuffled=kept["shuffled"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

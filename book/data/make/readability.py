@@ -1,8 +1,9 @@
 """Fit simple rules to latents on the whole corpus but its test text: `python -m labbook.data.make.readability`.
 
-The codes of the whole corpus take minutes, so what they give is recorded in `book/data/readability.json`: for every
-latent of the shipped autoencoder that can be tested, a rule; for a random sample of them also rules that may say less,
-and rules for directions that stand in for them. The chapter scores all of these on the test text itself.
+The codes of the whole corpus take minutes, so what they give is recorded in `book/data/readability.json`: for a random
+sample of the shipped autoencoder's latents, and for those that are strong on the canonical prompt, a rule; for the
+sample also rules that may say less, and rules for directions that stand in for them. The chapter scores all of these on
+the test text itself.
 
 And one comparison that is recorded whole: an autoencoder of the model with shuffled weights, beside one of the model as
 it is, both trained with the same recipe and on the same contexts, their latents matched in how often they fire.
@@ -19,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from labbook.data.make import command, run, write_json
-from labcode import corpus, latents, models, readable, sae
+from labcode import corpus, latents, models, prompts, readable, sae
 from labcode.models import say
-from labcode.progress import progress
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
 SHOWN = 96  # the first contexts: the chapter shows them, and stand-ins are vectors of their tokens
+PROMPT = 4  # latents of each of its tokens that get a rule
 SMALL: dict[str, Any] = {"d_sae": 2304, "k": 32, "batch": 512, "lr": 2e-3}
 
 
@@ -45,8 +46,12 @@ def make(options: Namespace) -> None:
     sample = readable.draw(can, options.sample)
     say(f"{int(can.sum())} latents can be tested")
     directions = readable.stand_ins(acts.values[acts.context < SHOWN], ready.center, options.controls)
-    others = progress(can.nonzero()[:, 0].tolist(), "rules", int(can.sum()))
-    fits = readable.fit_all(acts, codes, words, sample, others, directions, ready.center)
+    pop = prompts.canonical(model)
+    strong = latents.codes(model, ready.sae, pop.tokens, ready.layer)[0, 1:].topk(PROMPT).indices.flatten().tolist()
+    rest = [i for i in dict.fromkeys(strong) if can[i]]
+    say("fitting")
+    fits = readable.fit_all(acts, codes, words, sample, rest, directions, ready.center, int(can.sum()))
+    say("the model with shuffled weights")
     contexts = learn[: options.small]
     parts = acts.context < len(contexts)
     ours = sae.Activations(acts.values[parts], acts.context[parts], acts.position[parts], 0, acts.median, acts.layer)
@@ -157,7 +162,7 @@ if __name__ == "__main__":
     parser.add_argument("--sample", type=int, default=300, help="latents for all questions (default %(default)s)")
     parser.add_argument("--controls", type=int, default=120, help="directions of each kind (default %(default)s)")
     parser.add_argument("--small", type=int, default=640, help="contexts of the small pair (default %(default)s)")
-    parser.add_argument("--samples", type=int, default=160_000, help="vectors of its training (default %(default)s)")
-    parser.add_argument("--pairs", type=int, default=200, help="latents of the pair (default %(default)s)")
+    parser.add_argument("--samples", type=int, default=100_000, help="vectors of its training (default %(default)s)")
+    parser.add_argument("--pairs", type=int, default=150, help="latents of the pair (default %(default)s)")
     parser.add_argument("--out", type=Path, default=corpus.DATA / readable.RECORD)
     sys.exit(run(parser, make))
