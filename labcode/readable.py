@@ -555,11 +555,13 @@ def pack(fits: Fits) -> dict[str, Any]:
 
 
 def recorded(model: TransformerBridge, sae: Any, path: Path = DATA / RECORD) -> Fits | None:
-    """The fits that come with the book, if they were made of this model and this autoencoder; else None.
+    """The fits that come with the book, if there are any, of this model and this autoencoder; else None.
 
     Raises:
         MetricError: the file can't be read.
     """
+    if not path.exists():
+        return None
     try:
         kept = json.loads(path.read_text(encoding="utf8"))
         if (kept["weights"], kept["sae"]) != (weights_key(model), sae_key(sae)):

@@ -267,6 +267,7 @@ def test_what_is_recorded_comes_back(fits, tmp_path, monkeypatch):
     assert again.controls["coordinate"] == fits.controls["coordinate"]
     sae.W_dec = torch.zeros(2)
     assert readable.recorded(None, sae, path) is None, "rules of another autoencoder"
+    assert readable.recorded(None, sae, tmp_path / "none.json") is None
     path.write_text("{")
     with pytest.raises(MetricError, match="restore it"):
         readable.recorded(None, sae, path)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
-SHOWN = 96  # the first contexts: the chapter shows them, and stand-ins are vectors of their tokens
+SHOWN = 64  # the first contexts: the chapter shows them, and stand-ins are vectors of their tokens
 PROMPT = 4  # latents of each of its tokens that get a rule
 SMALL: dict[str, Any] = {"d_sae": 2304, "k": 32, "batch": 512, "lr": 2e-3}
 
