@@ -12,7 +12,7 @@ import torch
 from labcode import readable
 from labcode.errors import MetricError
 from labcode.latents import Codes, repeated
-from labcode.sae import Activations
+from labcode.sae import Activations, shipped
 
 WORDS = ["<s>", " John", " Mary", " 7", ",", " the", "ing", "\n", " gone", " Store", " 12", ".", " marry", "Married"]
 WORDS += [" marrying", " wife"]
@@ -271,6 +271,18 @@ def test_what_is_recorded_comes_back(fits, tmp_path, monkeypatch):
     path.write_text("{")
     with pytest.raises(MetricError, match="restore it"):
         readable.recorded(None, sae, path)
+
+
+def test_the_recorded_rules_are_of_the_shipped_autoencoder(smollm2):
+    path = readable.DATA / readable.RECORD
+    fits = readable.recorded(smollm2, shipped(smollm2).sae)
+    assert fits is not None, "make them again: python -m labbook.data.make.readability"
+    assert path.stat().st_size < 1_000_000
+    assert len(fits.sample) == 300
+    assert set(fits.sample) <= set(fits.rules)
+    assert all(set(fits.sample) == set(fits.narrow[name]) for name in readable.QUESTIONS)
+    assert {len(of) for of in fits.controls.values()} == {120}
+    assert len(fits.shuffled["f1"]["model"]) == len(fits.shuffled["f1"]["shuffled"])
 
 
 def test_only_latents_that_fire_often_in_both_texts_can_be_tested():
