@@ -34,17 +34,12 @@ def partners(found: Float[Tensor, "latent d"], true: Float[Tensor, "feature d"])
     from scipy.optimize import linear_sum_assignment
 
     if found.ndim != 2 or true.ndim != 2 or found.shape[-1] != true.shape[-1]:
-        raise MetricError(
-            f"directions of shape {tuple(found.shape)} cannot be matched with {tuple(true.shape)}",
-            see="different-widths",
-        )
+        raise MetricError(f"directions of shape {tuple(found.shape)} cannot be matched with {tuple(true.shape)}")
     for name, vectors in (("found", found), ("true", true)):
         norm = vectors.norm(dim=-1)
         if not (norm.isfinite() & (norm > 0)).all():
             row = int((~(norm.isfinite() & (norm > 0))).nonzero()[0])
-            raise MetricError(
-                f"{name} direction {row} is zero or not finite: leave it out before matching", see="zero-direction"
-            )
+            raise MetricError(f"{name} direction {row} is zero or not finite: leave it out before matching")
     rows, columns = linear_sum_assignment((unit(true) @ unit(found).T).detach().numpy(), maximize=True)
     chosen = torch.full((len(true),), -1)
     chosen[torch.as_tensor(rows)] = torch.as_tensor(columns)
