@@ -16,7 +16,7 @@ families                                   the criteria of the head families, an
 corpus, sae, latents                       sparse autoencoders: text, train and judge, read and edit
 transcoder                                 what an MLP writes, predicted from what it reads: choose, train, judge
 evidence                                   what was measured once at full size, and measured again in part by each build
-readable, superposition                    rules that say where a latent fires; what was found, matched with known features
+readable, superposition                    rules that say where a latent fires; what was found beside what is known
 plots, report                              figures; numbers, claims and published values. They import only `errors`
 
 Importing `labcode` imports none of them. The page "Inside the lab" shows how they work together.
