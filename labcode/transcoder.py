@@ -301,7 +301,15 @@ def train(
         if step % every == 0 or step == steps - 1:
             dead, active = float((quiet >= DEAD_AFTER).float().mean()), float((acts > 0).float().sum(-1).mean())
             history.append(sae.Moment((step + 1) * batch, float(share.detach()), active, dead))
-    settings = {"d_sae": d_sae, "k": k, "samples": steps * batch, "batch": batch, "lr": lr, "aux": aux, "seed": seed}
+    settings: dict[str, Any] = {
+        "d_sae": d_sae,
+        "k": k,
+        "samples": steps * batch,
+        "batch": batch,
+        "lr": lr,
+        "aux": aux,
+        "seed": seed,
+    }
     settings |= {
         "start": start,
         "decoder": decoder,
