@@ -222,7 +222,7 @@ def told(drawn: Sequence[Questions]) -> Told:
     """What the rules of some latents say; of what was not asked, intervals as wide as can be."""
     nothing = metrics.Interval(0.5, 0.0, 1.0, 0)
     if not drawn:
-        return Told(*[nothing] * 4, metrics.Interval(0.0, -FIRING, FIRING, 0))
+        return Told(nothing, nothing, nothing, nothing, metrics.Interval(0.0, -FIRING, FIRING, 0))
     fires, near, said = (torch.tensor([getattr(one, name) for one in drawn]) for name in ("fires", "near", "said"))
 
     def share(of: Tensor) -> metrics.Interval:  # of [latent context]
