@@ -8,6 +8,7 @@ grid and background are left to the page, which draws them for its light and dar
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -246,6 +247,40 @@ def points(
     rows |= {"title": label_title, "autorange": "reversed", "zeroline": False}
     fig.update_layout(xaxis_title=value_title, yaxis=rows)
     return _finish(fig, alt, height=max(320, 110 + 52 * len(labels)))
+
+
+def fronts(
+    series: Mapping[str, Sequence[tuple[float, Any]]], *, alt: str, value_title: str, label_title: str
+) -> go.Figure:
+    """Lines through points, each a number above 0 and a `metrics.Interval`; numbers are spaced by their doublings."""
+    import plotly.graph_objects as go
+
+    fig = go.Figure()
+    for number, ((name, points), colour) in enumerate(zip(series.items(), _colours(series), strict=True)):
+        found = [value for _, value in points]
+        error = {"type": "data", "symmetric": False, "color": colour, "thickness": 1.5}
+        fig.add_trace(
+            go.Scatter(
+                x=[math.log2(at) for at, _ in points],
+                y=[value.mean for value in found],
+                name=name,
+                mode="lines+markers",
+                line_color=colour,
+                marker={"color": colour, "size": 8, "symbol": number},
+                error_y={
+                    **error,
+                    "array": [value.high - value.mean for value in found],
+                    "arrayminus": [value.mean - value.low for value in found],
+                },
+                hovertext=[f"{_text(name)}, {at:.1f}: {value}" for at, value in points],
+                hoverinfo="text",
+            )
+        )
+    every = [at for points in series.values() for at, _ in points]
+    ends = range(math.floor(math.log2(min(every))), math.ceil(math.log2(max(every))) + 1)
+    ticks = {"tickvals": [*ends], "ticktext": [f"{2.0**power:g}" for power in ends]}
+    fig.update_layout(xaxis={"title": {"text": label_title}, **ticks}, yaxis={"title": {"text": value_title}})
+    return _finish(fig, alt, height=440)
 
 
 def prompt_html(tokens: Sequence[str], positions: Mapping[str, int]) -> str:
