@@ -116,7 +116,7 @@ def test_a_link_opens_its_card_even_if_the_filter_hides_it(page):
     page.locator("a[href='#latent-20']").first.press("Enter")
     assert card.evaluate("node => node.open")
     assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
-    card.locator("a[href='#latent-7']").click()
+    card.locator("a[href='#latent-7']").first.click()
     assert page.locator("#latent-7").is_visible()
     assert page.locator("#latent-7").evaluate("node => node.open")
 
