@@ -221,3 +221,10 @@ def test_the_pages_are_in_the_table_of_contents():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf8"))
     listed = {one["file"] for part in toc["parts"] for one in part["chapters"]}
     assert {f"book/{name}" for name in BACK} <= listed
+
+
+def test_papers_are_linked():
+    entries = re.findall(r"@\w+\{(\w+),(.*?)\n\}\n", (BOOK / "refs.bib").read_text(encoding="utf8"), re.DOTALL)
+    unlinked = [key for key, text in entries if not re.search(r"^  (?:eprint|doi|url) = ", text, re.MULTILINE)]
+    assert len(unlinked) <= 2, unlinked
+    assert not any("arXiv:" in text for _, text in entries), "an arXiv number belongs into eprint, which links it"
