@@ -22,6 +22,7 @@ import torch
 
 from labcode.errors import SaeError
 from labcode.forward import Network, Suffix, record
+from labcode.heads import check_heads
 from labcode.metrics import logit_difference
 from labcode.progress import progress
 from labcode.sae import Activations, check_contexts, check_fits, check_weights, hook, layer_of, residual
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
+    from labcode.heads import Node
     from labcode.prompts import Population
 
 LEAST_GAP = 0.3  # between the rates at repeated and at first occurrences
@@ -270,6 +272,36 @@ def rates(codes: Codes, words: Bool[Tensor, " d_vocab"]) -> Rates:
     return Rates(repeat, first, n_repeat, n_first)
 
 
+def widest_by_chance(
+    codes: Codes, words: Bool[Tensor, " d_vocab"], n_shuffles: int = 50, seed: int = 0
+) -> Float[Tensor, " shuffle"]:
+    """The widest gap of any latent when it is shuffled which occurrences of a word are called repetitions.
+
+    Some words return more often than others, and latents go by the word. So the shuffle stays within the occurrences
+    of the same token: each word keeps its number of repetitions.
+
+    Raises:
+        SaeError: no word of the corpus is repeated in its context.
+    """
+    word = words[codes.tokens]
+    word[:, 0] = False  # the start token is no word
+    of, again = codes.tokens[word], repeated(codes.tokens)[word].float()
+    if not 0 < again.sum() < len(again):
+        raise SaeError("this corpus has no repeated words, or none that are new: take more contexts")
+    fired = torch.zeros(len(of), codes.d_sae)
+    fired.scatter_add_(1, codes.index[word].long(), (codes.values[word] > 0).float())
+    generator, order = torch.Generator().manual_seed(seed), of.argsort()
+    total, widest = fired.sum(0), torch.empty(n_shuffles)
+    for number in range(n_shuffles):
+        noise = torch.rand(len(of), generator=generator, dtype=torch.float64)
+        mixed = torch.empty_like(again)
+        mixed[order] = again[(of + noise).argsort()]
+        at_repeats = mixed @ fired
+        gap = at_repeats / mixed.sum() - (total - at_repeats) / (len(of) - mixed.sum())
+        widest[number] = gap.max()
+    return widest
+
+
 def repeated(tokens: Int[Tensor, "context pos"]) -> Bool[Tensor, "context pos"]:
     """Whether each token stood earlier in its context; the start token does not count."""
     seen = torch.zeros_like(tokens, dtype=torch.bool)
@@ -343,7 +375,7 @@ class Editor:
         if layer + 1 not in range(1, model.cfg.n_layers):
             raise SaeError(f"no block follows layer {layer} of {model.cfg.n_layers}: nothing could read the edit")
         self.model, self.pop, self.layer = model, pop, layer
-        run = record(model, pop.tokens, pop.end, Suffix.hooks(model))
+        run = record(model, pop.tokens, pop.end, [*Suffix.hooks(model), "hook_attn_out"])
         self.base = logit_difference(run.logits, pop)
         self.suffix = Suffix.proven(Network(model), run, pop.end, pop.positions["S2"])
 
@@ -377,6 +409,80 @@ class Editor:
         """
         rows = torch.arange(len(self.pop))
         return self.values(Edits(rows, place(self.pop, at), delta)) - self.base
+
+    def heard(
+        self, delta: Float[Tensor, "batch d_model"], readers: Sequence[Node], into: str, through_mlps: bool = True
+    ) -> Float[Tensor, " batch"]:
+        """Change of each prompt's logit difference when some heads alone hear that `delta` was added at S2.
+
+        Path patching (Wang et al. 2022, appendix B; `edges.arrows`) with an edit of the stream as the sender: on its
+        way no head writes anything new. What then arrives at S2 is read by the readers, all of them together, as
+        queries, keys or values in an otherwise unchanged run, and everything after them runs free. Only the query at
+        a reader's own position sees new keys and values, and only this head of those that share them.
+
+        Args:
+            readers: (layer, head, place) with the place S2 or END, in layers after the edit.
+            into: "q", "k", "v", or several letters. Queries at END read nothing at S2: there "q" changes nothing.
+            through_mlps: whether MLPs at S2 compute anew on the way; if not, only the vector itself arrives.
+
+        Raises:
+            SaeError: no readers, one that stands elsewhere or before the edit, or an unknown input.
+        """
+        if not into or set(into) - set("qkv"):
+            raise SaeError(f"unknown input {into!r}: choose 'q', 'k', 'v' or several, as 'kv'")
+        check_heads(self.model, [reader[:2] for reader in readers])
+        for layer, head, at in readers:
+            if layer <= self.layer or at not in ("S2", "END"):
+                raise SaeError(
+                    f"{layer}.{head} at {at} can't hear an edit at S2 after layer {self.layer}: give readers of later "
+                    "layers, at S2 or END"
+                )
+        if not readers:
+            raise SaeError("no readers: give at least one, as (layer, head, place)")
+        values = torch.empty(len(self.pop))
+        widths = self.pop.end - self.pop.positions["S2"] + 1
+        with torch.no_grad():
+            for width in widths.unique().tolist():
+                prompt = (widths == width).nonzero()[:, 0]
+                arrived = self._arrived(prompt, delta[prompt], through_mlps)
+                x = self._told(prompt, width, arrived, readers, into)
+                ids = self.pop.io_ids[prompt], self.pop.s_ids[prompt]
+                values[prompt] = self.suffix.network.logit_difference(x, *ids)
+        return values - self.base
+
+    def _arrived(self, prompt: Tensor, delta: Tensor, through_mlps: bool) -> list[Tensor]:
+        """What an edit makes of the stream at S2 before each layer, while heads write what they wrote."""
+        base, network, s2 = self.suffix.base, self.suffix.network, self.pop.positions["S2"][prompt]
+        before = [base["hook_resid_pre", number][prompt, s2] for number in range(network.n_layers)]
+        if not through_mlps:
+            return [x + delta if number > self.layer else x for number, x in enumerate(before)]
+        x = before[self.layer + 1] + delta
+        for number in range(self.layer + 1, network.n_layers):
+            before[number] = x
+            x = x + base["hook_attn_out", number][prompt, s2]
+            x = x + network.mlp(number, x)
+        return before
+
+    def _told(
+        self, prompt: Tensor, width: int, arrived: Sequence[Tensor], readers: Sequence[Node], into: str
+    ) -> Tensor:
+        """The last residual stream at END when readers read `arrived` at S2, [run d_model]."""
+        suffix, network = self.suffix, self.suffix.network
+        window, first = suffix.window(prompt, width), min(reader[0] for reader in readers)
+        x = suffix.base["hook_resid_pre", first][prompt[:, None], window]
+        for number in range(first, network.n_layers):
+            inputs = suffix.inputs(number, x, window, end_only=False)
+            z = network.attend(inputs[0], *suffix.seen(number, inputs, prompt, window))
+            if here := [reader[1:] for reader in readers if reader[0] == number]:
+                new = suffix.inputs(number, arrived[number][:, None], window[:, :1], end_only=False)
+                for letter in into:
+                    inputs["qkv".index(letter)][:, :1] = new["qkv".index(letter)]
+                other = network.attend(inputs[0], *suffix.seen(number, inputs, prompt, window))
+                for head, at in here:
+                    z[:, 0 if at == "S2" else -1, head] = other[:, 0 if at == "S2" else -1, head]
+            x = x + network.project(number, z)
+            x = x + network.mlp(number, x)
+        return x[:, -1]
 
     def _final(self, prompt: Tensor, width: int, delta: Tensor) -> Tensor:
         """The last residual stream at END, [run d_model]."""

@@ -313,23 +313,28 @@ def _asked(n: int) -> int:
     return min(n, int(asked))
 
 
-def corrupt(model: TransformerBridge, pop: Population, how: Literal["swap", "abc"], seed: int = 0) -> Population:
+def corrupt(
+    model: TransformerBridge, pop: Population, how: Literal["swap", "abc", "first"], seed: int = 0
+) -> Population:
     """The same prompts with names exchanged, aligned with the clean ones token by token.
 
     "swap" writes IO at S2, so the other name becomes the right answer. "abc" writes three different names that the
     prompt does not contain at IO, S1 and S2, so no name is repeated: the reference distribution p_ABC of Wang et al.
-    2022, section 2.1. Right answers (`io_ids`, `s_ids`) stay those of the clean prompts: a metric means the same in
-    both.
+    2022, section 2.1. "first" writes a new name at S1 alone: the token at S2 stays what it is and repeats nothing, so
+    what differs at S2 is the repetition and not the name. Right answers (`io_ids`, `s_ids`) stay those of the clean
+    prompts: a metric means the same in all of them.
 
     Raises:
-        PromptError: unknown `how`; a population that is corrupted already; fewer than five usable names ("abc").
+        PromptError: unknown `how`; a population that is corrupted already; too few usable names.
     """
-    if how not in ("swap", "abc"):
-        raise PromptError(f"unknown corruption {how!r}: the known ones are 'swap' and 'abc'")
+    if how not in ("swap", "abc", "first"):
+        raise PromptError(f"unknown corruption {how!r}: the known ones are 'swap', 'abc' and 'first'")
     if pop.corruption:
         raise PromptError(f"these prompts are corrupted already ({pop.corruption!r}): corrupt the clean population")
     if how == "swap":
         return renamed(model, pop, {"S2": pop.io_ids}, how)
+    if how == "first":
+        return renamed(model, pop, {"S1": fresh_names(model, pop, 1, seed)[:, 0]}, how)
     names = fresh_names(model, pop, 3, seed).unbind(-1)
     return renamed(model, pop, dict(zip(("IO", "S1", "S2"), names, strict=True)), how)
 
