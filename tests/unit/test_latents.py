@@ -260,3 +260,128 @@ def test_words_are_letters_with_or_without_a_space(smollm2):
     words = latents.words(smollm2.tokenizer)
     for text, is_word in ((" house", True), ("house", True), (" the", False), ("\n", False), (" Mary", True)):
         assert bool(words[prompts.token_id(smollm2, text)]) is is_word
+
+
+def told_by_hooks(layer_of_edit, model, pop, delta, readers, into, through_mlps):
+    """The logit differences when readers hear of an edit after a layer, by whole forward passes with plain hooks."""
+    rows, s2 = torch.arange(len(pop)), pop.positions["S2"]
+    rotary = "blocks.0.attn.hook_rot_q" in model.hook_dict
+    inputs = {"q": "hook_rot_q", "k": "hook_rot_k"} if rotary else {"q": "hook_q", "k": "hook_k"}
+    inputs["v"] = "hook_v"
+
+    def run(hooks, names=()):
+        with model.hooks(fwd_hooks=hooks):
+            logits, cache = model.run_with_cache(pop.tokens, names_filter=list(names))
+        return metrics.logit_difference(logits[rows, pop.end], pop), cache
+
+    def put(name, column, value, heads=slice(None)):
+        def change(x, hook):
+            x = x.clone()
+            index = torch.arange(x.shape[2])[heads] if x.ndim == 4 else None
+            if index is None:
+                x[rows, column] = value
+            else:
+                x[rows[:, None], column[:, None], index] = value[:, index]
+            return x
+
+        return name, change
+
+    layers = range(model.cfg.n_layers)
+    _, clean = run([], [f"blocks.{i}.{name}" for i in layers for name in ("attn.hook_z", "hook_mlp_out", "hook_out")])
+    start = clean[f"blocks.{layer_of_edit}.hook_out"][rows, s2] + delta
+    sending = [put(f"blocks.{layer_of_edit}.hook_out", s2, start)]
+    for i in range(layer_of_edit + 1, len(layers)):
+        frozen = ("attn.hook_z",) if through_mlps else ("attn.hook_z", "hook_mlp_out")
+        sending += [put(f"blocks.{i}.{name}", s2, clean[f"blocks.{i}.{name}"][rows, s2]) for name in frozen]
+    wanted = [f"blocks.{i}.attn.{name}" for i in layers for name in inputs.values()]
+    _, sent = run(sending, wanted)
+    hooks = []
+    for layer in sorted({reader[0] for reader in readers}):
+        new = [put(name, s2, sent[name][rows, s2]) for name in (f"blocks.{layer}.attn.{inputs[one]}" for one in into)]
+        z = f"blocks.{layer}.attn.hook_z"
+        _, cache = run([*hooks, *new], [z])
+        for where, head, at in readers:
+            if where == layer:
+                column = pop.positions[at]
+                hooks.append(put(z, column, cache[z][rows, column], [head]))
+    return run(hooks)[0]
+
+
+@pytest.mark.parametrize("through_mlps", [True, False])
+@pytest.mark.parametrize("into", ["q", "k", "v", "kv"])
+def test_what_readers_hear_is_what_hooks_give(tiny, pair, into, through_mlps):
+    pop, _ = pair
+    delta = 3.0 * torch.randn(len(pop), tiny.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    for readers in ([(1, 1, "END"), (2, 0, "S2"), (2, 1, "END")], [(2, 0, "END")]):
+        found = latents.Editor(tiny, pop, 0).heard(delta, readers, into, through_mlps)
+        slow = told_by_hooks(0, tiny, pop, delta, readers, into, through_mlps) - ld(tiny, pop)
+        assert torch.allclose(found, slow, atol=2e-4), (found, slow)
+        assert slow.abs().max() > 1e-4 or into == "q"
+
+
+def test_readers_that_cannot_hear_are_errors(tiny, pair):
+    pop, _ = pair
+    editor, delta = latents.Editor(tiny, pop, LAYER), torch.zeros(2, tiny.cfg.d_model)
+    for readers, into, says in (
+        ([], "k", "no readers"),
+        ([(LAYER, 0, "END")], "k", "can't hear"),
+        ([(2, 0, "IO")], "k", "can't hear"),
+        ([(2, 0, "END")], "z", "unknown input"),
+    ):
+        with pytest.raises(SaeError, match=says):
+            editor.heard(delta, readers, into)
+
+
+def test_shuffles_keep_the_words_and_a_planted_mark_exceeds_them(tiny):
+    text = torch.randint(10, 30, (40, 24), generator=torch.Generator().manual_seed(0))
+    text[:, 0] = 1
+    words = torch.ones(100, dtype=torch.bool)
+    again = latents.repeated(text)
+    by_word = (text % 2).bool()  # a latent that fires on some words, whether they are repeated or not
+    values, index = torch.stack([again.float(), by_word.float()], -1), torch.zeros(*text.shape, 2, dtype=torch.int32)
+    index[..., 1] = 1
+    made = latents.Codes(text, values, index, 3)
+    found = latents.rates(made, words)
+    chance = latents.widest_by_chance(made, words, 20)
+    assert chance.shape == (20,)
+    assert float(found.gap[0]) == 1.0 > float(chance.max())
+    assert float(found.gap[1]) <= float(chance.max())
+    with pytest.raises(SaeError, match="repeated words"):
+        latents.widest_by_chance(made, torch.zeros(100, dtype=torch.bool))
+
+
+def test_the_message_in_parts_is_what_plain_hooks_give(smollm2):
+    """Chapter 17's table on four prompts: a new name at S1 by its token, parts by hand, one forward pass for each."""
+    book = sae.shipped(smollm2)
+    pop = prompts.population(smollm2, 4, seed=16, exact=True)
+    other = prompts.corrupt(smollm2, pop, "first")
+    editor = latents.Editor(smollm2, pop, book.layer)
+    name = f"blocks.{book.layer}.hook_out"
+    for row, prompt in enumerate(pop.prompts):
+        one = smollm2.tokenizer.encode(prompt.text, add_special_tokens=False)
+        ids = torch.tensor([[smollm2.tokenizer.bos_token_id, *one]])
+        s = smollm2.tokenizer.encode(" " + prompt.s, add_special_tokens=False)[0]
+        io = smollm2.tokenizer.encode(" " + prompt.io, add_special_tokens=False)[0]
+        s1, s2 = (ids[0] == s).nonzero()[:, 0].tolist()
+        new = ids.clone()
+        new[0, s1] = other.tokens[row, s1]
+        h, h_new = (smollm2.run_with_cache(x, names_filter=[name])[1][name][0, s2] for x in (ids, new))
+        change = book.sae.encode(h_new[None])[0] - book.sae.encode(h[None])[0]
+        marks = change.abs().topk(3).indices.tolist()
+        parts = {"whole": h_new - h, "latents": change @ book.sae.W_dec, "some": change[marks] @ book.sae.W_dec[marks]}
+        parts["error"] = parts["whole"] - parts["latents"]
+        for delta in parts.values():
+
+            def add(x, hook, delta=delta, s2=s2):
+                x = x.clone()
+                x[0, s2] += delta
+                return x
+
+            values = []
+            for hooks in ([], [(name, add)]):
+                with smollm2.hooks(fwd_hooks=hooks), torch.no_grad():
+                    last = smollm2(ids)[0, -1]
+                values.append(float(last[io] - last[s]))
+            all_rows = torch.zeros(len(pop), len(delta))
+            all_rows[row] = delta
+            assert abs(float(editor.change("S2", all_rows)[row]) - (values[1] - values[0])) < 2e-3

@@ -75,6 +75,17 @@ def test_abc_has_three_new_names_and_changes_nothing_else(toy):
         assert new.isdisjoint({pop.prompts[row].io, pop.prompts[row].s})
 
 
+def test_the_first_mention_alone_is_replaced(toy):
+    pop = prompts.population(toy, 20)
+    new = prompts.corrupt(toy, pop, "first", seed=3)
+    for row in range(20):
+        s1, s2 = (int(pop.positions[name][row]) for name in ("S1", "S2"))
+        assert (new.tokens[row] != pop.tokens[row]).nonzero()[:, 0].tolist() == [s1]
+        assert new.str_tokens[row][s1].strip() not in (pop.prompts[row].io, pop.prompts[row].s)
+        assert new.str_tokens[row][s2].strip() == pop.prompts[row].s
+        assert new.tokens[row].tolist().count(int(pop.s_ids[row])) == 1
+
+
 def test_tokens_are_those_of_the_bridge(smollm2):
     pop = prompts.population(smollm2, 6)
     for row, prompt in enumerate(pop.prompts):

@@ -63,7 +63,7 @@ def make(options: Namespace) -> None:
                         "first": round(float(check.first[i]), 3),
                         "confirmed": i in kept,
                         "active": round(float((code[:, i] > 0).float().mean()), 3),
-                        "change": _interval(editor.change("S2", (new - code)[:, [i]] @ made.W_dec[[i]]), pop),
+                        "change": round(float(editor.change("S2", (new - code)[:, [i]] @ made.W_dec[[i]]).mean()), 3),
                     }
                     for i in named
                 ],
