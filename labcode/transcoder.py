@@ -269,7 +269,9 @@ def train(
     Raises:
         SaeError: fewer pairs than one batch, an impossible k, or a NaN during training.
 
-    Source: Dunefsky et al. 2024, section 3.1; Bussmann et al. 2024 (BatchTopK); Gao et al. 2024, appendix A.2 (the
+    Limits: with centred data no latent died in the runs that the book records, so what `aux` is worth is not shown.
+
+    Source: Dunefsky et al. 2024; Bussmann et al. 2024 (BatchTopK); Gao et al. 2024, appendix A.2 (the
     auxiliary loss).
     """
     if len(pairs) < batch:
@@ -291,7 +293,9 @@ def train(
         share = error.pow(2).sum() / (y - y.mean(0)).pow(2).sum()
         loss = share + aux * code.of_the_dead(before, error.detach(), quiet >= DEAD_AFTER) if aux else share
         if not math.isfinite(float(loss.detach())):
-            raise SaeError(f"the loss is {float(loss)} at step {step} of {steps}: lower the learning rate ({lr:g})")
+            raise SaeError(
+                f"the loss is {float(loss.detach())} at step {step} of {steps}: lower the learning rate ({lr:g})"
+            )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

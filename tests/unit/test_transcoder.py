@@ -88,11 +88,15 @@ def test_a_linear_map_is_found_and_one_of_low_rank_is_no_better():
     assert misses[-1] < 1e-4
 
 
-def test_dead_latents_come_to_life_with_a_loss_of_their_own():
+def test_the_dead_have_a_loss_of_their_own_and_it_is_nothing_where_none_is_dead():
     pairs, *_ = known()
-    wanted = {"d_sae": 256, "k": 1, "samples": 60_000, "batch": 256, "lr": 1e-2, "start": "random"}
-    dead = [transcoder.train(pairs, aux=aux, **wanted).history[-1].dead for aux in (0.0, 1 / 8)]
-    assert dead[1] < dead[0]
+    wanted = {"d_sae": 256, "k": 1, "batch": 256, "lr": 1e-2, "start": "random"}
+    early, late = (
+        [transcoder.train(pairs, aux=aux, samples=n, **wanted).transcoder.W_enc for aux in (0.0, 1 / 8)]
+        for n in (256 * transcoder.DEAD_AFTER, 256 * 3 * transcoder.DEAD_AFTER)
+    )
+    assert torch.equal(*early)
+    assert not torch.allclose(*late, atol=1e-3)
 
 
 def test_random_directions_stay(trained):
@@ -141,11 +145,14 @@ def test_an_effect_is_that_of_a_plain_hook(tiny, pair):
     assert torch.allclose(transcoder.effects(tiny, pop, other, LAYER)["S2"], patched - before, atol=1e-4)
 
 
-def test_the_mlp_itself_costs_nothing_and_its_mean_does(tiny):
+def test_what_the_mlp_writes_costs_nothing_and_its_mean_does(tiny):
     text = contexts(6)
-    mlp, pairs = tiny.blocks[LAYER].mlp, transcoder.collect(tiny, text, LAYER)
-    ways = {"itself": lambda x: mlp(x[None])[0], "mean": pairs.center.expand_as}
-    found = transcoder.evaluate(tiny, text, LAYER, ways, median=1e9)
+    pairs = transcoder.collect(tiny, text, LAYER)
+
+    def itself(x):  # looked up: calling the MLP would run the hooks again
+        return pairs.writes[torch.cdist(x, pairs.reads).argmin(-1)]
+
+    found = transcoder.evaluate(tiny, text, LAYER, {"itself": itself, "mean": pairs.center.expand_as}, pairs.median)
     assert torch.allclose(found["itself"], found["clean"], atol=1e-4)
     assert not torch.allclose(found["mean"], found["clean"], atol=1e-4)
     assert len(found["clean"]) == 6
