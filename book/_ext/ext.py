@@ -111,7 +111,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     register_plugin("pybtex.backends", "plaintext", find_plugin("pybtex.backends", "plaintext"), force=True)
     app.config.templates_path.insert(0, str(TEMPLATES))
     app.add_css_file("labicons.css")
-    for name in ("lab", "labboard", "labdashboards", "labgame"):
+    for name in ("lab", "labboard", "labdashboards", "labgame", "labgraph"):
         app.add_css_file(f"{name}.css")
         app.add_js_file(f"{name}.js", loading_method="defer")
     app.add_css_file("labattention.css")  # it needs no script

@@ -1,7 +1,8 @@
-"""Chapter 18: weights between two dictionaries, and what a prediction of an MLP leaves unexplained."""
+"""Chapter 18: weights between two dictionaries, what a prediction of an MLP leaves unexplained, and one edge."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -39,6 +40,19 @@ def _unexplained(y: Tensor, predicted: Tensor, center: Tensor) -> float:
 
 def _mean_of_ratios(y: Tensor, predicted: Tensor, center: Tensor) -> float:
     return float(((y - predicted).pow(2).sum(-1) / (y - center).pow(2).sum(-1)).mean())
+
+
+def _writings(setting: Setting) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Two runs' writings, a gradient at every position, and a place that differs from prompt to prompt."""
+    cases = []
+    for seed, at in ((0, [3, 1, 4]), (10, [2, 5, 0])):
+        first, second = (1 + setting.random(3, 7, seed=seed + i) for i in (1, 2))
+        cases.append((first, second, setting.random(3, 6, 7, seed=seed + 3), torch.tensor(at)))
+    return cases
+
+
+def _edge(first: Tensor, second: Tensor, grad: Tensor, at: Tensor) -> Tensor:
+    return ((first - second) * grad[torch.arange(len(at)), at]).sum(-1)
 
 
 EXERCISES = [
@@ -93,6 +107,36 @@ EXERCISES = [
                 gives=lambda y, predicted, center: _unexplained(y, predicted, y.mean(0)),
                 says="You take the variance around the mean of these samples. The center is the mean of the training "
                 "text, which a model without inputs would predict.",
+            ),
+        ],
+    ),
+    Exercise(
+        number="18.3",
+        what="the edge of each prompt",
+        dims="batch",
+        takes=("first", "second", "grad", "at"),
+        cases=_writings,
+        right=_edge,
+        says="A difference of what is written, times the gradient where it is read. What kind of edge it is, the "
+        "gradient knows.",
+        needs_model=False,
+        mistakes=[
+            Mistake(
+                gives=lambda first, second, grad, at: -_edge(first, second, grad, at),
+                says="The sign is turned round. What is lost is the first run's writing, less the second's.",
+            ),
+            Mistake(
+                gives=lambda first, second, grad, at: _edge(first, 0 * second, grad, at),
+                says="You count all that the source writes. What it writes in both runs makes no difference.",
+            ),
+            Mistake(
+                gives=lambda first, second, grad, at: ((first - second) * grad[:, at[0]]).sum(-1),
+                says="You take the first prompt's position for all prompts. Pair rows and positions: "
+                "grad[torch.arange(len(at)), at].",
+            ),
+            Mistake(
+                gives=lambda first, second, grad, at: ((first - second)[:, None] * grad).sum((1, 2)),
+                says="You add up the gradients of all positions. The source writes at one of them.",
             ),
         ],
     ),
