@@ -456,7 +456,10 @@ class Local:
         edges: dict[Edge, Tensor] = {}
         gap, o = 0.0, [layer.o.weight for layer in self.network.layers]
         apart = {i: self.early_z[i] - self.other_z[i] for i in self.early_z}
-        mlps = sum((self.early_mlp[i] - self.other_mlp[i] for i in self.early_mlp), torch.zeros(len(self.pop), 1))
+        mlps = sum(
+            (self.early_mlp[i] - self.other_mlp[i] for i in self.early_mlp),
+            torch.zeros(len(self.pop), self.network.d_model),
+        )
         whole = self.difference[0][self.rows, self.at["S2"]]
         heads = {n: apart[n.head[0]][:, n.head[1]] @ self.model.W_O[n.head].detach() for n in self.early}
         others = sum((apart[i].flatten(1) @ o[i].T for i in apart), torch.zeros_like(whole)) - sum(heads.values(), 0.0)

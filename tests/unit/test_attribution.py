@@ -60,7 +60,8 @@ def test_the_toys_edges_are_its_wires(wired):
         if float(value.abs().max()) > 1e-4 and e.target.kind in ("head", "answer")
     }
     # 1.0 reads the mark with its keys and moves it with its values; both movers look away from what 1.0 rules out,
-    # and write. The name at S1 is another one, and that is read where it stands.
+    # and write. The name at S1 is another one, and that is read where it stands: as a key and as a value. Attention
+    # that is soft marks a name before S2 a little too, so 1.0 moves something from there.
     assert {pair for pair in found if pair[0] not in ("frozen",)} == {
         ("latent", "1.0", "k"),
         ("latent", "1.0", "v"),
@@ -74,6 +75,8 @@ def test_the_toys_edges_are_its_wires(wired):
         ("2.0", "v"),
         ("2.1", "k"),
         ("2.1", "v"),
+        ("1.0", "k"),
+        ("1.0", "v"),
     }
 
 
@@ -111,8 +114,10 @@ def test_with_attention_frozen_nothing_leaves_the_marks(soft):
 def local(tiny, pair):
     small = sae.train(sae.collect(tiny, contexts(), 0), d_sae=96, k=6, samples=2000, batch=100).sae
     families = {"some": [(1, 0, "S2"), (1, 1, "END")], "others": [(2, 0, "END"), (0, 1, "S2"), (1, 1, "S1+1")]}
-    pop = pair[0]
-    return attribution.Local(tiny, pop, one_name_new(tiny, pop), small, 0, [1, 2], families, more=3, points=(1.0,))
+    pop, rows = pair[0], torch.arange(len(pair[0]))
+    both = [latents.codes(tiny, small, p.tokens)[rows, p.positions["S2"]] for p in (pop, one_name_new(tiny, pop))]
+    named = (both[0] - both[1]).abs().sum(0).topk(2).indices.tolist()  # latents that differ, so that they have edges
+    return attribution.Local(tiny, pop, one_name_new(tiny, pop), small, 0, named, families, more=3, points=(1.0,))
 
 
 def contexts(n=12, length=16, seed=0):
@@ -160,10 +165,9 @@ def test_a_gradient_is_a_finite_difference_by_plain_hooks(tiny, pair, local):
             norm = local.norm(stream + push, stream, local.network.layers[layer].norm1) - local.norm(
                 stream, stream, local.network.layers[layer].norm1
             )
-            group = weights.shape[0] // h.shape[2]
+            one = head // (tiny.cfg.n_heads // h.shape[2])
             h = h.clone()
-            one = head // group if letter != "q" and group > 1 else head
-            h[:, :, one] += sign * norm @ weights[head]
+            h[:, :, one] += sign * norm @ weights[head if len(weights) == tiny.cfg.n_heads else one]
             return h
 
         name = f"blocks.{layer}.attn.hook_{letter}"
@@ -224,5 +228,9 @@ def test_what_can_not_be_measured_is_refused(tiny, pair, local):
     latent = next(e for e in graph.edges if e.target.kind == "latent" and e.source.kind == "head")
     with pytest.raises(SaeError):
         local.measure([latent])
+
+
+def test_a_dictionary_of_the_last_layer_has_no_readers(soft):
+    pop = prompts.population(soft, 2, seed=1, templates=prompts.TEMPLATES[:1])
     with pytest.raises(SaeError, match="no block follows"):
-        attribution.Local(tiny, pair[0], pair[0], local.sae, tiny.cfg.n_layers - 1, [], {})
+        attribution.Local(soft, pop, pop, Marks(), 2, [], {})
