@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 
 import pytest
 import torch
 
 from labbook.data.make import front
-from labcode import sae
+from labcode import corpus, sae
 
 WIDTH, LATENTS = 32, 64
 
@@ -89,3 +90,25 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path):
     assert [row["dial"] for row in kept["rows"]] == [32], "and nothing is left that nobody asks for"
     again({"versions": 2}, two)
     assert len(calls) == 3, "made by other code, it is made again"
+
+
+def test_the_file_is_what_the_command_would_write():
+    record = json.loads((corpus.DATA / "sae-front.json").read_text())
+    assert record["command"].startswith("python -m labbook.data.make.front --contexts ")
+    assert record["versions"] == {name: metadata.version(name) for name in record["versions"]}
+    assert record["architectures"] == json.loads(json.dumps({k: front.described(k) for k in front.ARCHITECTURES}))
+    assert record["settings"]["d_sae"] == front.D_SAE
+    for name, kind in front.ARCHITECTURES.items():
+        rows = [row for row in record["rows"] if row["architecture"] == name]
+        runs = [(row["dial"], row["seed"]) for row in rows]
+        more = [(kind.levels[1], seed) for seed in front.SEEDS[1:]]
+        assert runs == [*((level, front.SEEDS[0]) for level in kind.levels), *more]
+        tried = {row["lr"]: row["train"]["loss"] for row in record["searched"][::-1] if row["architecture"] == name}
+        assert {row["lr"] for row in rows} == {min(front.RATES, key=lambda lr, of=tried: of[lr])}
+        l0 = [sum(row["active"]) / sum(record["held_out"]["vectors"]) for row in rows]
+        assert 8 < min(l0) < 30, name
+        assert 34 < max(l0) < 128, f"{name}: to be read at 32 the runs lie on both sides of it"
+    n = len(record["held_out"]["vectors"])
+    for row in record["rows"]:
+        assert len(row["left"]) == len(row["active"]) == n
+        assert len(row["spliced"]) == len(record["held_out"]["clean"])

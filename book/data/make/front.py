@@ -79,8 +79,8 @@ ARCHITECTURES = {
         "l0_warm_up_steps",
         (("jumprelu_bandwidth", 1.0), ("jumprelu_init_threshold", 0.1), ("jumprelu_ste_to_input", True)),
     ),
-    "gated": Architecture("Gated", "l1_coefficient", (9.0, 6.0, 2.0), "l1_warm_up_steps"),
-    "standard": Architecture("L1", "l1_coefficient", (4.5, 3.0, 1.0), "l1_warm_up_steps"),
+    "gated": Architecture("Gated", "l1_coefficient", (4.0, 3.0, 1.5), "l1_warm_up_steps"),
+    "standard": Architecture("L1", "l1_coefficient", (2.2, 1.0, 0.7), "l1_warm_up_steps"),
 }
 
 # Tried beside them, at the lower rate: why the settings above are not the defaults.
