@@ -277,8 +277,8 @@ def fronts(
             )
         )
     every = [at for points in series.values() for at, _ in points]
-    ends = range(math.floor(math.log2(min(every))), math.ceil(math.log2(max(every))) + 1)
-    ticks = {"tickvals": [*ends], "ticktext": [f"{2.0**power:g}" for power in ends]}
+    inside = range(math.ceil(math.log2(min(every))), math.floor(math.log2(max(every))) + 1)
+    ticks = {"tickvals": [*inside], "ticktext": [f"{2.0**power:g}" for power in inside]}
     fig.update_layout(xaxis={"title": {"text": label_title}, **ticks}, yaxis={"title": {"text": value_title}})
     return _finish(fig, alt, height=440)
 
