@@ -59,7 +59,9 @@ def test_bars_are_coloured_by_sign_and_carry_their_interval():
 
 def test_fronts_space_numbers_by_their_doublings_and_carry_intervals():
     half, most = metrics.Interval(0.5, 0.4, 0.7, 8), metrics.Interval(0.8, 0.7, 0.9, 8)
-    fig = plots.fronts({"a": [(16, half), (64, most)], "b": [(30, half), (90, half)]}, alt="x", value_title="v", label_title="l")
+    fig = plots.fronts(
+        {"a": [(16, half), (64, most)], "b": [(30, half), (90, half)]}, alt="x", value_title="v", label_title="l"
+    )
     assert list(fig.data[0].x) == [4, 6]
     assert list(fig.data[0].error_y.array) == pytest.approx([0.2, 0.1])
     assert list(fig.data[0].error_y.arrayminus) == pytest.approx([0.1, 0.1])
