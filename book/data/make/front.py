@@ -59,7 +59,7 @@ class Architecture:
     more: tuple[tuple[str, Any], ...] = ()
 
 
-# The levels of the penalties were searched on training text, so that L0 lies on both sides of 32.
+# The levels of the penalties were moved, by what L0 they gave and nothing else, until it lay on both sides of 32.
 # BatchTopK and Matryoshka learn a threshold as a moving average that starts at 0; at the default rate, 0.01, it is
 # still rising after so few steps. JumpReLU's gradients reach a threshold only from within a window around it, and at
 # the defaults (window 0.05, start 0.01, no gradient to the encoder) hardly anything lies there: nothing gets sparse.
