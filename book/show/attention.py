@@ -50,10 +50,10 @@ class Token:
 
     @property
     def words(self) -> str:
-        """What a sentence calls it: "Mary (IO)", "and (7)", "the start token"."""
+        """What a sentence calls it: “Mary” (IO), “and” (7), the start token."""
         if self.at == 0 and not self.name:
             return "the start token"
-        return f"{self.text} ({self.name or self.at})"
+        return f"“{self.text}” ({self.name or self.at})"
 
     @property
     def colour(self) -> str:
@@ -246,9 +246,12 @@ def _shown(text: str, longest: int = 16) -> str:
 
 
 def _seen(text: str) -> str:
-    """No letter that moves or hides others: a page may not even hold some of them."""
-    text = text.replace("\n", "\\n").replace("\t", "\\t")
-    return "".join(letter if letter.isprintable() else "�" for letter in text)
+    """No letter that moves or hides others (a page may not even hold some of them), and no piece of one.
+
+    A token may be some of the bytes of a letter. A tokenizer decodes these to U+FFFD, which looks like a fault.
+    """
+    text = text.replace("\n", "\\n").replace("\t", "\\t").replace("\ufffd", "⟨byte⟩")
+    return "".join(letter if letter.isprintable() else f"⟨{ord(letter):02X}⟩" for letter in text)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

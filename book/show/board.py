@@ -101,6 +101,7 @@ def to_html(found: Board) -> str:
         f'<i class="lab-board-zero"></i><b data-bar="{key}"></b></div></div>'
         for key, words in (("circuit", "circuit"), ("model", "model"))
     )
+    found = _rounded(found)
     numbers = table(["ticked", "circuit", "model without the others", "gap"], _main_states(found))
     return (
         f'<div class="lab-board"><fieldset hidden><legend>Families that keep their output</legend>{boxes}'
@@ -111,6 +112,15 @@ def to_html(found: Board) -> str:
         f'<details class="lab-numbers" open><summary>The main states as a table</summary>{numbers}</details>'
         f'<script type="application/json">{_json(found)}</script></div>'
     )
+
+
+def _rounded(found: Board) -> Board:
+    """Every number as it is shown, in the table as in the text: rounding twice may give another one."""
+
+    def shown(part: Sequence[Interval]) -> list[Interval]:  # + 0.0: there is no −0.00
+        return [Interval(*(round(v, 2) + 0.0 for v in (cell.mean, cell.low, cell.high)), cell.n) for cell in part]
+
+    return Board(found.groups, *map(shown, (found.circuit, found.model, found.gap)))
 
 
 def _main_states(found: Board) -> list[list[str]]:
@@ -128,7 +138,7 @@ def _main_states(found: Board) -> list[list[str]]:
 
 def _json(found: Board) -> str:
     def numbers(part: Sequence[Interval]) -> list[list[float]]:
-        return [[round(value, 3) for value in (cell.mean, cell.low, cell.high)] for cell in part]
+        return [[cell.mean, cell.low, cell.high] for cell in part]
 
     data: Mapping[str, object] = {
         "families": [group.title for group in found.groups],

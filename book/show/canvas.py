@@ -249,7 +249,11 @@ def _tall(known: Known, chapter: int) -> Scene:
         if not rows[row] or chapter == 1:
             continue
         wide = 170 if row == "S1+1" else 230
-        y += (34 if chapter > BOXES["at END"][1] else 8) if row == "writers" else 8
+        told = any(_row(by_key, one.receiver) == row != _row(by_key, one.sender) for one in arrows)
+        if row == "writers":
+            y += 34 if chapter > BOXES["at END"][1] else 8
+        else:
+            y += 22 if told else 8  # the labels of arrows stand above the boxes
         h = _side_by_side(scene, rows[row], known, column, wide)
         for box in rows[row]:
             scene.places[box.key] = scene.places[box.key]._replace(y=y, h=h)

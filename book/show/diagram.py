@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,8 @@ def circuit(boxes: Mapping[str, FamilyBox], wires: Mapping[tuple[str, str], str]
                 places[name] = (x, y)
                 y += box.height + GAP
     bottom = max((y + boxes[name].height for name, (_, y) in places.items()), default=60) + 16
-    drawn = {(a, b): label for (a, b), label in wires.items() if boxes[a].heads and boxes[b].heads}
+    signs = {pair: re.sub(r"-(?=\d)", "−", label) for pair, label in wires.items()}
+    drawn = {(a, b): label for (a, b), label in signs.items() if boxes[a].heads and boxes[b].heads}
     parts = [f'<text x="{x + BOX // 2}" y="26" font-weight="600">{column}</text>' for column, x in COLUMNS.items()]
     shapes: list[str] = []
     for (a, b), label in drawn.items():

@@ -224,7 +224,8 @@ def tells(known: Known, chapter: int) -> tuple[str, str]:
     here = known.source or re.sub(r"-(?=\d)", "−", here)
     lines = [f"The sentence: {' '.join(text for text, _ in known.words)}."]
     if known.lead is not None:
-        lines.append(f"{known.answer} is {known.lead:+.2f} nats ahead of {known.other}.")
+        lead = f"{known.lead:+.2f}".replace("-", "−")
+        lines.append(f"{known.answer} is {lead} nats ahead of {known.other}.")
     if chapter == 1:
         lines.append("The model is a closed box.")
     if chapter >= NEWS and known.layers:
@@ -264,7 +265,7 @@ def _found(box: Box) -> str:
 
 def _reads(by_key: Mapping[str, Box], one: Wire, chapter: int) -> str:
     sender = by_key[one.sender]
-    worth = f" ({signed(one.nats)} nats)" if chapter >= WHOLE and one.exact else ""
+    worth = f" ({signed(one.nats)} nats)".replace("-", "−") if chapter >= WHOLE and one.exact else ""
     if one.receiver == "logits":
         how = side(one, sender)
         return f"{sender.named} write {'for and against' if how == 'both' else how} the answer{worth}"

@@ -123,7 +123,7 @@ def test_the_toy_as_worked_out_on_paper(toy):
     assert negative.less[0] == "“ Mary”"
     page = attention.arcs(toy, pop, [(2, 0), (2, 1)])
     figures = list(tree(page).iter("figure"))
-    assert "from END, 100\u00a0% to Mary (IO)" in "".join(figures[0].find("figcaption").itertext())
+    assert "from END, 100\u00a0% to “Mary” (IO)" in "".join(figures[0].find("figcaption").itertext())
     bars = [
         [rect.get("fill") for rect in figure.find("div[@class='lab-writes']").iter(f"{SVG}rect")] for figure in figures
     ]
@@ -168,13 +168,13 @@ def test_words_of_the_sentence(tiny):
     words = [token.words for token in attention.sentence(pop)]
     assert words[0] == "the start token"
     assert [words[int(pop.positions[name][0])] for name in prompts.POSITIONS] == [
-        "Mary (IO)",
-        "John (S1)",
-        "and (S1+1)",
-        "John (S2)",
-        "to (END)",
+        "“Mary” (IO)",
+        "“John” (S1)",
+        "“and” (S1+1)",
+        "“John” (S2)",
+        "“to” (END)",
     ]
-    assert words[1] == "When (1)"
+    assert words[1] == "“When” (1)"
 
 
 @pytest.mark.parametrize("show", [attention.arcs, attention.grid])
@@ -190,7 +190,13 @@ def test_tokens_and_names_are_escaped(tiny, pop, show):
     tags = {node.tag.removeprefix(SVG) for node in root.iter()}
     assert tags == {node.tag.removeprefix(SVG) for node in tree(show(tiny, pop, HEADS)).iter()}
     assert "\x00" not in page
-    assert any("<script>&\"'\\n�" in (node.text or "") for node in root.iter(f"{SVG}text"))
+    assert any("<script>&\"'\\n⟨0" in (node.text or "") for node in root.iter(f"{SVG}text"))
+
+
+def test_a_piece_of_a_letter_is_called_a_byte(tiny, pop):
+    strings = tuple(" \ufffd" for _ in pop.str_tokens[0])
+    shown = attention.sentence(replace(pop, str_tokens=(strings, *pop.str_tokens[1:])))
+    assert shown[3].text == "⟨byte⟩"
 
 
 def test_long_and_empty_tokens_keep_a_place(tiny, pop):

@@ -10,10 +10,11 @@ import pytest
 from markup import Structure
 
 from labbook.show import diagram
-from labbook.show.board import Group, board, states, to_html
+from labbook.show.board import Board, Group, board, states, to_html
 from labcode import prompts
 from labcode.circuit import Keep, Out, Runner, references
 from labcode.errors import PatchError
+from labcode.metrics import Interval
 from labcode.toy import MOVER, NEGATIVE
 
 FULL = MOVER - NEGATIVE
@@ -65,6 +66,16 @@ def test_the_page_holds_valid_json_and_escaped_names(found):
     assert len(seen.found["fieldset"]) == len(seen.found["legend"]) == 1
     assert [attributes["data-bar"] for attributes in seen.found["b"]] == ["circuit", "model"], "none from a title"
     assert any(attributes.get("aria-live") == "polite" for attributes in seen.found["p"])
+
+
+def test_the_table_and_the_text_round_alike(found):
+    """The text's numbers are those of the table: −0.0546 is −0.05 in both, and there is no −0.00."""
+    cell = Interval(-0.0546, -0.004, 0.125, 4)
+    odd = Board(found.groups, *[[cell] * 8 for _ in range(3)])
+    page = to_html(odd)
+    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', page, re.S)[1])
+    assert data["circuit"][0] == [-0.05, 0, 0.12]
+    assert "−0.05 [0.00, 0.12]" in page
 
 
 def test_without_scripts_a_table_tells_the_main_states(found):
