@@ -15,6 +15,7 @@ faithful                                   is what is left the circuit?
 families                                   the criteria of the head families, and the search for members
 corpus, sae, latents                       sparse autoencoders: text, train and judge, read and edit
 transcoder                                 what an MLP writes, predicted from what it reads: choose, train, judge
+attribution                                a graph of one run: latents, heads and errors, and what each adds to the next
 evidence                                   what was measured once at full size, and measured again in part by each build
 readable, superposition                    rules that say where a latent fires; what was found beside what is known
 plots, report                              figures; numbers, claims and published values. They import only `errors`
