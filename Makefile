@@ -5,7 +5,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 STRICT := $(if $(LAB_STRICT),-W -n --keep-going)
 
-.PHONY: book test serve lab benchmark evidence lint clean lock
+# The browser that prints the book.
+BROWSER ?= $(shell command -v chromium || command -v google-chrome || command -v chromium-browser)
+
+.PHONY: book test serve archive pdf lab benchmark evidence lint clean lock
 
 book: $(READY)
 	$(BIN)/jupyter-book build . $(STRICT)
@@ -15,6 +18,16 @@ test: $(READY)
 
 serve:
 	$(PYTHON) -m http.server --bind 127.0.0.1 --directory _build/html 8000
+
+# The built site as one file: unpack it anywhere and open index.html; it needs no network.
+archive:
+	@test -f _build/html/index.html || { echo "there is no site yet: make book first"; exit 1; }
+	cd _build/html && $(PYTHON) -m zipfile -c ../interp-lab-site.zip $$(ls -A)
+
+pdf: $(READY)
+	@test -n "$(BROWSER)" || { echo "make pdf prints with Chromium or Chrome: install one, or name it with BROWSER=path"; exit 1; }
+	$(BIN)/jupyter-book build . --builder singlehtml
+	$(BROWSER) --headless --no-sandbox --disable-gpu --no-pdf-header-footer --print-to-pdf=$(CURDIR)/_build/interp-lab.pdf file://$(CURDIR)/_build/singlehtml/index.html
 
 # A double click on a chapter opens it as a notebook; the setting stays in this folder's environment.
 lab: export JUPYTER_CONFIG_DIR := $(CURDIR)/.venv/etc/jupyter-lab

@@ -228,3 +228,6 @@ def test_papers_are_linked():
     unlinked = [key for key, text in entries if not re.search(r"^  (?:eprint|doi|url) = ", text, re.MULTILINE)]
     assert len(unlinked) <= 2, unlinked
     assert not any("arXiv:" in text for _, text in entries), "an arXiv number belongs into eprint, which links it"
+    for key, text in entries:
+        fields = re.findall(r"^  (\w+) = ", text, re.MULTILINE)
+        assert len(fields) == len(set(fields)), key
