@@ -16,6 +16,7 @@ from pybtex.plugin import find_plugin, register_plugin
 
 from labbook._ext import (
     api,
+    bench,
     chapters,
     claims,
     closing,
@@ -52,6 +53,7 @@ PARTS = (
     glossary,
     head,
     predictions,
+    bench,
     notebooks,
     closing,
 )

@@ -186,9 +186,11 @@
         if (entry) place.append(make("div", { className: "lab-log-answer" }, ...told(entry)));
       }
       const others = Object.entries(all).filter(([id]) => !known.has(id));
-      lost.replaceChildren(...(others.length ? [make("h2", {}, "From boxes that this book no longer has")] : []),
-        ...others.map(([, entry]) => make("div", { className: "lab-log-entry" },
-          make("p", { className: "lab-log-question" }, `${entry.title}: ${entry.question}`), ...told(entry))));
+      const onBench = ([id]) => id.includes("#bench-");
+      const listed = (title, some) => (some.length ? [make("h2", {}, title), ...some.map(([, entry]) => make("div", { className: "lab-log-entry" },
+        make("p", { className: "lab-log-question" }, `${entry.title}: ${entry.question}`), ...told(entry)))] : []);
+      lost.replaceChildren(...listed("From the patch bench", others.filter(onBench)),
+        ...listed("From boxes that this book no longer has", others.filter((one) => !onBench(one))));
       const entries = Object.values(all);
       const marked = (mark) => entries.filter((entry) => entry.mark === mark).length;
       summary.textContent = entries.length
