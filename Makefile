@@ -41,6 +41,11 @@ benchmark: $(READY)
 evidence: $(READY)
 	$(BIN)/python -m labbook.data.make.evidence
 
+# A page on which to patch a task of your own: make patch-bench TASK=file.toml
+patch-bench: $(READY)
+	@test -n "$(TASK)" || { echo "name your task: make patch-bench TASK=file.toml"; exit 2; }
+	@$(BIN)/python -m labbook.data.make.bench --task "$(TASK)"
+
 lint: $(READY)
 	@mkdir -p _build/packages && ln -sfn ../../book _build/packages/labbook
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ import torch
 from labbook.data.make import bench as maker
 from labbook.show import bench
 from labcode import models, patching
-from labcode.errors import ReportError
+from labcode.errors import PromptError, ReportError
 
 RECORDS = {found["name"]: found for found in bench.load()}
 
@@ -122,3 +125,53 @@ def test_markup_in_a_record_stays_text():
 def test_a_pair_that_is_not_recorded_says_how_to_record_it():
     with pytest.raises(ReportError, match=r"no gone\.json: make it with python -m"):
         bench.load(["gone"])
+
+
+TASK = """
+name = "Capitals"
+question = "Which city?"
+
+[[pair]]
+clean = "The capital of France is the city of"
+corrupted = "The capital of Italy is the city of"
+right = " Paris"
+wrong = " Rome"
+"""
+
+
+def options(tmp_path, text):
+    file = tmp_path / "task.toml"
+    file.write_text(text, encoding="utf8")
+    return Namespace(task=str(file), out=str(tmp_path / "made" / "page.html"))
+
+
+def test_a_task_of_ones_own_becomes_a_page(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "load", lambda: tiny_llama[0])
+    monkeypatch.setattr(maker, "LEAST", -100.0)
+    wanted = options(tmp_path, TASK)
+    maker.make(wanted)
+    page = Path(wanted.out).read_text(encoding="utf8")
+    assert "<h1>Capitals</h1><p>Which city?</p>" in page
+    assert page.count("labBenchPairs ??= []") == 1
+    assert "src=" not in re.sub(r"script\.src", "", page)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name = 3 4", "is no task that can be read"),
+        ("", "has no pairs"),
+        (TASK.replace("right =", "rihgt ="), "right missing, rihgt unknown"),
+    ],
+)
+def test_a_file_that_is_no_task_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch, text, said):
+    monkeypatch.setattr(models, "load", lambda: pytest.fail("loaded"))
+    with pytest.raises(PromptError, match=said):
+        maker.make(options(tmp_path, text))
+
+
+def test_a_pair_that_the_model_does_not_tell_apart_is_refused(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "load", lambda: tiny_llama[0])
+    monkeypatch.setattr(maker, "LEAST", 1e6)
+    with pytest.raises(PromptError, match="This model does not tell the two apart"):
+        maker.make(options(tmp_path, TASK))

@@ -209,6 +209,7 @@ globalThis.labBench = (() => {
       const table = make("div", { className: "lab-bench-grid", role: "grid", "aria-label": `${index.kinds[state.kind]}, ${index.directions[state.direction]}: layers by ${state.kind === "z" ? "heads" : "tokens"}` }, ...heads, ...rows);
       table.style.setProperty("--columns", columns.length);
       grid.replaceChildren(table);
+      grid.scrollLeft = grid.scrollWidth; // where the answer is written
       buttons.get(`${record.layers[0]}.${columns.find((column) => column >= start())}`).tabIndex = 0;
       table.addEventListener("keydown", (event) => move(event, columns));
       legend.replaceChildren(make("span", { className: "lab-bench-swatch lab-against" }), " away from the ", other(), " run, ",

@@ -21,6 +21,7 @@ import torch
 
 from labbook.data.make import command, run
 from labcode import corpus, models, patching, prompts, tasks
+from labcode.errors import PromptError
 from labcode.models import say
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ OUT = corpus.DATA / "bench"
 KINDS: tuple[Kind, ...] = ("resid_pre", "attn_out", "mlp_out", "z")
 DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
 TOP = 5
+LEAST = 0.5  # nats between the two runs of a reader's pair: with less, shares of the way are shares of nothing
 UNIT = 1000  # logit differences, probabilities and shares are written as thousandths
 
 
@@ -238,8 +240,17 @@ def write_page(model: TransformerBridge, task: tasks.Task, out: Path) -> None:
     """The bench of a task as one file that needs no other."""
     from labbook.show import bench
 
-    origin = made_by(model, "make patch-bench")
-    found = [{**origin, **record(model, pair)} for pair in task_pairs(model, task)]
+    origin, found = made_by(model, "make patch-bench"), []
+    for pair in task_pairs(model, task):
+        found.append({**origin, **record(model, pair)})
+        clean, corrupted = bench.ends(found[-1])
+        if clean - corrupted < LEAST:
+            right, wrong = found[-1]["answers"]
+            raise PromptError(
+                f"{pair.title!r}: {right!r} leads {wrong!r} by {clean:+.2f} nats after the clean sentence and by "
+                f"{corrupted:+.2f} after the corrupted one. This model does not tell the two apart, so no patch can "
+                "bring anything back: choose other sentences or other answers"
+            )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(bench.standalone(task.name, task.question, found), encoding="utf8")
     say(f"the bench of {task.name!r} is in {out}: open it in a browser")
