@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -45,7 +45,12 @@ KINDS = ("token", "word", "word family", "class", "repeated token", "position")
 LISTS = KINDS[:3]
 NO_FAMILIES = ("token", "class", "repeated token", "position")
 THIS_TOKEN = ("token", "word", "word family", "class")
-QUESTIONS = ("no families", "this token", "strong firing")
+QUESTIONS = ("no families", "strong firing")
+SEES: dict[str, Callable[[Rule], bool]] = {  # what rules may look at
+    "all": lambda rule: True,
+    "this token": lambda rule: not rule.looks_back,
+    "before": lambda rule: rule.looks_back and not (rule.kind == "repeated token" and rule.listed),
+}
 EDGES = (1, 2, 4, 8, 16)
 FORMS = 4  # of a family, named in a rule
 RECORD = "readability.json"
@@ -267,13 +272,17 @@ def f1(said: Bool[Tensor, "*any"], true: Bool[Tensor, "*any"]) -> float:
     return 2 * float((said & true).sum()) / max(1.0, float(said.sum() + true.sum()))
 
 
-def fit(text: Text, fires: Bool[Tensor, "context pos"], few: int = FEW, kinds: Sequence[str] = KINDS) -> Rule:
+def fit(
+    text: Text, fires: Bool[Tensor, "context pos"], few: int = FEW, kinds: Sequence[str] = KINDS, sees: str = "all"
+) -> Rule:
     """The simple rule with the highest F1 on a text. Of equally good ones it is the one that comes first in `KINDS`.
 
     Args:
         fires: where the latent fires; position 0 is not looked at.
         few: how many tokens, words or families a rule may list.
         kinds: of rules that may be chosen.
+        sees: what they may look at: "all", "this token" alone, or what stands "before" it, together with whether the
+            token itself has come before.
 
     Raises:
         MetricError: shapes that do not fit, or the latent does not fire on this text.
@@ -286,6 +295,8 @@ def fit(text: Text, fires: Bool[Tensor, "context pos"], few: int = FEW, kinds: S
     for kind in (kind for kind in LISTS if kind in kinds):
         keys, group = text.groups(kind)
         for back in (False, True):
+            if not SEES[sees](Rule(kind, back=back)):
+                continue
             at = _earlier(group) if back else group
             count = torch.bincount(at[:, 1:].flatten(), minlength=len(keys)).double()
             hit = torch.bincount(at[true], minlength=len(keys)).double()
@@ -295,7 +306,7 @@ def fit(text: Text, fires: Bool[Tensor, "context pos"], few: int = FEW, kinds: S
     where = true.flatten().nonzero()[:, 0]
     scores = 2 * text.fixed.flatten(1)[:, where].sum(1) / (text.said + total)
     for rule, n in text.rules.items():
-        if rule.kind in kinds:
+        if rule.kind in kinds and SEES[sees](rule):
             candidates.append((float(scores[n]), rule.kind, rule.back, rule.listed))
     ratio, kind, back, listed = max(candidates, key=lambda c: (round(c[0], 9), -KINDS.index(c[1])))
     forms = _forms_of(text, true, listed, back) if kind == "word family" else ()
@@ -405,7 +416,14 @@ class Scores:
         return 2 * hit / (said + true).clamp(min=1)
 
 
-def interval(scores: Scores, less: Scores | None = None, level: float = 0.95, n: int = 2000, seed: int = 0) -> Interval:
+def interval(
+    scores: Scores,
+    less: Scores | None = None,
+    level: float = 0.95,
+    n: int = 2000,
+    seed: int = 0,
+    passing: bool = False,
+) -> Interval:
     """The mean F1 with a bootstrap interval over contexts *and* rules: other text, and other latents.
 
     Tokens of a context are not independent, and all rules are scored on the same contexts: so whole contexts are drawn
@@ -413,6 +431,7 @@ def interval(scores: Scores, less: Scores | None = None, level: float = 0.95, n:
 
     Args:
         less: other rules, one for each, scored on the same contexts: then of the difference.
+        passing: the share that reaches `PASS`, in place of the mean F1.
 
     Raises:
         MetricError: nothing to average, or not one for each.
@@ -428,35 +447,71 @@ def interval(scores: Scores, less: Scores | None = None, level: float = 0.95, n:
     rules = torch.randint(size, (n, size), generator=generator)
 
     def means(of: Scores) -> Tensor:
-        return of._f1(weight).T.gather(1, rules).mean(1)
+        return counted(of._f1(weight)).T.gather(1, rules).mean(1)
 
-    draws, mean = means(scores), float(scores.f1.mean())
+    def counted(f1: Tensor) -> Tensor:
+        return (f1 >= PASS).float() if passing else f1
+
+    draws, mean = means(scores), float(counted(scores.f1).mean())
     if less is not None:
-        draws, mean = draws - means(less), mean - float(less.f1.mean())
+        draws, mean = draws - means(less), mean - float(counted(less.f1).mean())
     low, high = draws.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2])).tolist()
     return Interval(mean, low, high, size)
 
 
 def stand_ins(
-    x: Float[Tensor, "sample d_model"], center: Float[Tensor, " d_model"], n: int, seed: int = 16
+    x: Float[Tensor, "sample d_model"],
+    center: Float[Tensor, " d_model"],
+    decoder: Float[Tensor, "d_sae d_model"],
+    n: int,
+    seed: int = 16,
 ) -> dict[str, Float[Tensor, "d_model latent"]]:
-    """Directions that no autoencoder has trained: random ones, coordinates, and the vectors of single tokens of `x`."""
+    """Directions of length 1 that no autoencoder has trained.
+
+    Random ones; random ones with the mean and the covariance of the directions of a decoder, and with those of `x`;
+    coordinates; and the vectors of single tokens of `x`.
+    """
     g, width = torch.Generator().manual_seed(seed), x.shape[1]
-    return {
-        "random direction": torch.randn(width, n, generator=g) / width**0.5,
-        "coordinate": torch.eye(width)[:, torch.randint(width, (n,), generator=g)],
-        "one token's vector": torch.nn.functional.normalize(
-            x[torch.randint(len(x), (n,), generator=g)].float() - center, dim=-1
-        ).T,
+
+    def spread(rows: Tensor) -> Tensor:
+        mean = rows.mean(0)
+        return mean + torch.randn(n, len(rows), generator=g) @ (rows - mean) / len(rows) ** 0.5
+
+    directions = {
+        "random direction": torch.randn(n, width, generator=g),
+        "random, spread like latents": spread(decoder.detach().float()),
+        "random, spread like the stream": spread(x.float() - center),
+        "coordinate": torch.eye(width)[torch.randint(width, (n,), generator=g)],
+        "one token's vector": x[torch.randint(len(x), (n,), generator=g)].float() - center,
     }
+    return {name: torch.nn.functional.normalize(of, dim=-1).T for name, of in directions.items()}
 
 
 def along(
-    name: str, direction: Float[Tensor, "d_model latent"], x: Float[Tensor, "sample d_model"], center: Tensor
+    direction: Float[Tensor, "d_model latent"], x: Float[Tensor, "sample d_model"], center: Tensor
 ) -> Float[Tensor, "sample latent"]:
-    """How far vectors lie in each direction; beside the vector of a token it is the cosine that counts."""
-    h = x.float() - center
-    return (torch.nn.functional.normalize(h, dim=-1) if name == "one token's vector" else h) @ direction
+    """The cosine of vectors with each direction: how far they point along it, however long they are."""
+    return torch.nn.functional.normalize(x.float() - center, dim=-1) @ direction
+
+
+def stand_in(text: Text, acts: Activations, height: Float[Tensor, " sample"], n: int) -> tuple[float, Rule]:
+    """A direction that fires on the `n` highest tokens of a text: above which height that is, and its rule.
+
+    Args:
+        text, acts, height: the text that chooses, its vectors and how far they lie along the direction.
+    """
+    cut = float(height.topk(n).values[-1])
+    return cut, fit(text, placed(acts, text.shape, height, cut) > 0)
+
+
+def placed(
+    acts: Activations, shape: torch.Size, height: Float[Tensor, " sample"], cut: float
+) -> Float[Tensor, "context pos"]:
+    """Where heights reach a cut, and by how much they pass it; zero where they don't."""
+    high = height >= cut
+    value = torch.zeros(shape)
+    value[acts.context[high], acts.position[high]] = height[high] - cut + 1e-6
+    return value
 
 
 @dataclass(frozen=True)
@@ -467,8 +522,6 @@ class Fits:
         n_contexts: so many contexts have chosen them. recorded: whether a command did it before.
         rules: by latent, all kinds allowed.
         narrow: by name of a narrower question, then by latent.
-        controls: by kind of direction, for each latent of the sample: above which value it counts as firing, so that it
-            fires on as many tokens as the latent, and its rule.
         sample: latents drawn at random from those that can be tested. n_testable: how many there are.
         shuffled: what was recorded of the model with shuffled weights.
     """
@@ -477,7 +530,6 @@ class Fits:
     recorded: bool
     rules: dict[int, Rule]
     narrow: dict[str, dict[int, Rule]]
-    controls: dict[str, list[tuple[float, Rule]]]
     sample: list[int]
     n_testable: int = 0
     shuffled: dict[str, Any] = field(default_factory=dict)
@@ -500,22 +552,12 @@ def draw(can: Bool[Tensor, " d_sae"], n: int, seed: int = 15) -> list[int]:
     return [i for i in order if can[i]][:n]
 
 
-def fit_all(
-    acts: Activations,
-    codes: Codes,
-    text: Text,
-    sample: Sequence[int],
-    others: Iterable[int],
-    directions: Mapping[str, Float[Tensor, "d_model latent"]],
-    center: Float[Tensor, " d_model"],
-    n_testable: int = 0,
-) -> Fits:
-    """Choose rules for latents, for narrower questions about them, and for the directions that stand in for them.
+def fit_all(codes: Codes, text: Text, sample: Sequence[int], others: Iterable[int], n_testable: int = 0) -> Fits:
+    """Choose rules for latents, and for narrower questions about them.
 
     Args:
-        acts, codes, text: the same contexts, as vectors, as codes and as words.
+        codes, text: the same contexts, as codes and as words.
         sample: latents for all questions. others: latents for which only a rule is wanted.
-        directions: from `stand_ins`, for as many of the first latents of the sample.
     """
     rules: dict[int, Rule] = {}
     narrow: dict[str, dict[int, Rule]] = {name: {} for name in QUESTIONS}
@@ -527,18 +569,8 @@ def fit_all(
         rules[i] = fit(text, fires)
         if i in sample:
             narrow["no families"][i] = fit(text, fires, kinds=NO_FAMILIES)
-            narrow["this token"][i] = fit(text, fires, kinds=THIS_TOKEN)
             narrow["strong firing"][i] = fit(text, value >= value.max() / 2)
-    controls: dict[str, list[tuple[float, Rule]]] = {}
-    for name, direction in directions.items():
-        scores = along(name, direction, acts.values, center)  # [sample latent]
-        controls[name] = []
-        for j in range(scores.shape[1]):
-            top = scores[:, j].topk(int((codes.of(sample[j]) > 0).sum()))
-            fires = torch.zeros(text.shape, dtype=torch.bool)
-            fires[acts.context[top.indices], acts.position[top.indices]] = True
-            controls[name].append((float(top.values[-1]), fit(text, fires)))
-    return Fits(len(codes.tokens), False, rules, narrow, controls, list(sample), n_testable)
+    return Fits(len(codes.tokens), False, rules, narrow, list(sample), n_testable)
 
 
 def pack(fits: Fits) -> dict[str, Any]:
@@ -549,7 +581,6 @@ def pack(fits: Fits) -> dict[str, Any]:
         "sample": fits.sample,
         "rules": {str(i): _packed(rule) for i, rule in fits.rules.items()},
         "narrow": {name: {str(i): _packed(rule) for i, rule in of.items()} for name, of in fits.narrow.items()},
-        "controls": {name: [[cut, _packed(rule)] for cut, rule in of] for name, of in fits.controls.items()},
         "shuffled": fits.shuffled,
     }
 
@@ -571,7 +602,6 @@ def recorded(model: TransformerBridge, sae: Any, path: Path = DATA / RECORD) -> 
             recorded=True,
             rules={int(i): _unpacked(rule) for i, rule in kept["rules"].items()},
             narrow={name: {int(i): _unpacked(rule) for i, rule in of.items()} for name, of in kept["narrow"].items()},
-            controls={name: [(cut, _unpacked(rule)) for cut, rule in of] for name, of in kept["controls"].items()},
             sample=kept["sample"],
             n_testable=kept["n_testable"],
             shuffled=kept["shuffled"],

@@ -232,27 +232,61 @@ def test_a_difference_is_that_of_pairs():
 
 @pytest.fixture(scope="module")
 def fits(tokens, text):
-    """Two latents, one of a family and one for repetitions, and directions of a stream of 4 numbers."""
+    """Two latents, one of a family and one for repetitions."""
     family = among(tokens, " marry", "Married", " marrying")
     fires = torch.stack([family, repeated(tokens)], -1)
     fires[:, 0] = False
     codes = Codes(tokens, fires.float() * 2, torch.arange(2).expand(60, 30, 2).to(torch.int32), 2)
-    x = torch.randn(60 * 29, 4, generator=torch.Generator().manual_seed(5))
-    x[:, 2] += 9 * family[:, 1:].flatten()
-    context, position = torch.arange(60).repeat_interleave(29), torch.arange(1, 30).repeat(60)
-    acts = Activations(x, context, position, 0, 1.0, 0)
-    directions = {"coordinate": torch.eye(4)[:, [2, 1]]}
-    return readable.fit_all(acts, codes, text, [0, 1], [1], directions, torch.zeros(4))
+    return readable.fit_all(codes, text, [0, 1], [1])
 
 
-def test_latents_and_their_stand_ins_are_fitted_together(fits):
+def test_narrower_questions_are_fitted_together(fits):
     assert fits.rules[0].kind in ("word", "word family", "token")
     assert fits.rules[0].fitted == pytest.approx(1)
     assert fits.rules[1].kind == "repeated token"
-    assert fits.narrow["this token"][1].fitted < fits.rules[1].fitted
-    cut, rule = fits.controls["coordinate"][0]
-    assert rule.fitted > 0.9, "this coordinate is the latent"
-    assert 2 < cut < 9
+    assert set(fits.narrow) == set(readable.QUESTIONS)
+
+
+def test_a_direction_stands_in_for_a_latent(tokens, text):
+    family = among(tokens, " marry", "Married", " marrying")
+    family[:, 0] = False
+    context, position = torch.arange(60).repeat_interleave(29), torch.arange(1, 30).repeat(60)
+    x = torch.randn(60 * 29, 4, generator=torch.Generator().manual_seed(5))
+    x[:, 2] += 9 * family[:, 1:].flatten()
+    acts = Activations(x, context, position, 0, 1.0, 0)
+    height = readable.along(torch.eye(4), x, torch.zeros(4))
+    assert torch.allclose(height, readable.along(torch.eye(4), 3 * x, torch.zeros(4))), "length does not count"
+    cut, rule = readable.stand_in(text, acts, height[:, 2], int(family.sum()))
+    value = readable.placed(acts, text.shape, height[:, 2], cut)
+    assert int((value > 0).sum()) == int(family.sum())
+    assert readable.score(rule, text, value > 0).f1 > 0.9, "this coordinate is the latent"
+
+
+def test_the_share_that_passes_has_an_interval_too():
+    scores = drawn_scores(40, 30, 2, 0.5)
+    perfect = readable.Scores(scores.true, scores.true, scores.true)
+    assert readable.interval(perfect, passing=True).low == 1
+    share = readable.interval(scores, passing=True)
+    assert share.mean == pytest.approx(float((scores.f1 >= readable.PASS).float().mean()))
+
+
+def test_stand_ins_spread_like_the_decoder():
+    rows = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([9.0, 1, 1, 1])
+    made = readable.stand_ins(torch.randn(20, 4), torch.zeros(4), rows, 400)
+    assert all(torch.allclose(of.norm(dim=0), torch.ones(400)) for of in made.values())
+    spread = {name: of.abs().mean(1) for name, of in made.items()}
+    assert spread["random, spread like latents"][0] > 2 * spread["random, spread like latents"][1]
+    assert spread["random direction"][0] < 1.2 * spread["random direction"][1]
+
+
+def test_a_rule_may_be_kept_from_looking(tokens, text):
+    fires = repeated(tokens)
+    assert readable.fit(text, fires).kind == "repeated token"
+    assert not readable.fit(text, fires, sees="this token").looks_back
+    married = among(tokens, " marry")
+    assert readable.fit(text, married, sees="before").looks_back
+    back = torch.cat([torch.zeros_like(married[:, :1]), married[:, :-1]], dim=1)
+    assert readable.fit(text, back, sees="before").fitted > readable.fit(text, back, sees="this token").fitted
 
 
 def test_what_is_recorded_comes_back(fits, tmp_path, monkeypatch):
@@ -264,7 +298,6 @@ def test_what_is_recorded_comes_back(fits, tmp_path, monkeypatch):
     assert again.recorded
     assert again.rules == fits.rules
     assert [rule.forms for rule in again.rules.values()] == [rule.forms for rule in fits.rules.values()]
-    assert again.controls["coordinate"] == fits.controls["coordinate"]
     sae.W_dec = torch.zeros(2)
     assert readable.recorded(None, sae, path) is None, "rules of another autoencoder"
     assert readable.recorded(None, sae, tmp_path / "none.json") is None
@@ -281,7 +314,6 @@ def test_the_recorded_rules_are_of_the_shipped_autoencoder(smollm2):
     assert len(fits.sample) == 300
     assert set(fits.sample) <= set(fits.rules)
     assert all(set(fits.sample) == set(fits.narrow[name]) for name in readable.QUESTIONS)
-    assert {len(of) for of in fits.controls.values()} == {120}
     assert len(fits.shuffled["f1"]["model"]) == len(fits.shuffled["f1"]["shuffled"])
 
 

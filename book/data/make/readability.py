@@ -2,7 +2,7 @@
 
 The codes of the whole corpus take minutes, so what they give is recorded in `book/data/readability.json`: for a random
 sample of the shipped autoencoder's latents, and for those that are strong on the canonical prompt, a rule; for the
-sample also rules that may say less, and rules for directions that stand in for them. The chapter scores all of these on
+sample also rules that may say less, and rules for strong firing only. The chapter scores all of these on
 the test text itself.
 
 And one comparison that is recorded whole: an autoencoder of the model with shuffled weights, beside one of the model as
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformer_lens.model_bridge import TransformerBridge
 
-SHOWN = 64  # the first contexts: the chapter shows them, and stand-ins are vectors of their tokens
 PROMPT = 4  # latents of each of its tokens that get a rule
 SMALL: dict[str, Any] = {"d_sae": 2304, "k": 32, "batch": 512, "lr": 2e-3}
 
@@ -45,12 +44,11 @@ def make(options: Namespace) -> None:
     can = readable.can_be_tested(codes, new_codes)
     sample = readable.draw(can, options.sample)
     say(f"{int(can.sum())} latents can be tested")
-    directions = readable.stand_ins(acts.values[acts.context < SHOWN], ready.center, options.controls)
     pop = prompts.canonical(model)
     strong = latents.codes(model, ready.sae, pop.tokens, ready.layer)[0, 1:].topk(PROMPT).indices.flatten().tolist()
     rest = [i for i in dict.fromkeys(strong) if can[i]]
     say("fitting")
-    fits = readable.fit_all(acts, codes, words, sample, rest, directions, ready.center, int(can.sum()))
+    fits = readable.fit_all(codes, words, sample, rest, int(can.sum()))
     say("the model with shuffled weights")
     contexts = learn[: options.small]
     parts = acts.context < len(contexts)
@@ -111,15 +109,13 @@ def pair(
         codes["model"][0].density[chosen["model"]], codes["shuffled"][0].density, can["shuffled"]
     )
     n = len(chosen["shuffled"])
-    scores, kinds, narrow = {}, {}, {}
+    scores, kinds = {}, {}
     for name, (train_codes, held_codes) in codes.items():
-        found, by_token = [], []
+        found = []
         for i in chosen[name][:n]:
             fires, fires_new = train_codes.of(i) > 0, held_codes.of(i) > 0
             found.append(readable.score(readable.fit(words, fires), test, fires_new))
-            rule = readable.fit(words, fires, kinds=readable.THIS_TOKEN)
-            by_token.append(readable.score(rule, test, fires_new))
-        scores[name], narrow[name] = readable.Scores.of(found), readable.Scores.of(by_token)
+        scores[name] = readable.Scores.of(found)
         kinds[name] = [one.kind for one in found]
     ahead = readable.interval(scores["model"], scores["shuffled"])
     return {
@@ -129,7 +125,6 @@ def pair(
         "testable": {name: int(mask.sum()) for name, mask in can.items()},
         "density": {name: round(float(codes[name][0].density[chosen[name][:n]].median()), 5) for name in codes},
         "f1": {name: [round(value, 4) for value in of.f1.tolist()] for name, of in scores.items()},
-        "f1_this_token": {name: [round(value, 4) for value in of.f1.tolist()] for name, of in narrow.items()},
         "kinds": {name: {kind: of.count(kind) for kind in readable.KINDS} for name, of in kinds.items()},
         "mean": {name: _ends(readable.interval(of)) for name, of in scores.items()},
         "ahead": _ends(ahead),
@@ -160,7 +155,6 @@ if __name__ == "__main__":
     parser = ArgumentParser(prog="python -m labbook.data.make.readability", description=str(__doc__).splitlines()[0])
     parser.add_argument("--contexts", type=int, default=10**6, help="fit on the first so many (default: all)")
     parser.add_argument("--sample", type=int, default=300, help="latents for all questions (default %(default)s)")
-    parser.add_argument("--controls", type=int, default=120, help="directions of each kind (default %(default)s)")
     parser.add_argument("--small", type=int, default=640, help="contexts of the small pair (default %(default)s)")
     parser.add_argument("--samples", type=int, default=100_000, help="vectors of its training (default %(default)s)")
     parser.add_argument("--pairs", type=int, default=150, help="latents of the pair (default %(default)s)")
