@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 START = "▸"  # stands for BOS, whose own text is markup
 NAMED = 3  # shares that are written out, and words raised and lowered
 SIDE_BY_SIDE = 3  # more heads than these get a chooser
+NOTHING = 1e-6  # what a head that writes nothing may write, by rounding
 DRAWN = 0.005  # fainter arcs are left out; the number stays on the word
 SMALL = 32  # tokens up to which every cell of a pattern is drawn
 SHADE = 0.6  # exponent of a cell's opacity: a tenth of the attention can still be seen
@@ -231,6 +232,8 @@ def _words(
     term = parts.terms[parts.labels.index(f"{head[0]}.{head[1]}"), row]
     with torch.no_grad():
         push = (term.to(model.W_U.device) @ model.W_U).cpu()  # the scale divides all alike
+    if push.abs().max() < NOTHING:  # all words alike: the first of them would be named
+        return (), ()
     most, least = push.topk(NAMED).indices, (-push).topk(NAMED).indices
     return _texts(model, most), _texts(model, least)
 

@@ -121,6 +121,8 @@ def test_the_toy_as_worked_out_on_paper(toy):
     assert negative.raised[0] - negative.raised[1] == pytest.approx(-2, abs=1e-3)
     assert mover.more[0] == "“ Mary”"
     assert negative.less[0] == "“ Mary”"
+    finder = attention.looks(toy, pop, [(1, 0)])[0]
+    assert (finder.more, finder.less) == ((), ()), "it writes nothing that the logits read"
     page = attention.arcs(toy, pop, [(2, 0), (2, 1)])
     figures = list(tree(page).iter("figure"))
     assert "from END, 100\u00a0% to “Mary” (IO)" in "".join(figures[0].find("figcaption").itertext())
