@@ -95,11 +95,16 @@ def test_every_record_says_how_it_was_made_and_all_are_small():
     assert size < 1.5e6
 
 
-def test_a_stream_at_the_last_layers_of_end_carries_everything():
-    for found in RECORDS.values():
-        end = len(found["clean"]) - 1
-        last = [c for c in bench.cells(found, "denoising", "resid_pre") if c.column == end and c.layer == 29]
-        assert last[0].way > 0.8
+def test_the_one_token_that_differs_carries_everything_at_first():
+    for name, found in RECORDS.items():
+        differ = [i for i, (a, b) in enumerate(zip(found["clean"], found["corrupted"], strict=True)) if a != b]
+        assert differ[0] == found["start"]
+        if name != "three-names":
+            assert differ == [found["start"]]
+            for direction in bench.DIRECTIONS:
+                first = bench.cells(found, direction, "resid_pre")[0]
+                assert (first.layer, first.column) == (0, found["start"])
+                assert first.way == pytest.approx(1, abs=2e-3)
 
 
 @pytest.mark.parametrize("mission", bench.MISSIONS, ids=lambda one: one.name)
