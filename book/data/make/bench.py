@@ -240,7 +240,8 @@ def write_page(model: TransformerBridge, task: tasks.Task, out: Path) -> None:
     """The bench of a task as one file that needs no other."""
     from labbook.show import bench
 
-    origin, found = made_by(model, "make patch-bench"), []
+    origin = made_by(model, "make patch-bench")
+    found: list[dict[str, Any]] = []
     for pair in task_pairs(model, task):
         found.append({**origin, **record(model, pair)})
         clean, corrupted = bench.ends(found[-1])
