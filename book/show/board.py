@@ -117,8 +117,11 @@ def to_html(found: Board) -> str:
 def _rounded(found: Board) -> Board:
     """Every number as it is shown, in the table as in the text: rounding twice may give another one."""
 
-    def shown(part: Sequence[Interval]) -> list[Interval]:  # + 0.0: there is no −0.00
-        return [Interval(*(round(v, 2) + 0.0 for v in (cell.mean, cell.low, cell.high)), cell.n) for cell in part]
+    def two(value: float) -> float:
+        return round(value, 2) + 0.0  # there is no −0.00
+
+    def shown(part: Sequence[Interval]) -> list[Interval]:
+        return [Interval(two(cell.mean), two(cell.low), two(cell.high), cell.n) for cell in part]
 
     return Board(found.groups, *map(shown, (found.circuit, found.model, found.gap)))
 
