@@ -2,19 +2,19 @@
 
 Two runs are compared that differ in one word: a name at S2 returns in one, and repeats nothing in the other. A *node*
 is a part of what is written to the residual stream at S2 or at END: a latent, an error, a head. An *edge* says how much
-of the difference in the answer goes directly from one node into one input of another:
+of the difference in the answer goes directly from one node into one input of another, and from there on to the answer:
 
-    what the source writes in the first run less what it writes in the second, times the gradient at the target's input.
+    what the source writes in the first run less what it writes in the second, times the answer's gradient at the input.
 
-As in Ameisen et al. 2025, norms are frozen at the first run, and so are the MLPs that no dictionary takes apart: what
-they write is a node without edges into it, like the error of a dictionary. Attention patterns are *not* frozen. Each
-head's queries and keys are inputs beside its values, with the softmax replaced by its gradient at the first run (Kamath
-et al. 2025 attribute scores, for the same reason). `freeze` takes patterns out too, or lets the MLPs in.
+As in Ameisen et al. 2025, norms keep their lengths, and the MLPs that no dictionary takes apart are frozen: what they
+write is a node without edges into it, like the error of a dictionary. Attention patterns are *not* frozen. Each head's
+queries and keys are inputs beside its values, with the softmax replaced by its gradient (Kamath et al. 2025 attribute
+scores, for the same reason). `freeze` takes patterns out too, or lets the MLPs in.
 
 Direct means along the stream: the parts of one token's stream add up, so the edges into one input add up to the
 difference of the whole stream there, times the same gradient; `Graph.gap` says how nearly. Gradients are the mean over
-three runs, the first, the second and one halfway. An edge predicts what is lost at the target if the source is as in
-the second run; `Local.measure` makes that run, with everything else free.
+three runs, the first, the second and one that starts halfway; in each, norms keep that run's lengths. An edge predicts
+what the answer loses if this one input reads its source as in the second run; `Local.measure` makes that run.
 """
 
 from __future__ import annotations
@@ -363,20 +363,17 @@ class Local:
             Node("frozen", "MLPs", place, base): mlps,
         }
 
-    def _message(self, node: Node, inputs: Mapping[str, Tensor], point: _Pass, frozen: bool) -> Tensor:
+    def _message(self, node: Node, inputs: Mapping[str, Tensor], point: _Pass) -> Tensor:
         """What a head writes at its place, in nats by the gradient there: [batch].
 
         Args:
             inputs: the stream [batch pos d_model] that its queries, keys and values read.
-            frozen: whether the norm keeps the lengths of the first run.
+            point: the run whose lengths the norm keeps, and whose gradient it is.
         """
         layer, head = node.head
         here, weights = layer - self.layer - 1, self.network.layers[layer]
         like = point.before[here]
-        normal = {
-            name: self.norm(x, like, weights.norm1) if frozen else self.network.norm(x, weights.norm1)
-            for name, x in inputs.items()
-        }
+        normal = {name: self.norm(x, like, weights.norm1) for name, x in inputs.items()}
         pattern, _, v = self._attention(layer, normal["q"], normal["k"], normal["v"])
         at = self.at[node.place]
         row = pattern[self.rows, head, at]  # [batch pos]
@@ -393,7 +390,7 @@ class Local:
             like = point.before[node.head[0] - self.layer - 1]
             inputs = {name: like.clone().requires_grad_() for name in "qkv"}
             with torch.enable_grad():
-                message = self._message(node, inputs, point, frozen=True).sum()
+                message = self._message(node, inputs, point).sum()
             grads = torch.autograd.grad(message, list(inputs.values()), allow_unused=True)
             found.append([torch.zeros_like(like) if grad is None else grad for grad in grads])
         return {name: _mean(grads) for name, *grads in zip("qkv", *found, strict=True)}
@@ -493,50 +490,68 @@ class Local:
         return Suffix(self.network, Run(found, torch.zeros(0)), self.pop.end)
 
     def measure(self, edges: Iterable[Edge], dose: float = 1.0) -> dict[Edge, Float[Tensor, " batch"]]:
-        """What is lost at each edge's target when its source is as in the second run, and everything else runs free.
+        """What the answer loses when an edge's source is as in the second run for this one input alone.
 
-        At a head it is the loss of what the head writes, in nats by the gradient of the first run, from what arrives
-        at this one input; the other two read what they read. At the answer it is the loss of the logit difference.
+        Path patching: one input of the target reads the stream without what the source writes more; its other inputs,
+        and all other heads, read what they read. What the head then writes goes into the first run, and everything
+        after it runs free. At the answer only the last stream changes, so what is free there is the final norm.
 
         Args:
-            edges: from nodes that write at S2 or END: latents, errors and heads.
+            edges: from nodes that write at S2 or END: latents, errors and heads; to heads, and to the answer.
             dose: how much of the source's difference is taken away.
 
         Raises:
-            SaeError: an edge from a node that no run can change.
+            SaeError: an edge from a node that no run can change, or to a latent.
         """
         found: dict[Edge, Tensor] = {}
-        edges = list(edges)
-        for source in dict.fromkeys(edge.source for edge in edges):
-            if source not in self.writes:
-                raise SaeError(f"{source.title} at {source.place} is several things at once: give an edge from another")
-            streams, logits = self._free(source, dose)
-            for edge in (one for one in edges if one.source == source):
-                if edge.target.kind == "answer":
-                    assert self.clean.logits is not None
-                    found[edge] = self.clean.logits - logits
-                    continue
-                if edge.target.kind != "head":
-                    raise SaeError(f"{edge.target.title} is no head: only heads and the answer are measured")
-                here = edge.target.head[0] - self.layer - 1
-                inputs = dict.fromkeys("qkv", self.clean.before[here])
-                after = {**inputs, edge.into: streams[here]}
+        assert self.clean.logits is not None
+        for edge in edges:
+            place, write = self._changeable(edge.source)
+            if edge.target.kind not in ("head", "answer"):
+                raise SaeError(f"{edge.target.title} is no head: only edges to heads and to the answer are measured")
+            layer = self.network.n_layers if edge.target.kind == "answer" else edge.target.head[0]
+            stream = self.clean.before[layer - self.layer - 1].clone()
+            stream[self.rows, self.at[place]] -= dose * write
+            if edge.target.kind == "answer":
+                ids = self.pop.io_ids, self.pop.s_ids
+                after = self.network.logit_difference(stream[self.rows, self.pop.end], *ids)
+            else:
                 with torch.no_grad():
-                    lost = [
-                        self._message(edge.target, inputs, point, frozen=False)
-                        - self._message(edge.target, after, point, frozen=False)
-                        for point in self.points
-                    ]
-                found[edge] = _mean(lost)
+                    less = -self._mixed_more(edge.target, edge.into, stream)
+                after = self._free(edge.target, less @ self.model.W_O[edge.target.head].detach())
+            found[edge] = self.clean.logits - after
         return found
 
-    def _free(self, source: Node, dose: float) -> tuple[list[Tensor], Tensor]:
-        """The streams before each layer and the logit difference with a source as in the second run."""
-        place, write = self.writes[source]
+    def by_all_ways(self, source: Node, dose: float = 1.0) -> Float[Tensor, " batch"]:
+        """What the answer loses when a source is as in the second run for all that read it, everything after it free.
+
+        Raises:
+            SaeError: a node that no run can change.
+        """
+        assert self.clean.logits is not None
+        return self.clean.logits - self._free(source, dose * self._changeable(source)[1])
+
+    def _changeable(self, source: Node) -> tuple[str, Tensor]:
+        if source not in self.writes:
+            raise SaeError(f"{source.title} at {source.place} is several things at once: give an edge from another")
+        return self.writes[source]
+
+    def _mixed_more(self, node: Node, into: str, stream: Tensor) -> Tensor:
+        """What a head mixes at its place when one input reads another stream, less what it did: [batch d_head]."""
+        layer, head = node.head
+        here, weights, at = layer - self.layer - 1, self.network.layers[layer], self.at[node.place]
+        normal = dict.fromkeys("qkv", self.network.norm(self.clean.before[here], weights.norm1))
+        normal[into] = self.network.norm(stream, weights.norm1)
+        pattern, _, v = self._attention(layer, normal["q"], normal["k"], normal["v"])
+        kv = head // (self.network.n_heads // self.network.n_kv_heads)
+        mixed = torch.einsum("bp,bpd->bd", pattern[self.rows, head, at], v[:, :, kv])
+        return mixed - self.clean.z[here][self.rows, at, head]
+
+    def _free(self, source: Node, write: Tensor) -> Tensor:
+        """The logit difference when a node writes so much less at its place [batch d_model]."""
         suffix, network = self.suffix(), self.network
-        streams = [x.clone() for x in self.clean.before[:-1]]
         logits = torch.empty(len(self.pop))
-        at = self.at[place]
+        at = self.at[source.place]
         widths = self.pop.end - at + 1
         first = int(source.height) if source.height > self.layer + 0.5 else self.layer + 1
         with torch.no_grad():
@@ -545,18 +560,17 @@ class Local:
                 window = suffix.window(prompt, width)
                 x = self.clean.before[first - self.layer - 1][prompt[:, None], window].clone()
                 if source.height < first:
-                    x[:, 0] -= dose * write[prompt]
+                    x[:, 0] -= write[prompt]
                 for layer in range(first, network.n_layers):
-                    streams[layer - self.layer - 1][prompt[:, None], window] = x
                     x = x + suffix.attention(layer, x, prompt, window)
                     if source.kind == "head" and layer == first:
-                        x[:, 0] -= dose * write[prompt]
+                        x[:, 0] -= write[prompt]
                     x = x + network.mlp(layer, x)
                     if source.height == layer + 0.5:
-                        x[:, 0] -= dose * write[prompt]
+                        x[:, 0] -= write[prompt]
                 ids = self.pop.io_ids[prompt], self.pop.s_ids[prompt]
                 logits[prompt] = network.logit_difference(x[:, -1], *ids)
-        return streams, logits
+        return logits
 
 
 def comes_true(
@@ -571,12 +585,27 @@ def comes_true(
 
 
 def by_chance(
-    predicted: Float[Tensor, " edge"], measured: Float[Tensor, " edge"], n: int = 1000, seed: int = 0
+    predicted: Float[Tensor, " edge"],
+    measured: Float[Tensor, " edge"],
+    kinds: Sequence[str] | None = None,
+    n: int = 1000,
+    seed: int = 0,
 ) -> Float[Tensor, " draw"]:
-    """The share that comes true when the same predictions are dealt to the edges at random."""
+    """The share that comes true when the sizes of the predictions are dealt to the edges at random, signs kept.
+
+    Args:
+        kinds: of each edge; sizes are dealt only among edges of one kind.
+    """
     generator = torch.Generator().manual_seed(seed)
-    dealt = [predicted[torch.randperm(len(predicted), generator=generator)] for _ in range(n)]
-    return torch.stack([comes_true(one, measured).float().mean() for one in dealt])
+    kinds = [""] * len(predicted) if kinds is None else kinds
+    groups = [torch.tensor([i for i, kind in enumerate(kinds) if kind == one]) for one in dict.fromkeys(kinds)]
+    shares = []
+    for _ in range(n):
+        dealt = predicted.abs()
+        for group in groups:
+            dealt[group] = dealt[group[torch.randperm(len(group), generator=generator)]]
+        shares.append(comes_true(dealt * predicted.sign(), measured).float().mean())
+    return torch.stack(shares)
 
 
 def _mean(parts: Sequence[Tensor | None]) -> Tensor:

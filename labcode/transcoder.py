@@ -1,9 +1,9 @@
 """Transcoders: what an MLP writes, predicted by a sparse code of what it reads.
 
-sae-lens loads and runs transcoders, but does not train them: the loop is here. In training the k largest activations
-per token are kept, wherever in the batch they fall (BatchTopK); what is saved is a `JumpReLUTranscoder` of sae-lens
-whose threshold lets as many through. With a linear map beside the code, fixed before the code is trained, it is a
-`JumpReLUSkipTranscoder`, and the code explains what is not linear.
+sae-lens loads and runs transcoders, but does not train them: the loop is here. In training, of a batch of n tokens, the
+k · n largest activations are kept, wherever they fall (BatchTopK); what is saved is a `JumpReLUTranscoder` of sae-lens
+whose threshold lets as many through on the training text. With a linear map beside the code, fixed before the code is
+trained, it is a `JumpReLUSkipTranscoder`, and the code explains what is not linear.
 
 Position 0 and massive vectors are left out, as for autoencoders (`labcode.sae`).
 """
