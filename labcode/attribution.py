@@ -130,12 +130,21 @@ class Local:
         more: so many other latents become nodes of their own, by the size of what leaves them on the first prompt.
         freeze: of "norms", "mlps", "patterns".
         transcoder: a transcoder and its layer: at S2 and END that MLP's writing is taken apart too.
-        like: its latents are taken, instead of choosing more.
+        like: its latents are taken, instead of choosing more; and its runs, where the prompts are the same.
         points: gradients are the mean over runs that start between the two, the first at 1 and the second at 0.
 
     Raises:
         SaeError: a dictionary that does not fit, or none of whose layers follow.
     """
+
+    start: Tensor
+    other_start: Tensor
+    early_z: dict[int, Tensor]
+    early_mlp: dict[int, Tensor]
+    other_z: dict[int, Tensor]
+    other_mlp: dict[int, Tensor]
+    clean: _Pass
+    changed: _Pass
 
     def __init__(
         self,
@@ -160,8 +169,16 @@ class Local:
         self.network, self.freeze, self.rows = Network(model), frozenset(freeze), torch.arange(len(pop))
         self.at = {place: pop.positions[place] for place in PLACES}
         self.rotary = "blocks.0.attn.hook_cos" in model.hook_dict
-        self.start, self.early_z, self.early_mlp = self._below(pop)
-        self.other_start, self.other_z, self.other_mlp = self._below(other)
+        self.turns: tuple[Tensor, Tensor] | None = None  # cosine and sine of the positions
+        self.other = other
+        same = like is not None and like.pop is pop and like.other is other and like.layer == layer
+        if like is not None and same:
+            self.turns = like.turns
+            self.start, self.early_z, self.early_mlp = like.start, like.early_z, like.early_mlp
+            self.other_start, self.other_z, self.other_mlp = like.other_start, like.other_z, like.other_mlp
+        else:
+            self.start, self.early_z, self.early_mlp = self._below(pop)
+            self.other_start, self.other_z, self.other_mlp = self._below(other)
         self.n_pos = self.start.shape[1]
         self.allowed = torch.tril(torch.ones(self.n_pos, self.n_pos, dtype=torch.bool))[None]
         self.heads = [
@@ -178,6 +195,8 @@ class Local:
         ]
         self.points = [self._point(share) for share in points]
         made = dict(zip(points, self.points, strict=True))
+        if like is not None and same:  # values are the same, whatever gradients see
+            made = {1.0: like.clean, 0.0: like.changed} | made
         with torch.no_grad():
             self.clean = made.get(1.0) or self._run(self.start)
             self.changed = made.get(0.0) or self._run(self.other_start)
@@ -233,7 +252,7 @@ class Local:
 
     def _attention(self, layer: int, xq: Tensor, xk: Tensor, xv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores' softmax [batch head query pos], keys and values of normalised inputs at all positions."""
-        network, turns = self.network, self.turns if self.rotary else None
+        network, turns = self.network, self.turns
         q = network.queries(layer, xq, turns)
         k = network.keys_values(layer, xk, turns)[0]
         v = network.keys_values(layer, xv, turns)[1]
@@ -484,7 +503,7 @@ class Local:
             found[f"blocks.{layer}.hook_resid_pre"] = self.clean.before[here]
             found[f"blocks.{layer}.{keys}"] = self.clean.keys[here]
             found[f"blocks.{layer}.attn.hook_v"] = self.clean.values[here]
-            if self.rotary:
+            if self.turns is not None:
                 for i in (0, layer):
                     found[f"blocks.{i}.attn.hook_cos"], found[f"blocks.{i}.attn.hook_sin"] = self.turns
         return Suffix(self.network, Run(found, torch.zeros(0)), self.pop.end)

@@ -144,6 +144,16 @@ def test_the_edges_into_every_input_add_up(local):
     assert {node.title for node in graph.nodes if node.kind == "head"} == {"1.0", "1.1", "2.0", "0.1"}
 
 
+def test_a_second_look_takes_the_runs_of_the_first(tiny, local):
+    families = {"some": [(1, 0, "S2"), (1, 1, "END")], "others": [(2, 0, "END"), (0, 1, "S2")]}
+    args = (tiny, local.pop, local.other, local.sae, 0, local.named, families)
+    again, alone = (attribution.Local(*args, more=3, points=(1.0, 0.5), **given) for given in ({"like": local}, {}))
+    assert again.start is local.start
+    first, second = again.graph().edges, alone.graph().edges
+    assert set(first) == set(second)
+    assert all(torch.allclose(first[edge], second[edge], atol=1e-5) for edge in first)
+
+
 def test_parts_at_s2_are_the_whole(local):
     parts = [write for node, (place, write) in local.writes.items() if place == "S2" and node.kind != "head"]
     whole = local.difference[0][local.rows, local.at["S2"]]
