@@ -117,7 +117,7 @@ def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
         if not one["holds"]
     ]
     return [
-        *_totals(reported),
+        *_totals(reported, [what for what in TABLES if what != "mechanism" or app.config.lab_subject]),
         *(told if app.config.lab_subject else []),
         nodes.rubric("", "Findings"),
         nodes.paragraph(
@@ -142,14 +142,14 @@ def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
     ]
 
 
-def _totals(reported: Sequence[tuple[str, Reported]]) -> list[nodes.Node]:
+def _totals(reported: Sequence[tuple[str, Reported]], tables: Sequence[str]) -> list[nodes.Node]:
     """How many of each kind there are, and how many came as they should."""
     claims = [one for _, found in reported for one in found.claims]
     checks = [one["holds"] for _, found in reported for one in found.checks]
     expected = [one["holds"] for _, found in reported for one in found.expected]
     compared = [one["verdict"] for _, found in reported for one in found.comparisons]
     rows = []
-    for what in ("mechanism", "findings", "replications"):
+    for what in tables:
         held = [one["holds"] for one in claims if table_of(one) == what]
         rows.append([TABLES[what], str(len(held)), str(sum(held)), str(len(held) - sum(held))])
     rows.append(["Expectations", str(len(expected)), str(sum(expected)), str(len(expected) - sum(expected))])

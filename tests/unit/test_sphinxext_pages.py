@@ -289,7 +289,7 @@ def test_the_index_has_every_name_of_the_modules_with_a_page(small):
 
 def test_a_module_that_is_not_there_is_named(tmp_path):
     book(tmp_path, index="# Start\n\nWords.\n", one="# One\n\n```{api} metric\n```\n")
-    assert "labcode has no module 'metric': it has circuit, " in build(tmp_path)[1]
+    assert "labcode has no module 'metric': it has attribution, " in build(tmp_path)[1]
 
 
 LIBRARY = {
