@@ -630,8 +630,9 @@ def pursue(
             chosen = torch.cat([chosen, new], dim=1)
             inner = gram[chosen[:, :, None], chosen[:, None]] + 1e-5 * torch.eye(chosen.shape[1])
             weights = torch.linalg.solve(inner, near.gather(1, chosen)[..., None])  # [sample chosen 1]
-            left = near - (gram[chosen].mT @ weights)[..., 0]
-        found.append((atoms[chosen].mT @ weights)[..., 0])
+            rebuilt = (atoms[chosen].mT @ weights)[..., 0]
+            left = (piece - rebuilt) @ atoms.T
+        found.append(rebuilt)
     return torch.cat(found) if found else torch.empty_like(x)
 
 
