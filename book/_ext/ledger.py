@@ -17,6 +17,7 @@ from docutils import nodes
 from myst_nb.sphinx_ import NbMetadataCollector
 
 from labbook._ext import claims, pages
+from labcode import report
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -78,7 +79,7 @@ def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
         return [
             [
                 _mark(one["holds"]),
-                *(one.get(column, "") for column in columns),
+                *(report.SIGN.sub("−", one.get(column, "")) for column in columns),  # as on the page
                 pages.link(app, here, docname, anchor=one.get("key", "")),
             ]
             for docname, found in reported
@@ -109,7 +110,7 @@ def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
     ]
     surprises: list[list[pages.Cell]] = [
         [
-            *(one[column] for column in ("what", "expected", "observed")),
+            *(report.SIGN.sub("−", one[column]) for column in ("what", "expected", "observed")),
             pages.link(app, here, docname, anchor="expected-and-observed"),
         ]
         for docname, found in reported
