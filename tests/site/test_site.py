@@ -6,6 +6,7 @@ The tests look at `_build/html`, or at the site that the environment variable SI
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass, field
 
 import pytest
@@ -225,13 +226,14 @@ def test_a_search_without_a_hit_gives_advice(visit):
     page.locator(".lab-advice").wait_for(timeout=10_000)
 
 
-def test_the_start_page_leads_into_the_book(browser, site):
-    context = browser.new_context()
-    page = context.new_page()
-    page.goto(f"{site}/index.html")
-    page.wait_for_url("**/book/index.html")
-    page.locator("article h1").first.wait_for(timeout=10_000)
-    context.close()
+def test_the_root_is_the_start_page_and_leads_into_the_book(visit, site):
+    seen = visit("index.html")
+    page = seen.page
+    assert page.locator("article h1").first.inner_text().startswith("Interp Lab")
+    assert page.locator("article .lab-attentions figure, article figure.lab-attention").count() > 0
+    page.get_by_role("link", name="Start with chapter 1").click()
+    page.wait_for_url("**/book/01-behaviour.html")
+    assert seen.errors == []
 
 
 def test_every_icon_of_a_page_is_drawn():

@@ -17,7 +17,7 @@ def weights(browser, site: str, name: str) -> dict[str, int]:
     """The bytes of each file that a page fetches when it is opened."""
     context = browser.new_context()
     page, found = context.new_page(), []
-    page.on("response", found.append)
+    page.on("response", lambda response: found.append(response))
     page.goto(f"{site}/{name}", wait_until="networkidle")
     sizes = {}
     for response in found:
