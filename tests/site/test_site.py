@@ -239,5 +239,6 @@ def test_the_root_is_the_start_page_and_leads_into_the_book(visit, site):
 def test_every_icon_of_a_page_is_drawn():
     drawn = set(re.findall(r"\.(fa-[a-z-]+)(?=[,\s{])", (SITE / "_static" / "labicons.css").read_text()))
     for name in PAGES:
-        used = re.findall(r'<(?:i|span) class="[^"]*?(fa-(?!solid|regular|brands|lg)[a-z-]+)', (SITE / name).read_text("utf8"))
+        page = (SITE / name).read_text("utf8")
+        used = re.findall(r'<(?:i|span) class="[^"]*?(fa-(?!solid|regular|brands|lg)[a-z-]+)', page)
         assert set(used) <= drawn, name
