@@ -42,9 +42,9 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 @contextmanager
-def serving() -> Iterator[str]:
-    """The address of the site, served for as long as the context lasts."""
-    handler = functools.partial(_Silent, directory=str(SITE))
+def serving(folder: Path = SITE) -> Iterator[str]:
+    """The address of a folder, the site if none is given, served for as long as the context lasts."""
+    handler = functools.partial(_Silent, directory=str(folder))
     server = _Server(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

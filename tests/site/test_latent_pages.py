@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
-from served import BROWSER, DESKTOP, PHONE, SITE
+from served import BROWSER, DESKTOP, PHONE, SITE, serving
 
 from labbook.show import cards
 
@@ -52,13 +49,8 @@ def address(tmp_path_factory):
         f"{cards.browser(made_up).html}</body></html>",
         encoding="utf8",
     )
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    handler.log_message = lambda *_: None
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/index.html"
-    server.shutdown()
-    server.server_close()
+    with serving(folder) as site:
+        yield f"{site}/index.html"
 
 
 @pytest.fixture

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
 import shutil
-import threading
 
 import pytest
-from served import BROWSER, DESKTOP, PHONE
+from served import BROWSER, DESKTOP, PHONE, serving
 
 from labbook.show import bench
 
@@ -43,13 +40,8 @@ def address(tmp_path_factory):
     (folder / "log.html").write_text(f"{log}</body></html>", encoding="utf8")
     alone = bench.standalone("</title><b>Mine", "Which </p>?", [{**records[0], **BROKEN}])
     (folder / "alone.html").write_text(alone, encoding="utf8")
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    handler.log_message = lambda *_: None
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/index.html"
-    server.shutdown()
-    server.server_close()
+    with serving(folder) as site:
+        yield f"{site}/index.html"
 
 
 @pytest.fixture

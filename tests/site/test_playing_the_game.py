@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
-from served import BROWSER, DESKTOP, PHONE
+from served import BROWSER, DESKTOP, PHONE, serving
 
 from labbook.show import cards, game
 from labcode import metrics
@@ -58,13 +55,8 @@ def address(tmp_path_factory):
     )
     (folder / "index.html").write_text(f"{head}{game.page([made(20), made(7)]).html}</body></html>", encoding="utf8")
     (folder / "log.html").write_text(f'{head}<article><div id="lab-log"></div></article></body></html>')
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    handler.log_message = lambda *_: None
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/index.html"
-    server.shutdown()
-    server.server_close()
+    with serving(folder) as site:
+        yield f"{site}/index.html"
 
 
 @pytest.fixture
