@@ -338,8 +338,8 @@ def train(
         if frozen is not None:
             _freeze(trainer.sae, frozen)
         history = []
-        for step, x in progress(enumerate(_batches(data.values, batch, steps, seed)), "training", steps):
-            out = trainer.step(x)
+        for step, chosen in progress(enumerate(batches(n, batch, steps, seed)), "training", steps):
+            out = trainer.step(data.values[chosen].float())
             trainer.n_training_steps += 1
             loss = float(out.losses["mse_loss"].detach())
             if not math.isfinite(loss):
@@ -391,17 +391,15 @@ def _freeze(sae: Any, directions: Float[Tensor, "d_sae d_model"]) -> None:
     sae.W_dec.requires_grad_(False)
 
 
-def _batches(
-    values: Float[Tensor, "sample d_model"], batch: int, steps: int, seed: int
-) -> Iterator[Float[Tensor, "batch d_model"]]:
+def batches(n: int, batch: int, steps: int, seed: int) -> Iterator[Int[Tensor, " batch"]]:
+    """Indices of `steps` batches of `n` samples, in passes over all of them, each in a new random order."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        order = torch.randperm(len(values), generator=generator)
-        for chosen in order[: len(order) // batch * batch].split(batch):
+        for chosen in torch.randperm(n, generator=generator)[: n // batch * batch].split(batch):
             if steps == 0:
                 return
             steps -= 1
-            yield values[chosen].float()
+            yield chosen
 
 
 def _moment(trainer: Any, out: Any, loss: float) -> Moment:

@@ -283,7 +283,7 @@ def train(
     code = _Code(pairs, d_sae, k, linear, start, decoder, seed)
     optimiser = torch.optim.Adam(code.parameters, lr=lr)
     history, quiet = [], torch.zeros(d_sae)  # batches since each latent fired
-    for step, chosen in progress(enumerate(_batches(len(pairs), batch, steps, seed)), "training", steps):
+    for step, chosen in progress(enumerate(sae.batches(len(pairs), batch, steps, seed)), "training", steps):
         for group in optimiser.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / (0.05 * steps), 0.1 + 0.9 * (steps - step) / (0.3 * steps))
         x, y = code.scaled(pairs.reads[chosen], pairs.writes[chosen])
@@ -408,16 +408,6 @@ def _kept(acts: Float[Tensor, "sample d_sae"], n: int) -> Float[Tensor, "sample 
     """The `n` largest of a batch, and 0 elsewhere."""
     least = acts.detach().flatten().topk(n).values[-1]
     return acts * (acts >= least)
-
-
-def _batches(n: int, batch: int, steps: int, seed: int) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        for chosen in torch.randperm(n, generator=generator)[: n // batch * batch].split(batch):
-            if steps == 0:
-                return
-            steps -= 1
-            yield chosen
 
 
 # Judging, in the model

@@ -17,7 +17,7 @@ import tempfile
 import time
 import warnings
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -150,8 +150,8 @@ def train(
         trainer = SAETrainer(cfg=schedule, sae=autoencoder, data_provider=iter(()))
         trainer.activation_scaler.scaling_factor = scale
         last = []
-        for step, x in enumerate(batches(data.values, batch, steps, seed)):
-            out = trainer.step(x)
+        for step, chosen in enumerate(sae.batches(len(data), batch, steps, seed)):
+            out = trainer.step(data.values[chosen].float())
             trainer.n_training_steps += 1
             loss = float(out.loss.detach())
             if not math.isfinite(loss):
@@ -167,20 +167,6 @@ def train(
     loss, fvu, l0 = (sum(values) / len(last) for values in zip(*last, strict=True))
     used = done.encode(data.values[:: max(1, len(data) // 4000)].float()) > 0
     return done, {"loss": loss, "fvu": fvu, "l0": l0, "l0_in_use": float(used.float().sum(-1).mean())}
-
-
-def batches(
-    values: Float[Tensor, "sample d_model"], batch: int, steps: int, seed: int
-) -> Iterator[Float[Tensor, "batch d_model"]]:
-    """`steps` batches, in passes over all vectors in random order; the same for each architecture."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        order = torch.randperm(len(values), generator=generator)
-        for chosen in order[: len(order) // batch * batch].split(batch):
-            if steps == 0:
-                return
-            steps -= 1
-            yield values[chosen].float()
 
 
 class Judge:
