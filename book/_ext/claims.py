@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from html import escape
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
 
 from docutils import nodes
 from myst_nb.ext.glue.utils import PendingGlueReference
@@ -145,6 +146,9 @@ def own_up(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     line = nodes.paragraph("", UNCERTIFIED.format(title=app.config.lab_subject["title"]), classes=["lab-uncertified"])
     for name in [name for name in app.env.found_docs if name.rpartition("/")[2] == HOW]:
         line += [nodes.Text(" See "), pages.link(app, docname, name), nodes.Text(".")]
+    if certified_at := app.config.lab_certified:
+        there = nodes.reference("", "here", refuri=urljoin(certified_at, f"{docname}.html"))
+        line += [nodes.Text(" The certified edition of this page is "), there, nodes.Text(".")]
     title.parent.insert(title.parent.index(title) + 1, line)
 
 

@@ -58,7 +58,8 @@ def made_of(app: Sphinx) -> str:
     files = [path for path in package.rglob("*") if path.suffix not in (".md", ".pyc")]
     files += [root / name for name in getattr(app.config, "bibtex_bibfiles", [])]
     files += [root / name for name in ("pyproject.toml", "requirements.txt")]
-    digest = hashlib.sha256(json.dumps([app.config.lab_subject, os.environ.get("LAB_REPOSITORY", "")]).encode())
+    said = [app.config.lab_subject, app.config.lab_repository, app.config.lab_certified, app.config.html_baseurl]
+    digest = hashlib.sha256(json.dumps(said).encode())
     for path in sorted(filter(Path.is_file, files)):
         digest.update(f"{path}\0{path.stat().st_size}\0".encode())
         digest.update(path.read_bytes())

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+WRITE_TEXT = ("-c", "from labcode import corpus, models; corpus.load_corpus(models.load())")
 KEPT = 3  # old caches that are worth their place: switching between two models should not run everything again
 # Kernels run side by side, so each takes one thread; nothing may write a progress bar into a page.
 KERNEL_ENVIRONMENT = {
@@ -222,6 +223,7 @@ def run_chapters(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> Non
             _keep(cache, job)  # else myst-nb would start a kernel for it
     missing = [job for job in missing if job.cells]
     if missing:
+        write_text(app.config.lab_subject, missing)
         side_by_side = min(at_once(), len(missing))
         logger.info("chapters to execute: %d, %d at a time", len(missing), side_by_side)
         _run_all(missing, side_by_side, settings.execution_timeout, cache)
@@ -234,6 +236,30 @@ def run_chapters(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> Non
         count = "a chapter" if len(failed) == 1 else f"{len(failed)} chapters"
         names = ", ".join(job.docname for job in failed)
         halt(f"{count} failed: {names} (the tracebacks are above)", see="chapter-failed")
+
+
+def write_text(model: dict[str, Any], jobs: Sequence[Job], command: tuple[str, ...] = WRITE_TEXT) -> None:
+    """Let a model without a shipped corpus write its text before the chapters that ask for it.
+
+    In a cell it would show no progress, run into the limit of a cell on a busy machine, and two chapters would wait for
+    the same text. It is kept batch by batch in the cache folder, so an interrupted build goes on where it was.
+
+    Args:
+        model: What `chosen` said.
+        jobs: The pages to execute.
+        command: What to run with this Python; tests replace it.
+
+    Raises:
+        SystemExit: The model wrote no text; the process has said why.
+    """
+    code = "".join(cell.source for job in jobs for cell in job.notebook.cells if cell.cell_type == "code")
+    if not model or model.get("certified") or not re.search(r"\b(corpus|sae)\.", code):
+        return
+    logger.info("text for the autoencoders: written by %s where there is none yet", model.get("title", model["name"]))
+    given = {**os.environ, **({"LAB_PROGRESS": "1"} if sys.stderr.isatty() else {})}
+    given.pop("OMP_NUM_THREADS", None)  # no chapter runs yet: all cores may write
+    if subprocess.run([sys.executable, *command], env=given, check=False).returncode:
+        halt("the model wrote no text for the autoencoders; what it said is above")
 
 
 def at_once() -> int:

@@ -15,6 +15,7 @@ from docutils import nodes
 from pybtex.plugin import find_plugin, register_plugin
 
 from labbook._ext import (
+    addresses,
     api,
     bench,
     chapters,
@@ -41,6 +42,7 @@ ASSETS = Path(__file__).with_name("assets")
 PLOTLY, MATHS = ("plotly", "package_data/plotly.min.js"), ("ziamath", "fonts/STIXTwoMath-Regular.ttf")
 TEMPLATES = Path(__file__).with_name("templates")
 PARTS = (
+    addresses,
     pages,
     execution,
     maths,

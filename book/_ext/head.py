@@ -1,7 +1,7 @@
 """What a page tells a browser, a search engine and whoever shares it: the icon, a description, a card; and the files at
 the site's root: a first page, a sitemap, a page for what is not there.
 
-Addresses that have to be absolute are left out until the site has one: `html: baseurl` in `_config.yml`.
+Addresses that have to be absolute are left out until the site has one: see `addresses`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ its number.
 from __future__ import annotations
 
 import ast
-import os
+from html import escape
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from jupyter_cache import get_cache
 from sphinx.util.osutil import relative_uri
 from sphinx_exercise.nodes import exercise_enumerable_node, exercise_node, solution_node
 
-from labbook._ext import execution, figures, installcell
+from labbook._ext import addresses, execution, figures, installcell
 from labbook._ext.chapters import number
 from labbook._ext.plainmarkdown import PlainMarkdown, escaped
 
@@ -57,6 +57,8 @@ def offer(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         f'aria-label="Download the {kind} notebook">{kind}</a>'
         for kind, suffix in KINDS.items()
     )
+    for service, address in addresses.elsewhere(app.config.lab_repository, f"{name_of(docname)}.ipynb").items():
+        links += f' · <a href="{escape(address)}" aria-label="Open the student notebook in {service}">{service}</a>'
     link = nodes.raw("", f'<p class="lab-notebooks">Notebook: {links}</p>', format="html")
     title.parent.insert(title.parent.index(title) + 1, link)
 
@@ -67,7 +69,7 @@ def write(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         return
     env, folder = app.env, Path(app.outdir) / FOLDER
     chapter = executed(env, docname)
-    install = installcell.source(Path(app.srcdir), app.config.lab_repository or os.environ.get("LAB_REPOSITORY", ""))
+    install = installcell.source(Path(app.srcdir), app.config.lab_repository)
     for suffix in KINDS.values():
         pages = {}
         for other in env.found_docs - {docname}:
@@ -260,8 +262,7 @@ def _arguments(source: str) -> set[str]:
 
 
 def setup(app: Sphinx) -> None:
-    """Register the setting, the links and the writing."""
-    app.add_config_value("lab_repository", "", "", [str])
+    """Register the links and the writing."""
     app.connect("doctree-resolved", offer)
     app.connect("doctree-resolved", write, priority=900)  # when the other modules have had the page
     app.connect("build-finished", clear)

@@ -48,9 +48,9 @@ def chapter(name: str) -> nbformat.NotebookNode:
 
 
 @contextlib.contextmanager
-def started(model: str) -> Iterator[KernelManager]:
+def started(model: str, **variables: str) -> Iterator[KernelManager]:
     """A kernel in the chapters' folder, for as long as the context lasts."""
-    given = {**os.environ, **KERNEL_ENVIRONMENT, **FEW, "LAB_MODEL": model}
+    given = {**os.environ, **KERNEL_ENVIRONMENT, **FEW, "LAB_MODEL": model, **variables}
     manager, channels = start_new_kernel(cwd=str(BOOK), env=given)
     channels.stop_channels()
     try:

@@ -70,15 +70,25 @@ def strict(tmp_path_factory) -> Build:
 
 
 @pytest.fixture(scope="module")
-def ignorant(tmp_path_factory, random_gpt2_folder) -> Build:
-    """The book on random weights. Its pages are executed here, in one kernel, and the build finds them in its cache."""
-    output, model = tmp_path_factory.mktemp("ignorant"), str(random_gpt2_folder)
+def ignorant(tmp_path_factory, random_gpt2_hub) -> Build:
+    """The book of GPT-2 by its name, on random weights. Its pages are executed here, in one kernel, and the build finds
+    them in its cache.
+    """
+    output, variables = tmp_path_factory.mktemp("ignorant"), {**random_gpt2_hub, **FEW}
+    chosen = subprocess.run(
+        [sys.executable, "-m", "labcode.models", "--json", "gpt2"],
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
     with pytest.MonkeyPatch.context() as given:
         for name, value in FEW.items():
             given.setenv(name, value)
-        mark = execution.fingerprint(ROOT, models.fingerprint(models.prepare(model)))
+        mark = execution.fingerprint(ROOT, json.loads(chosen.stdout.splitlines()[-1])["fingerprint"])
     cache = get_cache(ROOT / "_build" / ".jupyter_cache" / mark)
-    with started(model) as kernel:
+    text = [sys.executable, *execution.WRITE_TEXT]
+    subprocess.run(text, env=os.environ | variables | {"LAB_MODEL": "gpt2"}, check=True)
+    with started("gpt2", **random_gpt2_hub) as kernel:
         for name in code_pages():
             notebook, begun = chapter(name), time.monotonic()
             with emptied(kernel, notebook) as runner:
@@ -87,7 +97,7 @@ def ignorant(tmp_path_factory, random_gpt2_folder) -> Build:
             took = {"execution_seconds": time.monotonic() - begun}
             bundle = CacheBundleIn(notebook, str(BOOK / f"{name}.md"), data=took)
             cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
-    made = build(output, model, "-W", "-n", "--keep-going", **FEW)
+    made = build(output, "gpt2", "-W", "-n", "--keep-going", **variables)
     assert "chapters to execute" not in made.said
     return made
 

@@ -12,6 +12,7 @@ from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import nbformat
 import pytest
 from math_core import LatexError
 
@@ -192,6 +193,31 @@ def test_without_a_model_the_build_ends_and_says_why():
     assert done.returncode == 1
     assert "LAB_MODEL=gpt5 isn't a model" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def pages(source: str) -> list[execution.Job]:
+    cell = nbformat.v4.new_code_cell(source)
+    return [execution.Job("one", Path("one.md"), nbformat.v4.new_notebook(cells=[cell]))]
+
+
+@pytest.mark.parametrize(
+    ("model", "source", "written"),
+    [
+        ({"name": "gpt2"}, "text = corpus.load_corpus(model)", True),
+        ({"name": "gpt2"}, "made = sae.train(text)", True),
+        ({"name": "gpt2"}, "patching.sweep(model)", False),
+        ({"name": "smollm2", "certified": True}, "text = corpus.load_corpus(model)", False),
+        ({}, "text = corpus.load_corpus(model)", False),
+    ],
+)
+def test_text_is_written_before_the_chapters_that_read_it(tmp_path, model, source, written):
+    execution.write_text(model, pages(source), ("-c", f"open({str(tmp_path / 'text')!r}, 'w')"))
+    assert (tmp_path / "text").exists() is written
+
+
+def test_a_model_that_writes_no_text_ends_the_build():
+    with pytest.raises(SystemExit):
+        execution.write_text({"name": "gpt2"}, pages("corpus.load_corpus(model)"), ("-c", "raise SystemExit(1)"))
 
 
 def test_the_extension_imports_no_torch():

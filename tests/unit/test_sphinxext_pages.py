@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,23 @@ def test_a_site_with_an_address_has_what_search_engines_read(tmp_path):
     assert "https://lab.example/book/01-one.html" in (tmp_path / "_build/html/sitemap.xml").read_text()
     assert "Sitemap: https://lab.example/book/sitemap.xml" in (tmp_path / "_build/html/robots.txt").read_text()
     assert '<base href="https://lab.example/book/"/>' in (tmp_path / "_build/html/404.html").read_text()
+
+
+def test_the_environment_can_say_where_the_site_is_and_where_its_certified_edition(tmp_path):
+    book(tmp_path, **{"index": "# Start\n\nWords.\n", "01-one": "# One\n\n**Is it?**\n\nIt is.\n"})
+    for name in ("pyproject.toml", "requirements.txt"):
+        shutil.copy(Path(__file__).parents[2] / name, tmp_path / name)
+    source = {"LAB_ADDRESS": "https://lab.example/book/gpt2", "LAB_REPOSITORY": "https://github.com/lab/book"}
+    status, said = build(tmp_path, **source)
+    assert status == 0, said
+    page = html(tmp_path, "01-one")
+    assert '<link rel="canonical" href="https://lab.example/book/gpt2/01-one.html"' in page
+    assert 'href="https://colab.research.google.com/github/lab/book/blob/notebooks/01-one.ipynb"' in page
+    assert 'aria-label="Open the student notebook in Binder"' in page
+    status, said = build(tmp_path, LAB_ADDRESS="lab.example")
+    assert status != 0
+    assert "isn't the address of a site" in said
+    assert "Traceback" not in said
 
 
 def test_boxes_are_named_after_their_section(small):

@@ -1,0 +1,69 @@
+"""Where the site and its source are published: the one place that knows, and nothing where they are not.
+
+`LAB_ADDRESS` is the site's own address, `LAB_REPOSITORY` what git clones it from (with `@` and a revision), and for the
+build of another edition `LAB_CERTIFIED` that of the certified one; `_config.yml` can name the first two for good.
+From these come canonical links, the card of a shared page, the first cell of the notebooks and the links that open one
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
+
+from labbook._ext.execution import halt
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+    from sphinx.config import Config
+
+# Publishing pushes the students' notebooks to this branch: the services open a file of a repository, not of a site.
+BRANCH = "notebooks"
+SERVICES = {
+    "Colab": "https://colab.research.google.com/github/{owner}/{name}/blob/{branch}/{file}",
+    "Binder": "https://mybinder.org/v2/gh/{owner}/{name}/{branch}?labpath={file}",
+}
+
+
+def settle(app: Sphinx, config: Config) -> None:
+    """Take what the environment says where the configuration says nothing.
+
+    Raises:
+        SystemExit: An address of the site that isn't one.
+    """
+    config.lab_repository = config.lab_repository or os.environ.get("LAB_REPOSITORY", "").strip()
+    config.lab_certified = site("LAB_CERTIFIED", os.environ.get("LAB_CERTIFIED", ""))
+    config.html_baseurl = site("LAB_ADDRESS", config.html_baseurl or os.environ.get("LAB_ADDRESS", ""))
+
+
+def site(name: str, address: str) -> str:
+    """The address with a slash at its end, which makes it a folder; nothing stays nothing.
+
+    Raises:
+        SystemExit: It isn't the http or https address of a folder.
+    """
+    address = address.strip()
+    if not address:
+        return ""
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+        halt(f"{name}={address} isn't the address of a site: give it whole, like https://example.org/interp-lab/")
+    return address.rstrip("/") + "/"
+
+
+def elsewhere(repository: str, file: str) -> dict[str, str]:
+    """Addresses that open a student's notebook in a hosted Jupyter, by the service's name; for GitHub alone."""
+    found = re.fullmatch(r"https://github\.com/([\w.-]+)/([\w.-]+?)(?:\.git)?/?(?:@.*)?", repository)
+    if not found:
+        return {}
+    place = {"owner": found[1], "name": found[2], "branch": BRANCH, "file": quote(file)}
+    return {service: address.format(**place) for service, address in SERVICES.items()}
+
+
+def setup(app: Sphinx) -> None:
+    """Register the settings."""
+    app.add_config_value("lab_repository", "", "", [str])
+    app.add_config_value("lab_certified", "", "", [str])
+    app.connect("config-inited", settle, priority=300)
