@@ -27,6 +27,7 @@ METHODS = get_args(Method)
 Origin = Literal["measured", "recorded"]
 KEY = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+")
 LONG = ' class="lab-long"'  # a cell that holds a sentence
+NUMERIC = ' class="lab-number"'
 NUMBER = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?%?(?: \[[^\]]*\])?")
 SIGN = re.compile(r"(?<![\w.])-(?=\.?\d)")  # a hyphen that is a minus
 SPAN = re.compile(r"[+−]?[\d.]+%? \[[^\]<>]*\]")  # a mean and its interval
@@ -216,15 +217,19 @@ def expected(rows: Sequence[Row]) -> None:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table of escaped text."""
-    top = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
-    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
+    """An HTML table of escaped text. Numbers are right-aligned, with their heading; the first column names its rows."""
+    numbers = [i > 0 and 2 * sum(bool(NUMBER.fullmatch(row[i])) for row in rows) > len(rows) for i in range(len(head))]
+    top = "".join(
+        f'<th scope="col"{NUMERIC if right else ""}>{html.escape(cell)}</th>'
+        for cell, right in zip(head, numbers, strict=True)
+    )
+    body = "".join("<tr>" + "".join(_cell(text, i > 0) for i, text in enumerate(row)) + "</tr>" for row in rows)
     return f'<table class="lab-table"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _cell(text: str) -> str:
-    if NUMBER.fullmatch(text):
-        return f'<td class="lab-number">{SIGN.sub("−", html.escape(text))}</td>'
+def _cell(text: str, right: bool) -> str:
+    if right and NUMBER.fullmatch(text):
+        return f'<td{NUMERIC}>{SIGN.sub("−", html.escape(text))}</td>'
     shown = SPAN.sub(lambda found: f'<span class="lab-whole">{found[0]}</span>', SIGN.sub("−", html.escape(text)))
     return f"<td{LONG if len(text) > 40 else ''}>{shown}</td>"
 

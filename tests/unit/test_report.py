@@ -175,11 +175,20 @@ def test_an_interval_is_what_put_takes_for_one():
 
 
 def test_numbers_in_tables_have_a_minus_and_stay_whole():
-    page = report.table(["a", "b"], [["-0.5", "20.0 lost -0.5 [-1.0, -0.1], as GPT-2 did"], ["1.2 [-0.3, 2.0]", "a-b"]])
+    rows = [["x", "-0.5", "20.0 lost -0.5 [-1.0, -0.1], as GPT-2 did"], ["-2", "1.2 [-0.3, 2.0]", "a-b"]]
+    page = report.table(["a", "b", "c"], rows)
     assert '<td class="lab-number">−0.5</td>' in page
     assert '<td class="lab-number">1.2 [−0.3, 2.0]</td>' in page
     assert 'lost <span class="lab-whole">−0.5 [−1.0, −0.1]</span>, as GPT-2 did' in page
     assert "<td>a-b</td>" in page
+    assert "<td>−2</td>" in page, "what names a row is no quantity"
+
+
+def test_a_column_of_numbers_has_its_heading_above_them():
+    page = report.table(["head", "share", "note"], [["20.0", "-0.5", "a"], ["none", "1.2 [1.0, 1.4]", "b"], ["x", "–", ""]])
+    headings = ['<th scope="col">head', '<th scope="col" class="lab-number">share', '<th scope="col">note']
+    assert [heading in page for heading in headings] == [True, True, True]
+    assert '<th scope="col">only</th>' in report.table(["only"], [])
 
 
 def test_a_reader_s_notebook_prints_what_its_sentences_speak_of(monkeypatch, capsys):

@@ -84,7 +84,7 @@
     function ask(focus) {
       reminders.forEach((note) => note.remove());
       reminders = [];
-      const text = make("textarea", { id: `${box.id}-text`, rows: 3, required: true });
+      const text = make("textarea", { id: `${box.id}-text`, rows: 2, required: true });
       text.setAttribute("aria-describedby", `${box.id}-kept`);
       const form = make("form", {},
         make("label", { for: text.id }, "Your prediction"), text,
