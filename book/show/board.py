@@ -1,14 +1,13 @@
-"""The circuit board: every way to switch the circuit's families on and off, computed once and shown without a kernel.
+"""The circuit board: a drawing of the circuit whose families can be knocked out, each state of it computed once.
 
-A state is a set of families that are ticked. For each there are two runs: the circuit, in which only the heads of
-ticked families keep their own output, and the model, in which only the heads of the other families lose theirs. The
+A state is a set of families that are kept. For each there are two runs: the circuit, in which only the heads of these
+families keep their own output, and the model, in which only the heads of the other families lose theirs. The
 difference between the two is what the circuit lacks there (Wang et al. 2022, section 4.1). All numbers travel inside
-the page as JSON; `labboard.js` shows those of the state that is ticked.
+the page as JSON; `labboard.js` turns the drawing's boxes into switches and shows the numbers of their state.
 """
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,11 +28,11 @@ MOST = 7  # families on one board: 128 states
 
 @dataclass(frozen=True)
 class Group:
-    """One switch of the board: heads that are ticked together. `nodes` may be empty."""
+    """One switch of the board: heads that are kept together, and the keys of their boxes. `nodes` may be empty."""
 
     title: str
     nodes: tuple[Node, ...]
-    colour: str
+    boxes: tuple[str, ...]
 
     @property
     def heads(self) -> str:
@@ -43,12 +42,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Board:
-    """The numbers of all states. State t has family i ticked where bit i of t is 1; the last one has all.
+    """The numbers of all states. State t keeps family i where bit i of t is 1; the last one keeps all.
 
     Attributes:
         groups: the families.
-        circuit: F of the circuit, with the ticked families only.
-        model: F of the model without the families that are not ticked.
+        circuit: F of the circuit, with these families only.
+        model: F of the model without the other families.
         gap: the second minus the first. Its absolute value is the incompleteness score.
     """
 
@@ -68,11 +67,11 @@ def states(groups: Sequence[Group]) -> list[Keep | Out]:
         raise PatchError(f"a board of {len(groups)} families: choose between 1 and {MOST}, or group some")
     found: list[Keep | Out] = []
     for state in range(2 ** len(groups)):
-        ticked: list[Node] = []
+        kept: list[Node] = []
         others: list[Node] = []
         for bit, group in enumerate(groups):
-            (ticked if state >> bit & 1 else others).extend(group.nodes)
-        found += [Keep(tuple(ticked)), Out(tuple(others))]
+            (kept if state >> bit & 1 else others).extend(group.nodes)
+        found += [Keep(tuple(kept)), Out(tuple(others))]
     return found
 
 
@@ -88,27 +87,30 @@ def board(groups: Sequence[Group], values: Float[Tensor, "state batch"], draws: 
     return Board(tuple(groups), *(bootstrap_cells(part, draws) for part in (circuit, model, model - circuit)))
 
 
-def to_html(found: Board) -> str:
-    """Check boxes, a text that says the numbers, two bars, and a table of the main states for those without scripts."""
-    boxes = "".join(
-        f'<label style="--lab-family: {html.escape(group.colour, quote=True)}"><input type="checkbox" checked '
-        f'data-bit="{bit}"{"" if group.nodes else " disabled"}> <span>{html.escape(group.title)} '
-        f"<small>{html.escape(group.heads)}</small></span></label>"
-        for bit, group in enumerate(found.groups)
-    )
-    bars = "".join(
-        f'<div class="lab-board-row"><span>{words}</span><div class="lab-board-track">'
-        f'<i class="lab-board-zero"></i><b data-bar="{key}"></b></div></div>'
+def to_html(found: Board, drawing: str) -> str:
+    """The drawing, bars and a text for the state that is chosen in it, and the main states as a table.
+
+    Without scripts the drawing and the table are there; what needs the script is hidden until it has run.
+
+    Args:
+        drawing: of the circuit, from `canvas.draw`: its boxes named by a group's `boxes` become switches.
+    """
+    rows = "".join(
+        f'<div class="lab-board-row"><span>{words}</span><div class="lab-board-track"><b data-bar="{key}"></b>'
+        f'<i data-whisker="{key}"></i></div><span data-number="{key}"></span></div>'
         for key, words in (("circuit", "circuit"), ("model", "model"))
     )
     found = _rounded(found)
-    numbers = table(["ticked", "circuit", "model without the others", "gap"], _main_states(found))
+    numbers = table(["kept", "circuit", "model without the others", "gap"], _main_states(found))
     return (
-        f'<div class="lab-board"><fieldset hidden><legend>Families that keep their output</legend>{boxes}'
-        '<div class="lab-board-buttons"><button type="button" data-all="1">all</button> '
-        '<button type="button" data-all="0">none</button></div></fieldset>'
-        f'<p class="lab-board-says" role="status" aria-live="polite" hidden></p>'
-        f'<div class="lab-board-bars" aria-hidden="true" hidden>{bars}</div>'
+        '<div class="lab-board"><div class="lab-board-how" hidden><p>Click a family to knock it out, and once more to '
+        "keep it; or go to it with Tab and press Enter or Space.</p>"
+        '<p><button type="button" data-all="1">Keep all</button> '
+        '<button type="button" data-all="0">Knock out all</button></p></div>'
+        f'{drawing}<div class="lab-board-bars" aria-hidden="true" hidden>{rows}'
+        '<div class="lab-board-row"><span></span><div class="lab-board-axis"><span data-at="zero">0</span>'
+        '<span data-at="whole">whole model</span></div><span></span></div></div>'
+        '<p class="lab-board-says" role="status" aria-live="polite" hidden></p>'
         f'<details class="lab-numbers" open><summary>The main states as a table</summary>{numbers}</details>'
         f'<script type="application/json">{_json(found)}</script></div>'
     )
@@ -145,6 +147,8 @@ def _json(found: Board) -> str:
 
     data: Mapping[str, object] = {
         "families": [group.title for group in found.groups],
+        "heads": [group.heads for group in found.groups],
+        "boxes": {key: bit for bit, group in enumerate(found.groups) if group.nodes for key in group.boxes},
         "n": found.circuit[0].n,
         "circuit": numbers(found.circuit),
         "model": numbers(found.model),

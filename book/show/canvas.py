@@ -319,12 +319,12 @@ def _family(scene: Scene, box: Box) -> None:
 
 
 def _box(scene: Scene, key: str, colour: str, stroke: float, fill: float, dots: str = "", plain: bool = False) -> None:
-    """A box that hides what runs behind it, and its text."""
+    """A box that hides what runs behind it, and its text, as one group."""
     place, texts = scene.places[key], scene.texts[key]
     at = f'x="{place.x:.0f}" y="{place.y:.0f}" width="{place.w:.0f}" height="{place.h:.0f}" rx="9"'
     line = f' stroke-dasharray="{dots}" stroke-linecap="round"' if dots else ""
     name = "" if key.startswith("chip") or (plain and not dots) else f' data-box="{html.escape(key, quote=True)}"'
-    scene.front.append(f'<rect {at} fill="{PAPER}" stroke="none"/>')
+    scene.front.append(f'<g><rect {at} fill="{PAPER}" stroke="none"/>')
     scene.front.append(
         f'<rect {at} fill="{colour}" fill-opacity="{fill:g}" stroke="{colour}" stroke-width="{stroke:g}"{line}{name}/>'
     )
@@ -333,6 +333,7 @@ def _box(scene: Scene, key: str, colour: str, stroke: float, fill: float, dots: 
         wide = _wide(text.text, scene.size, text.style == "bold")
         scene.words(place.cx, y, text.text, text.style, small=min(max(scene.size * (1 - (place.w - 8) / wide), 0), 1))
         y += scene.line
+    scene.front.append("</g>")
 
 
 def _frame(scene: Scene, place: Rect, known: Known, closed: bool) -> None:
@@ -464,13 +465,16 @@ def _connect(scene: Scene, by_key: Mapping[str, Box], arrows: Sequence[Wire], ch
         worth = chapter >= WHOLE and one.exact
         width = min(9.0, 1 + 3.2 * abs(one.nats)) if worth else 2.6 if one.new else 1.5
         mark = _path(way.points, width, 0.9 if one.new or chapter >= WHOLE else 0.55, way.curve)
-        scene.back.append(f'<g data-arrow="{one.sender} &gt; {one.receiver}">{mark}</g>')
+        name = f'<g data-arrow="{one.sender} &gt; {one.receiver}">'
+        scene.back.append(f"{name}{mark}</g>")
         label = one.into if one.receiver != "logits" else "" if worth else side(one, by_key[one.sender])
         if worth:
             label = f"{label} {signed(one.nats)}".strip().replace("-", "−")
         if scene.width < 500 and one.receiver in by_key and by_key[one.receiver].row == "writers":
             label = one.into  # no room for numbers between many arrows
+        scene.front.append(name)
         scene.words(*way.label, label, "bold" if one.new else "", way.anchor, 1, halo=True)
+        scene.front.append("</g>")
 
 
 def _spread(scene: Scene, arrows: Sequence[Wire], one: Wire, at: str, by: float, room: float) -> float:

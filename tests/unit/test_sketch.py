@@ -140,6 +140,25 @@ def test_arrows_are_those_measured_and_only_from_their_chapter():
     assert not [w for w in growth.wires(replace(fewer, found=None), 11)]
 
 
+def test_a_box_is_one_group_with_its_text_and_an_arrow_one_with_its_label():
+    """The circuit board makes a switch of the one, and takes the other back with it."""
+    for svg in svgs(KNOWN, 12):
+        boxes = {
+            rect.get("data-box"): " ".join(node.text for node in group.iter(f"{SVG}text"))
+            for group in svg.iter(f"{SVG}g")
+            for rect in group.findall(f"{SVG}rect")
+            if rect.get("data-box")
+        }
+        assert {name for name, heads in HEADS.items() if heads} < set(boxes)
+        assert "4.1" in boxes["suppressor"]
+        labels = {
+            group.get("data-arrow"): group.findtext(f"{SVG}text")
+            for group in svg.iter(f"{SVG}g")
+            if group.get("data-arrow") and group.find(f"{SVG}text") is not None
+        }
+        assert labels["induction > s-inhibition"] == "v +0.90"
+
+
 def test_only_the_whole_circuit_says_how_much():
     assert "+0.9" not in canvas.draw(KNOWN, 10)
     assert "v +0.90" in canvas.draw(KNOWN, 11)
