@@ -3,8 +3,9 @@
 Top contexts alone flatter a latent: at its peak almost any latent looks like something. So a card also shows contexts
 from the middle and from the low end of its activations.
 
-The page is plain tables and closed blocks without scripts; `labdashboards.js` adds sorting and a filter. A model wrote
-most of the text, so all of it is escaped. Strength is shown by colour and by the underline, and said in words for each
+The page is plain tables and closed blocks without scripts; with `labdashboards.js` it shows one latent at a time, each
+under an address of its own, and the index can be sorted and filtered. A model wrote most of the text, so all of it is
+escaped. Strength is shown by colour and by the underline, and said in words for each
 context.
 """
 
@@ -108,7 +109,7 @@ def card(
     peak = float(acts.max())
 
     def snippets(where: Sequence[tuple[int, int]]) -> tuple[Snippet, ...]:
-        return tuple(_snippet(model, codes, acts, peak, context, position) for context, position in where)
+        return tuple(snippet(model, codes, acts, peak, *place) for place in where)
 
     high, low = latents.promoted(model, sae, latent, used)
     strongest = best_of_each_context(acts, 20)
@@ -152,16 +153,21 @@ def around(acts: Float[Tensor, "context pos"], quantile: float, n: int) -> list[
     return list(found.items())
 
 
-def _snippet(
-    model: Any,
+def snippet(
+    model: TransformerBridge,
     codes: Codes,
-    acts: Tensor,
+    acts: Float[Tensor, "context pos"],
     peak: float,
     context: int,
     position: int,
     before: int = BEFORE,
     after: int = AFTER,
 ) -> Snippet:
+    """The tokens around one place, each with its activation as a share of `peak`.
+
+    Args:
+        acts: of one latent on the text of `codes`. before, after: tokens shown around the place.
+    """
     window = slice(max(0, position - before), position + after + 1)
     ids = codes.tokens[context, window].tolist()
     return Snippet(
@@ -208,6 +214,7 @@ def browser(cards: Sequence[Card]) -> Markup:
         f'<div class="lab-latents">{filter_box}'
         '<div class="lab-index" role="region" aria-label="Index of latents" tabindex="0">'
         f'<table class="lab-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        '<p class="lab-missing" role="status" hidden></p><nav class="lab-steps" aria-label="Latents" hidden></nav>'
         f"{blocks}</div>"
     )
     return Markup(page, f"dashboards of {len(cards)} latents")
@@ -228,14 +235,14 @@ def contexts(
     """
     acts = codes.of(latent)
     peak = max(float(acts.max()), 1e-9)
-    some = [_snippet(model, codes, acts, peak, *place, before, after) for place in places]
+    some = [snippet(model, codes, acts, peak, *place, before, after) for place in places]
     head = '<thead><tr><th scope="col">value</th><th scope="col">context</th></tr></thead>'
     label = f"Contexts of latent {latent}"
     page = (
         f'<div class="lab-prompt-latents"><div class="lab-index" role="region" aria-label="{label}" tabindex="0">'
         f'<table class="lab-contexts">{head}<tbody>{"".join(map(_line, some))}</tbody></table></div></div>'
     )
-    return Markup(page, "\n".join(f"{one.value:5.1f}  {''.join(map(_visible, one.tokens))}" for one in some))
+    return Markup(page, "\n".join(f"{one.value:5.1f}  {''.join(map(visible, one.tokens))}" for one in some))
 
 
 def prompt(
@@ -308,44 +315,65 @@ def _block(card: Card, known: set[int], before: Card | None, after: Card | None)
     return (
         f'<details class="lab-latent" id="latent-{card.latent}"{"" if before else " open"}>'
         f"<summary>Latent {card.latent}: {_words(card.words)}</summary>"
-        f'<div class="lab-latent-facts"><figure>{_histogram(card)}<figcaption>Activations from 0 to {card.peak:.1f}, '
-        f"counts on a logarithmic scale. It fires on {card.density:.2%} of tokens.</figcaption></figure>"
+        f'<div class="lab-latent-facts"><figure>{_histogram(card)}<figcaption>Tokens (up, on a logarithmic scale) by '
+        f"activation (across), to a peak of {card.peak:.1f}. It fires on {card.density:.2%} of tokens.</figcaption>"
+        "</figure>"
         f"<dl>{listed}</dl></div>"
         f'<div class="lab-index" role="region" aria-label="Contexts of latent {card.latent}" tabindex="0">'
         '<table class="lab-contexts"><thead><tr><th scope="col">value</th><th scope="col">context</th></tr></thead>'
-        f"{contexts}</table></div><p>{steps}</p></details>"
+        f'{contexts}</table></div><p class="lab-by-hand">{steps}</p></details>'
     )
 
 
-def _line(snippet: Snippet) -> str:
-    return f"<tr><td>{snippet.value:.1f}</td><td>{_context(snippet)}</td></tr>"
+def _line(one: Snippet) -> str:
+    return f"<tr><td>{one.value:.1f}</td><td>{highlighted(one)}</td></tr>"
 
 
-def _context(snippet: Snippet) -> str:
+def highlighted(one: Snippet) -> str:
+    """The text of a snippet as HTML: tokens at which the latent fires are marked, the one it is shown for is bold."""
     out = []
-    for position, (token, strength) in enumerate(zip(snippet.tokens, snippet.strength, strict=True)):
-        text = html.escape(_visible(token))
+    for position, (token, strength) in enumerate(zip(one.tokens, one.strength, strict=True)):
+        text = html.escape(visible(token))
         if strength > 0:
             level = min(4, 1 + int(4 * strength))
-            text = f"<strong>{text}</strong>" if position == snippet.at else text
+            text = f"<strong>{text}</strong>" if position == one.at else text
             text = f'<mark class="lab-a{level}" title="{strength:.0%} of the largest value">{text}</mark>'
         out.append(text)
     return "".join(out)
 
 
 def _histogram(card: Card) -> str:
-    tallest = math.log1p(max(card.counts))
-    width, height = 168, 56
+    """Bars, and two axes with the values of their ticks."""
+    left, top, width, height = 38, 8, 190, 84
+    floor, most = top + height, max(card.counts)
+
+    def up(count: float) -> float:
+        return height * math.log1p(count) / math.log1p(most)
+
     step = width / len(card.counts)
     bars = "".join(
-        f"M{i * step:.0f} {height}v-{height * math.log1p(count) / tallest:.0f}h{step - 2:.0f}V{height}z"
+        f"M{left + i * step:.0f} {floor}v-{up(count):.0f}h{step - 2:.0f}V{floor}z"
         for i, count in enumerate(card.counts)
     )
+    across = [(left + width * value / card.peak, f"{value:g}") for value in _ticks(card.peak)]
+    tens = [10**power for power in range(9) if 10**power <= most]
+    counted = [(floor - up(count), f"{count:g}" if count < 1000 else f"{count // 1000}k") for count in tens]
+    lines = "".join(f"M{x:.0f} {floor}v4" for x, _ in across) + "".join(f"M{left} {y:.0f}h-4" for y, _ in counted)
+    texts = [f'<text x="{x:.0f}" y="{floor + 16}" text-anchor="middle">{word}</text>' for x, word in across]
+    texts += [f'<text x="{left - 7}" y="{y + 4:.0f}" text-anchor="end">{word}</text>' for y, word in counted]
     label = f"Histogram of activations from 0 to {card.peak:.1f}; counts by bin: " + ", ".join(map(str, card.counts))
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
-        f'<path d="{bars}" fill="currentColor"/></svg>'
+        f'<svg viewBox="0 0 {left + width + 14} {floor + 22}" role="img" aria-label="{label}">'
+        f'<path d="{bars}" fill="currentColor"/><g class="lab-axis" font-size="12"><path d="M{left} {top}V{floor}'
+        f'h{width}{lines}" fill="none" stroke="currentColor"/>{"".join(texts)}</g></svg>'
     )
+
+
+def _ticks(peak: float) -> list[float]:
+    """Round values from 0 to the peak, three to five of them."""
+    power = 10.0 ** math.floor(math.log10(peak / 2))
+    step = max(size * power for size in (1, 2, 5) if size * power <= peak / 2)
+    return [round(step * i, 10) for i in range(int(peak / step + 1e-9) + 1)]
 
 
 def _link(latent: int, known: object) -> str:
@@ -361,9 +389,10 @@ def _words(words: Sequence[str]) -> str:
 
 
 def _token(token: str) -> str:
-    return f'<span class="lab-word">{html.escape(_visible(token))}</span>'
+    return f'<span class="lab-word">{html.escape(visible(token))}</span>'
 
 
-def _visible(token: str) -> str:
+def visible(token: str) -> str:
+    """The token with signs for what cannot be seen."""
     # A table has no room for real line breaks, and a token that is only one would be invisible.
     return token.replace("\r", "").replace("\n", "↵").replace("\t", "⇥")

@@ -174,7 +174,7 @@ def rounds(
         made.append(
             Round(
                 questions=drawn,
-                seen=tuple(cards._snippet(model, chosen, acts, peak, *place) for place in seen),
+                seen=tuple(cards.snippet(model, chosen, acts, peak, *place) for place in seen),
                 asked=tuple(_around(model, unseen.tokens, *place) for place in drawn.places),
                 rule=rules[drawn.latent],
             )
@@ -259,7 +259,7 @@ def page(played: Sequence[Round]) -> cards.Markup:
 
 def _round(one: Round, number: int, n: int) -> str:
     q = one.questions
-    rows = "".join(f"<tr><td>{piece.value:.1f}</td><td>{cards._context(piece)}</td></tr>" for piece in one.seen)
+    rows = "".join(f"<tr><td>{piece.value:.1f}</td><td>{cards.highlighted(piece)}</td></tr>" for piece in one.seen)
     lines = "".join(f"<li><p>{_marked(*piece)}</p></li>" for piece in one.asked)
     # Another build may ask about other contexts; a score belongs to these.
     mark = hashlib.sha256(repr((q.places, one.asked)).encode()).hexdigest()[:8]
@@ -282,7 +282,7 @@ def _marked(tokens: Sequence[str], at: int) -> str:
     space = (
         token[: len(token) - len(token.lstrip(" "))] if token.strip() else ""
     )  # else the frame may break over a line
-    parts = [html.escape(cards._visible(part)) for part in (before + space, token[len(space) :], after)]
+    parts = [html.escape(cards.visible(part)) for part in (before + space, token[len(space) :], after)]
     return f'{parts[0].lstrip(" ")}<mark class="lab-here">{parts[1]}</mark>{parts[2]}'
 
 

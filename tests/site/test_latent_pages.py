@@ -1,4 +1,4 @@
-"""The dashboards in a real browser: sorting and filtering by keyboard, links that open cards, nothing that runs."""
+"""The dashboards in a real browser: one at a time, each with an address, along an index; and nothing that runs."""
 
 from __future__ import annotations
 
@@ -97,20 +97,93 @@ def test_the_filter_has_a_label_and_announces_the_count(page):
     box.fill("ZEBRA")
     assert order(page) == ["20"]
     assert page.get_by_role("status").text_content() == "1 of 3 latents"
-    assert page.locator("details.lab-latent:visible").count() == 1
     box.fill("")
     assert len(order(page)) == 3
 
 
-def test_a_link_opens_its_card_even_if_the_filter_hides_it(page):
-    page.get_by_label("Show only rows with").fill("zebra")
-    card = page.locator("#latent-20")
-    page.locator("a[href='#latent-20']").first.press("Enter")
+def shown(page) -> str:
+    """The one latent whose dashboard is there, open."""
+    (card,) = page.locator("details.lab-latent:visible").all()
     assert card.evaluate("node => node.open")
+    return card.get_attribute("id").removeprefix("latent-")
+
+
+def steps(page) -> str:
+    return " ".join(page.locator(".lab-steps > :visible").all_text_contents())
+
+
+def test_it_opens_on_one_latent_and_steps_to_the_next(page):
+    assert shown(page) == "20"
+    assert steps(page) == "1 of 3 next: 7"
+    step = page.locator(".lab-steps a:visible")
+    step.focus()
+    page.keyboard.press("Enter")
+    assert (shown(page), steps(page)) == ("7", "previous: 20 2 of 3 next: 100")
+    assert page.evaluate("document.activeElement.textContent") == "next: 100", "press it again"
+    page.keyboard.press("Enter")
+    assert (shown(page), steps(page)) == ("100", "previous: 7 3 of 3")
     assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
-    card.locator("a[href='#latent-7']").first.click()
-    assert page.locator("#latent-7").is_visible()
-    assert page.locator("#latent-7").evaluate("node => node.open")
+    page.get_by_role("link", name="previous: 7").click()
+    assert shown(page) == "7"
+
+
+def test_steps_follow_the_index_as_it_is_sorted_and_filtered(page):
+    page.get_by_role("columnheader", name="latent").get_by_role("button").click()
+    assert steps(page) == "previous: 7 2 of 3 next: 100"
+    page.get_by_label("Show only rows with").fill("apple")
+    assert (shown(page), steps(page)) == ("20", "not among these 1 next: 7")
+    page.get_by_role("link", name="next: 7").click()
+    assert (shown(page), steps(page)) == ("7", "1 of 1")
+    page.get_by_label("Show only rows with").fill("no such word")
+    assert (shown(page), steps(page)) == ("7", "not among these 0")
+
+
+def test_each_latent_has_an_address_and_the_back_button_works(page, address):
+    page.locator("tr a[href='#latent-100']").click()
+    assert page.url == f"{address}#latent-100"
+    assert shown(page) == "100"
+    assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
+    page.locator("details:visible dd a[href='#latent-7']").click()
+    assert (page.url, shown(page)) == (f"{address}#latent-7", "7")
+    page.go_back()
+    assert shown(page) == "100"
+    page.go_back()
+    assert (page.url, shown(page)) == (address, "20")
+    page.go_forward()
+    assert shown(page) == "100"
+    page.reload()
+    assert shown(page) == "100"
+    page.locator("tr a[href='#latent-100']").click()
+    assert shown(page) == "100", "the same link twice"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"), [("latent-99", "Latent 99 has no dashboard"), ("latent-<b>", "This address names no latent")]
+)
+def test_an_address_of_no_latent_says_so_and_shows_the_first(page, address, wanted, said):
+    page.goto("about:blank")
+    page.goto(f"{address}#{wanted}")
+    assert shown(page) == "20"
+    missing = page.locator(".lab-missing")
+    assert missing.is_visible()
+    assert said in missing.text_content()
+    assert "latent 20" in missing.text_content()
+    page.locator("tr a[href='#latent-7']").click()
+    assert not missing.is_visible()
+    page.evaluate("location.hash = 'something-else'")
+    page.wait_for_timeout(50)
+    assert shown(page) == "7", "an address of something else changes nothing"
+
+
+def test_the_histogram_has_axes_with_values(page):
+    texts = page.locator("#latent-20 .lab-axis text").all_text_contents()
+    assert texts == ["0", "2", "4", "1"]
+    frame = page.locator("#latent-20 svg").bounding_box()
+    for text in page.locator("#latent-20 .lab-axis text").all():
+        area = text.bounding_box()
+        assert area["x"] >= frame["x"]
+        assert area["x"] + area["width"] <= frame["x"] + frame["width"]
+        assert area["height"] >= 11
 
 
 def test_strength_shows_without_colour(page):
@@ -126,7 +199,8 @@ def test_without_scripts_it_is_a_table(browser, address):
     plain = context.new_page()
     plain.goto(address)
     assert order(plain) == ["20", "7", "100"]
-    assert not plain.locator(".lab-filter").is_visible()
+    assert not plain.locator(".lab-filter, .lab-steps, .lab-missing").first.is_visible()
+    assert plain.locator("a[href='#latent-7']", has_text="next: 7").count() == 1
     assert plain.locator("details.lab-latent").count() == 3
     plain.locator("#latent-7 summary").click()
     assert plain.locator("#latent-7 .lab-contexts").is_visible()
@@ -139,6 +213,7 @@ def test_it_fits_a_phone(browser, address):
     small.goto(f"{address}#latent-7")
     assert small.locator("#latent-7").evaluate("node => node.open")
     assert small.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+    assert 0 <= small.locator(".lab-steps").bounding_box()["y"] < PHONE["height"] / 2
     context.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +51,21 @@ def test_strength_is_in_the_mark_and_in_words():
     assert '<mark class="lab-a2" title="30% of the largest value">↵</mark>' in page
     assert "<td>7.5</td>" in page
     assert 'role="img" aria-label="Histogram' in page
+
+
+@pytest.mark.parametrize(
+    ("peak", "counts", "ticks"),
+    [
+        (7.5, (9, 0, 3), ["0", "2", "4", "6", "1"]),
+        (0.4, (12000, 40), ["0", "0.2", "0.4", "1", "10", "100", "1k", "10k"]),
+        (41.0, (1, 0), ["0", "20", "40", "1"]),
+    ],
+)
+def test_the_axes_of_the_histogram_have_values(peak, counts, ticks):
+    page = cards.browser([made(peak=peak, counts=counts)]).html
+    assert re.findall(r"<text[^>]*>([^<]*)</text>", page) == ticks
+    for x in re.findall(r'<text x="(\d+)"[^>]*middle', page):
+        assert 38 <= int(x) <= 228
 
 
 def test_no_cards_and_the_same_latent_twice_are_refused():
