@@ -24,9 +24,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from labcode.errors import SaeError
-from labcode.models import build_once, cache_dir, quiet, say, weights_key
+from labcode.models import build_once, cache_dir, must_be_clean, quiet, say, weights_key
 from labcode.progress import progress
 from labcode.prompts import NAMES
+from labcode.recorded import fetch, store
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 DATA = Path(__file__).parents[1] / "book" / "data"
+CODE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # another sampler, or other openings, write another text
 HELD_OUT = 128  # contexts that no autoencoder of the book is trained on: the last ones of the corpus
 LENGTH = 127  # tokens of a context, the start token not counted
 LIVE_TOKENS = 40_000  # what a model of another tokenizer writes, if it has to: minutes on one core
@@ -164,19 +166,19 @@ def write_corpus(
         "tokenizer": tokenizer_key(model.tokenizer),
         "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
     }
-    code = Path(__file__).read_bytes().hex()  # another sampler, or other openings, write another text
-    key = hashlib.sha256(json.dumps([record, weights_key(model), code]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([record, weights_key(model), CODE]).encode()).hexdigest()[:16]
     kept: list[np.ndarray] = []
     made = count = 0
     needed = -(-tokens // (batch * LENGTH))
     for number in progress(range(4 * needed), "writing text", total=needed):
 
         def build(aside: Path, number: int = number) -> None:
-            np.save(aside / "text.npy", sample(model, number * batch, batch, seed).numpy().astype(np.uint32))
+            must_be_clean(model)
+            store(aside / "text.safetensors", {"text": sample(model, number * batch, batch, seed)})
 
         folder = cache_dir() / "corpus" / key / f"{number:05d}"
         build_once(folder, _readable, build, needs=2**20)
-        contexts = np.load(folder / "text.npy", allow_pickle=False)
+        contexts = fetch(folder / "text.safetensors")[0]["text"].numpy().astype(np.uint32)
         whole = (distinct(torch.from_numpy(contexts.astype(np.int64))) >= KEEP_FROM).numpy()
         kept.append(contexts[whole])
         made, count = made + len(contexts), count + int(whole.sum()) * LENGTH
@@ -193,8 +195,8 @@ def write_corpus(
 
 def _readable(folder: Path) -> bool:
     try:
-        return np.load(folder / "text.npy", allow_pickle=False).shape[1] == LENGTH
-    except (OSError, ValueError, EOFError, IndexError):
+        return fetch(folder / "text.safetensors")[0]["text"].shape[1] == LENGTH
+    except Exception:  # whatever is wrong with the file, writing again mends it
         return False
 
 

@@ -28,8 +28,8 @@ import torch
 from labcode import edges, families, frames, prompts
 from labcode.corpus import DATA
 from labcode.errors import EvidenceError
-from labcode.models import edition, pins
-from labcode.recorded import AT_ONCE, TOLERANCE, Recorded, remember, stale, today
+from labcode.models import edition, pins, weights_key
+from labcode.recorded import AT_ONCE, Recorded, fetch, remember, stale, store, today
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -159,6 +159,8 @@ def measure(
 def load(model: TransformerBridge, folder: Path = DATA) -> Evidence:
     """The record of this model, else measurements on fewer prompts, which are remembered.
 
+    A known model whose weights were changed after it was loaded is another model, and has no record.
+
     Args:
         folder: where records are.
 
@@ -168,8 +170,9 @@ def load(model: TransformerBridge, folder: Path = DATA) -> Evidence:
     if _recording:
         return replace(_recording[-1], model=model)
     path = folder / f"evidence-{edition(model)}.safetensors"
-    if edition(model) and path.is_file():
+    if edition(model) and path.is_file() and getattr(model, "lab_weights", "") == weights_key(model):
         tables, known = read(path, pins(edition(model)))
+        known.guard(model)
         return Evidence(tables, populations(model), "recorded", model, known)
     pops = populations(model, FEWER, exact=False)
     kept = measure(model, pops, lambda half, made: remember(f"evidence {half}", model, pops[half], made))
@@ -193,29 +196,28 @@ def read(path: Path, key: str) -> tuple[dict[Half, dict[str, Tensor]], Recorded]
     """The tables of a record, and its rows.
 
     Raises:
-        EvidenceError: no safetensors file; a record of other weights; halves without tables; rows without keys.
+        EvidenceError: no safetensors file; another checksum than it carries; a record of other weights; halves without
+            tables; rows without keys.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     tables: dict[str, dict[str, Tensor]] = {half: {} for half in HALVES}
     numbers: dict[str, list[int]] = {}
     rows: dict[str, Tensor] = {}
     more: dict[str, dict[str, Tensor]] = {}
     try:
-        with safe_open(path, "pt") as file:
-            said = file.metadata() or {}
-            for name in list(file.keys()):
-                group, _, rest = name.partition("/")
-                context, _, part = rest.partition("/")
-                value = file.get_tensor(name)
-                if group == "keys":
-                    numbers[context] = value.tolist()
-                elif group == "rows":
-                    rows[context] = value
-                elif group == "edges":
-                    more.setdefault(context, {})[part] = value
-                else:
-                    tables[group][rest] = value
+        flat, said = fetch(path)
+        for name, value in flat.items():
+            group, _, rest = name.partition("/")
+            context, _, part = rest.partition("/")
+            if group == "keys":
+                numbers[context] = value.tolist()
+            elif group == "rows":
+                rows[context] = value
+            elif group == "edges":
+                more.setdefault(context, {})[part] = value
+            else:
+                tables[group][rest] = value
         known = Recorded({one: dict(zip(numbers[one], of, strict=True)) for one, of in rows.items()}, more)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise EvidenceError(
@@ -232,16 +234,14 @@ def read(path: Path, key: str) -> tuple[dict[Half, dict[str, Tensor]], Recorded]
 def write(
     path: Path, tables: Mapping[Half, Mapping[str, Tensor]], said: Mapping[str, str], known: Recorded | None = None
 ) -> None:
-    """Write a record aside and rename it into its place."""
-    from safetensors.torch import save_file
-
+    """Write a record, with its checksum, aside and rename it into its place."""
     aside = path.with_suffix(".tmp")
-    flat = {f"{half}/{name}": value.contiguous() for half, found in tables.items() for name, value in found.items()}
+    flat = {f"{half}/{name}": value for half, found in tables.items() for name, value in found.items()}
     for context, rows in known.rows.items() if known else ():
         flat |= {f"keys/{context}": torch.tensor(list(rows)), f"rows/{context}": torch.stack(list(rows.values()))}
     for context, table in known.tables.items() if known else ():
-        flat |= {f"edges/{context}/{name}": value.contiguous() for name, value in table.items()}
-    save_file(flat, aside, dict(said))
+        flat |= {f"edges/{context}/{name}": value for name, value in table.items()}
+    store(aside, flat, said)
     aside.replace(path)
 
 
@@ -259,7 +259,7 @@ def recheck(model: TransformerBridge, found: Evidence, day: datetime.date | None
     """Measure everything again on some prompts of each half, and compare.
 
     Raises:
-        EvidenceError: a value differs by more than `TOLERANCE`.
+        EvidenceError: a value differs by more than `Recorded.tolerance`.
     """
     rng = random.Random((day or today()).isoformat())
     n, largest, where = 0, 0.0, ""
@@ -282,6 +282,6 @@ def recheck(model: TransformerBridge, found: Evidence, day: datetime.date | None
             gap = float((old - new)[both].abs().max()) if both.any() else 0.0
             if gap >= largest:
                 largest, where = gap, f"{half}: {name}"
-    if largest > TOLERANCE:
-        raise stale(largest, where)
+    if largest > found.known.tolerance:
+        raise stale(largest, where, found.known.tolerance)
     return Recheck(n, largest, where, texts)

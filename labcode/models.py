@@ -20,10 +20,12 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -95,7 +97,10 @@ WANTED = (*NEEDED, "generation_config.json", "tokenizer.json", "tokenizer_config
 
 CANONICAL = "When John and Mary went to the store, John gave a drink to"
 LOCK_SECONDS = 900.0
-STRIDE = 997  # of the weights that enter a key: a prime, so that no row or column is read alone
+SMALL = 50_000_000  # bytes; a tokenizer has less
+DEVICES = ("auto", "cpu", "cuda", "mps")
+# Buffers that older versions saved with the weights, and that models now make for themselves.
+LEFTOVER = re.compile(r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
 
 
 class Source(NamedTuple):
@@ -146,22 +151,79 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
+def device_of(request: str | None = None) -> str:
+    """The device that models are loaded on, as torch names it: "cpu", "cuda", "cuda:1" or "mps".
+
+    Args:
+        request: `auto`, `cpu`, `cuda`, `mps`, or a device with its number; None reads `LAB_DEVICE`, else `auto`: a CUDA
+            GPU where torch sees one, else the CPU. `mps` is taken only where it is asked for.
+
+    Raises:
+        ModelError: It is none of these, or this machine or this torch has no such device.
+    """
+    import torch
+
+    asked = str(request or os.environ.get("LAB_DEVICE") or "auto")
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    said = f"LAB_DEVICE={asked}" if request is None else f"device={asked!r}"
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in DEVICES:
+        raise ModelError(f"{said} isn't a device: use one of {', '.join(DEVICES)}")
+    number, there = device.index or 0, 1
+    if device.type == "cuda":
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    elif device.type == "mps":
+        there = int(torch.backends.mps.is_available())
+    if number >= there:
+        raise ModelError(
+            f"{said}: torch {torch.__version__} sees {there} such device{'' if there == 1 else 's'} on this machine; "
+            "leave LAB_DEVICE unset, or install a torch built for it and its driver"
+        )
+    return "cpu" if device.type == "cpu" else str(device)
+
+
 @_uncollected()
-def load(name: str | None = None, device: str = "cpu") -> TransformerBridge:
+def load(name: str | None = None, device: str | None = None) -> TransformerBridge:
     """Load a model as a `TransformerBridge` in compatibility mode, float32, in eval mode, gradients off.
 
     Compatibility mode folds the norms' weights into the next matrices and centres what writes to the stream,
     so that direct logit attribution and the logit lens read the stream in the coordinates of the literature.
 
+    It is made on the CPU and then moved, so that its weights are the same to the last bit wherever they are used. What
+    a reader has changed in torch (the default dtype and device, `inference_mode`) doesn't enter.
+
     Args:
         name: As for `prepare`.
-        device: A torch device. The known models must pass a self-check on it.
+        device: As for `device_of`. The known models must pass a self-check on it.
 
     Raises:
-        ModelError: The model can't be had or loaded, its architecture is none that the lab knows, or this device
-            computes it wrongly.
+        ModelError: The model can't be had or loaded, its files hold other tensors than its config names, its
+            architecture is none that the lab knows, or this device computes it wrongly.
     """
-    source = prepare(name)
+    import torch
+
+    source, device = prepare(name), device_of(device)
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"), torch.inference_mode(False), torch.no_grad():
+            try:
+                return _loaded(source, device)
+            except ModelError:
+                # The stamps of `matches` trust size and time: read the files in full before others are blamed.
+                if source.name != "smollm2" or _intact(source.folder, afresh=True):
+                    raise
+                return _loaded(source._replace(folder=_converted_folder()), device)
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def _loaded(source: Source, device: str) -> TransformerBridge:
+    """A verified folder as a model."""
     import torch
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -169,12 +231,17 @@ def load(name: str | None = None, device: str = "cpu") -> TransformerBridge:
 
     with quiet():
         try:
-            model = TransformerBridge.boot_transformers(str(source.folder), device=device, dtype=torch.float32)
+            _check_tensors(source.folder)
+            model = TransformerBridge.boot_transformers(str(source.folder), device="cpu", dtype=torch.float32)
             _into_compatibility_mode(model)
+            if device != "cpu":
+                model.to(device)
+        except LabError:
+            raise
         except Exception as error:
             raise ModelError(
                 f"{source.folder} can't be loaded on {device} ({_first_line(error)}); use a "
-                "decoder-only model that TransformerBridge supports, and a device that torch knows",
+                "decoder-only model that TransformerBridge supports, and a device with enough memory",
                 see="not-loadable",
             ) from error
     model.eval()
@@ -183,9 +250,53 @@ def load(name: str | None = None, device: str = "cpu") -> TransformerBridge:
     model.cfg.model_name = source.title
     if source.name in KNOWN:
         self_check(model, source.name)
-    if device == "cpu":  # the lab's own arithmetic runs there; elsewhere the model computes alone
-        check(model)
+    check(model)
+    model.lab_weights = weights_key(model)  # who keeps results asks whether they are still these
     return model
+
+
+def _check_tensors(folder: Path) -> None:
+    """Compare the tensors in the files with those of the architecture that the config describes.
+
+    transformers fills what is missing with random numbers, and leaves out what has no place.
+
+    Raises:
+        ModelError: Tensors are missing, have no place, or have another shape. A tied pair needs one of its two.
+    """
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    found: dict[str, tuple[int, ...]] = {}
+    for path in _weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    prefix = model.base_model_prefix + "."  # files of the bare decoder are without it
+    given = {name.removeprefix(prefix): shape for name, shape in found.items()}
+    kept = {name.removeprefix(prefix): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+    tied = {id(tensor) for name, tensor in kept.items() if name in given}
+    weights = {name: tensor for name, tensor in kept.items() if isinstance(tensor, torch.nn.Parameter)}
+    missing = [name for name, tensor in weights.items() if name not in given and id(tensor) not in tied]
+    unused = [name for name in given if name not in kept and not LEFTOVER.search(name)]
+    shapes = [name for name in given if name in kept and given[name] != tuple(kept[name].shape)]
+    if get_model_conversion_mapping(model, add_legacy=False):
+        # An architecture whose files bear other names than its modules: only transformers knows which.
+        _, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        missing, unused, shapes = sorted(told["missing_keys"]), sorted(told["unexpected_keys"]), []
+    wrong = [
+        f"{what} {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+        for what, names in (("lacks", missing), ("has no use for", unused), ("has in another shape", shapes))
+        if names
+    ]
+    if wrong:
+        raise ModelError(
+            f"{folder} isn't the model that its config.json describes: it {'; it '.join(wrong)}. Save model and config "
+            "together with model.save_pretrained(folder)",
+            see="other-tensors",
+        )
 
 
 def _into_compatibility_mode(model: TransformerBridge) -> None:
@@ -239,7 +350,7 @@ def self_check(model: TransformerBridge, name: str) -> float:
     mend = (
         "install the versions in requirements.txt"
         if device == "cpu"
-        else "use device='cpu', or another version of torch"
+        else "set LAB_DEVICE=cpu, or install another version of torch"
     )
     raise ModelError(
         f"{KNOWN[name].title} fails its self-check on device {device} with torch {torch.__version__}: {wrong} "
@@ -262,7 +373,7 @@ def _edition_of(title: str) -> str:
 
 
 def summary(model: TransformerBridge) -> str:
-    """One line that says what a model is: name, layers, heads, width, norm, positions, parameters, dtype.
+    """One line that says what a model is: name, layers, heads, width, norm, positions, parameters, dtype, device.
 
     Parameters are counted as the published model has them: a tied embedding once.
     """
@@ -277,9 +388,15 @@ def summary(model: TransformerBridge) -> str:
     total = _parameters(model)
     size = f"{total / 1e6:.3g} M" if total >= 1e6 else f"{total / 1e3:.3g} k"
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    device = next(model.parameters()).device
+    where = "the CPU" if device.type == "cpu" else str(device)
+    if device.type == "cuda":
+        import torch
+
+        where += f" ({torch.cuda.get_device_name(device)})" if torch.cuda.is_available() else ""
     return (
         f"{Path(str(cfg.model_name)).name}: {heads}, d_model {cfg.d_model}, {norm}, {positions} positions, "
-        f"{size} parameters, {dtype}"
+        f"{size} parameters, {dtype} on {where}"
     )
 
 
@@ -296,12 +413,38 @@ def _parameters(model: TransformerBridge) -> int:
 
 
 def weights_key(model: TransformerBridge) -> str:
-    """A fingerprint of a loaded model: shapes and a fixed sample of every parameter, and the sizes of its tokenizer."""
+    """A fingerprint of a loaded model: every value of its parameters, and the sizes of its tokenizer.
+
+    It is the same on every device. It notices any value that changes, and is no proof against deceit.
+    """
+    import torch
+
     digest = hashlib.sha256(f"{len(model.tokenizer)} {model.tokenizer.bos_token_id}".encode())
     for name, weight in sorted(model.named_parameters()):
-        sample = weight.detach().flatten()[::STRIDE].float().cpu().contiguous()
-        digest.update(f"{name}{tuple(weight.shape)}".encode() + sample.numpy().tobytes())
+        values = weight.detach().cpu().contiguous().flatten()
+        # CRC-32 is the one that takes a tenth of a second for all of them.
+        mark = zlib.crc32(values.view(torch.uint8).numpy().data)
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)} {mark}".encode())
     return digest.hexdigest()
+
+
+def unclean(model: TransformerBridge) -> str:
+    """Why what this model computes isn't what its weights say, as a clause; "" where it is.
+
+    Hooks of the bridge and of torch that somebody has left on the model, and training mode.
+    """
+    if model.training or model.original_model.training:
+        return "it is in training mode (model.eval() ends that)"
+    for name, hook in model.hook_dict.items():
+        if hook.fwd_hooks or hook.bwd_hooks:
+            return f"a hook is left on {name} (model.reset_hooks() takes it off)"
+    return ""
+
+
+def must_be_clean(model: TransformerBridge) -> None:
+    """Raises `ModelError` where the model is not as its weights say: what is made with it would be kept."""
+    if why := unclean(model):
+        raise ModelError(f"what this model writes and computes would be kept, and {why}", see="hooked-model")
 
 
 def pins(name: str) -> str:
@@ -312,17 +455,21 @@ def pins(name: str) -> str:
 def fingerprint(source: Source) -> str:
     """Sixteen hex digits that change when weights or tokenizer change, told without loading anything.
 
-    Known models hash their pins. For a folder, the small files are hashed in full, and of the weights the
-    name, the size and the time of the last change: hashing half a gigabyte at each build would cost more
+    Known models hash their pins. For a folder, small files are hashed in full, and of large ones, and of weights, the
+    name, the size and the times of the last change: hashing half a gigabyte at each build would cost more
     than it tells.
     """
     seen: list[object]
     if source.name in KNOWN:
         seen = [KNOWN[source.name], CONVERTER]
     else:
-        files = sorted(source.folder.iterdir())
-        seen = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files if p.suffix == ".safetensors"]
-        seen += [(p.name, sha256(p)) for p in files if p.suffix in (".json", ".txt", ".model")]
+        seen = []
+        for path in sorted(path for path in source.folder.iterdir() if path.is_file()):
+            state = path.stat()
+            if path.suffix == ".safetensors" or state.st_size > SMALL:
+                seen.append((path.name, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+            else:
+                seen.append((path.name, sha256(path)))
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -354,6 +501,12 @@ def _check_config(folder: Path) -> None:
         raise ModelError(f"{folder} has no config.json; give the folder that model.save_pretrained() wrote") from None
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ModelError(f"{folder / 'config.json'} can't be read ({error}); save the model again") from error
+    elsewhere = "transformers_weights" in config or (folder / "adapter_config.json").exists()
+    if elsewhere:
+        raise ModelError(
+            f"{folder} takes weights from elsewhere (an adapter, or transformers_weights in config.json); merge them, "
+            "and save the whole model with model.save_pretrained(folder)"
+        )
     encoder = config.get("is_encoder_decoder")
     if encoder or (architectures and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)):
         kind = "an encoder-decoder" if encoder else "a"
@@ -364,15 +517,7 @@ def _check_config(folder: Path) -> None:
 def _check_weights(folder: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        pickles = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt")))
-        held = f"only pickled weights ({', '.join(pickles)}), which may run code when opened" if pickles else ""
-        raise ModelError(
-            f"{folder} has {held or 'no weights'}; the lab takes safetensors: save them with "
-            "model.save_pretrained(folder)"
-        )
-    for path in weights:
+    for path in _weight_files(folder):
         try:
             with safe_open(path, framework="numpy"):
                 pass  # opening compares the file's length with its header
@@ -380,6 +525,37 @@ def _check_weights(folder: Path) -> None:
             raise ModelError(
                 f"{path} is truncated or not a safetensors file; copy or save it again", see="truncated-weights"
             ) from None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that transformers reads from a folder: `model.safetensors`, else those that its index names.
+
+    Raises:
+        ModelError: There are none, so that it would take a pickle, or the index names others than files beside it.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
+        pickles = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt")))
+        held = f"only pickled weights ({', '.join(pickles)}), which may run code when opened" if pickles else ""
+        raise ModelError(
+            f"{folder} has {held or 'no weights'}; the lab takes model.safetensors, or the files that "
+            "model.safetensors.index.json names: save them with model.save_pretrained(folder)"
+        )
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [name for name in names if name != Path(name).name or not name.endswith(".safetensors")]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{index} can't be read ({error}); save the model again") from error
+    absent = [name for name in names if name not in outside and not (folder / name).is_file()]
+    if outside or absent or not names:
+        what = f"{outside[0]!r}, no safetensors file beside it" if outside else ", ".join(absent) or "no file"
+        raise ModelError(
+            f"{index} names {what}{', which is not there' if absent and not outside else ''}; copy or save "
+            "the model again"
+        )
+    return [folder / name for name in names]
 
 
 def gpt2_cached() -> Path | None:
@@ -441,12 +617,12 @@ def _converted_folder() -> Path:
     return build_once(cache_dir() / f"smollm2-{pin.sha256[:12]}-v{CONVERTER}", _intact, _convert, BYTES_WRITTEN)
 
 
-def _intact(folder: Path) -> bool:
-    """Does the folder hold exactly what its manifest, which is written last, says?"""
+def _intact(folder: Path, afresh: bool = False) -> bool:
+    """Does the folder hold exactly what its manifest, which is written last, says? As for `matches`."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         pins = {name: Pin(file["sha256"], file["size"]) for name, file in manifest["files"].items()}
-        return "model.safetensors" in pins and all(matches(folder / name, pin) for name, pin in pins.items())
+        return "model.safetensors" in pins and all(matches(folder / name, pin, afresh) for name, pin in pins.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
@@ -539,11 +715,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def matches(path: Path, pin: Pin) -> bool:
+def matches(path: Path, pin: Pin, afresh: bool = False) -> bool:
     """Is this file exactly the pinned one?
 
     A file that passed leaves a stamp with its size and time of change in the cache, so that half a gigabyte
     is hashed once and not at every start. Where the cache can't be written the file is hashed each time.
+
+    Args:
+        afresh: hash it whatever a stamp says, and take the stamp away where it was wrong.
 
     Raises:
         OSError: The file can't be read.
@@ -553,11 +732,14 @@ def matches(path: Path, pin: Pin) -> bool:
         return False
     name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:24]
     stamp = cache_dir() / "stamps" / f"{name}.json"
-    wanted = {"sha256": pin.sha256, "size": state.st_size, "mtime_ns": state.st_mtime_ns}
+    times = {"mtime_ns": state.st_mtime_ns, "ctime_ns": state.st_ctime_ns}
+    wanted = {"sha256": pin.sha256, "size": state.st_size, **times}
     with contextlib.suppress(OSError, ValueError):
-        if json.loads(stamp.read_text()) == wanted:
+        if not afresh and json.loads(stamp.read_text()) == wanted:
             return True
     if sha256(path) != pin.sha256:
+        with contextlib.suppress(OSError):
+            stamp.unlink()
         return False
     with contextlib.suppress(OSError):
         stamp.parent.mkdir(parents=True, exist_ok=True)
@@ -682,20 +864,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m labcode.models", description=main.__doc__)
     parser.add_argument("request", nargs="?", help="smollm2, gpt2 or a folder; default: LAB_MODEL, else smollm2")
     parser.add_argument(
-        "--json", action="store_true", help="name, title, why, folder, fingerprint, edition, whether certified"
+        "--json", action="store_true", help="name, title, why, folder, fingerprint, edition, device, whether certified"
     )
     options = parser.parse_args()
     try:
         source = prepare(options.request)
-        mark = fingerprint(source)
+        mark, device = fingerprint(source), device_of()
     except LabError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     if options.json:
         told = {"folder": str(source.folder), "fingerprint": mark, "edition": _edition_of(source.title)}
+        told["device"] = device
         print(json.dumps({**source._asdict(), **told, "certified": told["edition"] in CERTIFIED}))
     else:
-        print(f"{source.title}: {source.why} ({source.folder})")
+        print(f"{source.title} on {device}: {source.why} ({source.folder})")
     return 0
 
 

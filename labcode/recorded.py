@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 import math
 import random
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from labcode.errors import EvidenceError, ModelError
-from labcode.models import build_once, cache_dir, weights_key
+from labcode.models import build_once, cache_dir, unclean, weights_key
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from labcode.prompts import Population
 
 TOLERANCE = 1e-4  # in the unit of each value: nats, or shares of attention
+ELSEWHERE = 1e-3  # the same on a GPU, which adds in another order than the CPU that the record was made on
 AT_ONCE = 2  # prompts on which a build measures again
 SHARE = 0.02  # of the rows that are taken from the record: at least so many of each context, and at least one
 
@@ -57,6 +58,8 @@ class Recorded:
         taken: the rows that came from the record. measured: those that were measured in this run, kept from then on.
         n_again, largest: how many values were measured again, and the largest difference.
         watch: called after each measurement, so that a long recording can be saved on its way.
+        state: a clause that says why the model isn't in the state that was recorded, or nothing; `guard` sets it.
+        tolerance: the largest difference that is allowed, in the unit of each value.
     """
 
     rows: dict[str, dict[int, Tensor]] = field(default_factory=dict)
@@ -67,6 +70,8 @@ class Recorded:
     n_again: int = 0
     largest: float = 0.0
     watch: Callable[[Recorded], None] | None = None
+    state: Callable[[], str] = str
+    tolerance: float = TOLERANCE
     _checked: dict[str, int] = field(default_factory=dict)
 
     def values(
@@ -83,6 +88,8 @@ class Recorded:
         Raises:
             EvidenceError: a row with another number of prompts; one that differs from what is measured again.
         """
+        if self.state():  # neither taken nor kept
+            return measure(list(range(len(keys))), None)
         name = digest("row", *context)
         known = self.rows.setdefault(name, {})
         numbers = [int(digest(key)[:15], 16) for key in keys]
@@ -136,6 +143,8 @@ class Recorded:
         Raises:
             EvidenceError: what is measured again differs.
         """
+        if self.state():
+            return measure()
         name = digest("table", *context)
         at = (name, 0)
         if name in self.tables and at not in self.taken and at not in self.measured:
@@ -156,13 +165,28 @@ class Recorded:
         """Count what was measured again.
 
         Raises:
-            EvidenceError: a difference above `TOLERANCE`, or values that are not finite.
+            EvidenceError: a difference above `tolerance`, or values that are not finite.
         """
         gap = float((new - old).abs().max())
         self.n_again += new.numel()
         self.largest = max(self.largest, gap)
-        if not gap <= TOLERANCE:
-            raise stale(gap, what)
+        if not gap <= self.tolerance:
+            raise stale(gap, what, self.tolerance)
+
+    def guard(self, model: TransformerBridge) -> None:
+        """Take and keep rows only while the model stays as it is now: no hooks, evaluation mode, the same weights.
+
+        Weights that are changed through `.data`, past torch's counter of changes, are seen by the next `evidence.load`.
+        """
+        weights = list(model.parameters())
+
+        def versions() -> list[int]:
+            return [0 if weight.is_inference() else weight._version for weight in weights]
+
+        before = versions()
+        self.state = lambda: unclean(model) or ("" if versions() == before else "its weights were changed")
+        if weights[0].device.type != "cpu":
+            self.tolerance = ELSEWHERE
 
     def saved(self) -> None:
         """Tell the watcher that something was measured."""
@@ -180,10 +204,10 @@ class Recorded:
         return Recorded({name: known for name, known in rows.items() if known}, tables)
 
 
-def stale(gap: float, where: str) -> EvidenceError:
+def stale(gap: float, where: str, allowed: float = TOLERANCE) -> EvidenceError:
     """What is said where a record and a run differ."""
     return EvidenceError(
-        f"the recorded evidence differs from this run by {gap:.1g} ({where}), and {TOLERANCE:g} is allowed: "
+        f"the recorded evidence differs from this run by {gap:.1g} ({where}), and {allowed:g} is allowed: "
         "the code or the model has changed since; make it again with `make evidence`",
         see="evidence",
     )
@@ -200,29 +224,39 @@ def remember(
     """What `measure` returns, from the lab's cache folder if it was measured before.
 
     A name alone would go stale. The key of a measurement holds the model's weights and tokenizer, the prompts, all of
-    labcode's source and the version of torch, so a result is found again only where the same code would give it again.
-    It is written aside and renamed, and a lock lets one process measure while others wait for it.
+    labcode's source as this process imported it, that of the measurement, the version of torch and the kind of device,
+    so a result is found again only where the same code would give it again. It carries a checksum, is written aside and
+    renamed, and a lock lets one process measure while others wait for it.
 
     Args:
         name: of the measurement, since others may be made of the same prompts.
         measure: makes the tensors, by name. Called at most once, and by one process at a time.
 
     Returns:
-        The tensors. Where the cache folder can't be used there is a warning, and they are measured.
+        The tensors. Where the cache folder can't be used, the model isn't as its weights say (`models.unclean`), or
+        labcode's files have changed since they were imported, there is a warning, and they are measured and not kept.
     """
-    from safetensors.torch import load_file, save_file
-
-    parts = [name, weights_key(model), source_key(Path(__file__).parent), *map(prompt_key, pops)]
+    why = _changed(model)
+    if why:
+        warnings.warn(f"this measurement is not kept: {why}", stacklevel=2)
+        return measure()
+    weights, device = weights_key(model), next(model.parameters()).device.type
+    file = Path(getattr(getattr(measure, "__code__", None), "co_filename", ""))
+    of_its_own = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+    parts = [name, weights, device, SOURCE, of_its_own, *map(prompt_key, pops)]
     folder = cache_dir() / "measured" / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     made: dict[str, Tensor] = {}
 
     def build(aside: Path) -> None:
         made.update(measure())
-        save_file({key: value.detach().contiguous() for key, value in made.items()}, aside / "values.safetensors")
+        why = _changed(model) or ("" if weights_key(model) == weights else "its weights were changed meanwhile")
+        if why:
+            raise ModelError(why)
+        store(aside / "values.safetensors", made)
 
     def read(target: Path) -> dict[str, Tensor] | None:
         try:
-            return load_file(target / "values.safetensors")
+            return fetch(target / "values.safetensors")[0]
         except Exception:  # whatever is wrong with the file, measuring again mends it
             return None
 
@@ -234,6 +268,47 @@ def remember(
     return made or read(folder) or measure()
 
 
+def _changed(model: TransformerBridge) -> str:
+    """Why a measurement of now can't be kept, as a clause; "" if it can."""
+    if why := unclean(model):
+        return why
+    here = Path(__file__).parent
+    return "" if source_key(here) == SOURCE else f"the files in {here} have changed since they were imported"
+
+
+def checksum(tensors: Mapping[str, Tensor], said: Mapping[str, str]) -> str:
+    """A hash of tensors, by name, and of what is said about them."""
+    mark = hashlib.sha256(json.dumps(dict(said), sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        mark.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        mark.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return mark.hexdigest()
+
+
+def store(path: Path, tensors: Mapping[str, Tensor], said: Mapping[str, str] | None = None) -> None:
+    """Write tensors, what is said about them, and a checksum of both."""
+    from safetensors.torch import save_file
+
+    flat = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(flat, path, {**(said or {}), "checksum": checksum(flat, said or {})})
+
+
+def fetch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `store` has written: the tensors, and what is said about them.
+
+    Raises:
+        ValueError: another checksum, or none. OSError, SafetensorError: no such file, or a damaged one.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        said = dict(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if said.pop("checksum", "") != checksum(tensors, said):
+        raise ValueError("its checksum is another: the file is damaged or was changed")
+    return tensors, said
+
+
 def prompt_key(pop: Population) -> str:
     """Everything about prompts that a measurement can depend on, as a short text."""
     places = [pop.positions[name] for name in sorted(pop.positions)]
@@ -242,10 +317,13 @@ def prompt_key(pop: Population) -> str:
     return hashlib.sha256(b"\0".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
 
 
-@cache
 def source_key(folder: Path) -> str:
     """A hash of all Python files of a folder, and of torch's version."""
     digest = hashlib.sha256(torch.__version__.encode())
     for file in sorted(folder.rglob("*.py")):
         digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+SOURCE = source_key(Path(__file__).parent)
+"""Of the files as this process has imported them."""

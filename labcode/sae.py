@@ -9,6 +9,7 @@ times the median; a layer without the latter is preferred.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import os
@@ -27,7 +28,7 @@ import torch
 from labcode.corpus import DATA, Corpus, hub_answers, load_corpus
 from labcode.errors import SaeError
 from labcode.forward import Network
-from labcode.models import build_once, cache_dir, edition, quiet, say, weights_key
+from labcode.models import build_once, cache_dir, edition, must_be_clean, quiet, say, sha256, weights_key
 from labcode.progress import progress
 
 if TYPE_CHECKING:
@@ -655,7 +656,7 @@ def save(sae: Any, folder: Path, record: dict[str, Any]) -> None:
             aside = Path(beside) / folder.name
             weights, _ = half.save_model(aside)
             weights.chmod(0o644)  # safetensors writes for the owner only
-            (aside / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+            (aside / RECORD).write_text(json.dumps(record | {"checksum": _seal(aside, record)}, indent=1) + "\n")
             if folder.exists():
                 os.replace(folder, old)
             os.replace(aside, folder)
@@ -711,9 +712,18 @@ def layer_of(sae: Any) -> int:
 
 def _record(folder: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((folder / RECORD).read_text()))
+        record = dict(json.loads((folder / RECORD).read_text()))
+        if record.pop("checksum", "") != _seal(folder, record):
+            raise ValueError("its checksum is another: a file is damaged or was changed")
     except (OSError, ValueError, TypeError) as error:
         raise _unreadable(folder, error) from error
+    return record
+
+
+def _seal(folder: Path, record: dict[str, Any]) -> str:
+    """A hash of weights, settings and record, the same whatever line ends a text file has."""
+    files = [json.loads((folder / "cfg.json").read_text()), sha256(folder / "sae_weights.safetensors")]
+    return hashlib.sha256(json.dumps([record, *files], sort_keys=True).encode()).hexdigest()
 
 
 def _unreadable(folder: Path, error: Exception) -> SaeError:
@@ -764,6 +774,7 @@ def _own(model: TransformerBridge, text: Corpus, mark: str) -> tuple[Any, dict[s
     target = cache_dir() / "sae" / f"{mark[:16]}-{len(parts)}-v{LIVE_VERSION}"
 
     def build(aside: Path) -> None:
+        must_be_clean(model)
         data = collect(model, parts, choose_layer(model, parts[:16]).layer)
         samples = min(LIVE_SAMPLES, 8 * len(data))
         made = train(data, d_sae=1024, k=16, samples=samples, batch=min(512, len(data)))

@@ -24,7 +24,7 @@ from labcode import sae
 from labcode.corpus import DATA, Corpus, load_corpus
 from labcode.errors import SaeError
 from labcode.latents import Editor
-from labcode.models import build_once, cache_dir, edition, weights_key
+from labcode.models import build_once, cache_dir, edition, must_be_clean, weights_key
 from labcode.progress import progress
 
 if TYPE_CHECKING:
@@ -561,6 +561,7 @@ def _own(model: TransformerBridge, text: Corpus, mark: str) -> tuple[Any, dict[s
     target = cache_dir() / "transcoder" / f"{mark[:16]}-{len(parts)}-v{LIVE_VERSION}"
 
     def build(aside: Path) -> None:
+        must_be_clean(model)
         pairs = collect(model, parts, 2 * model.cfg.n_layers // 3)  # two thirds up: not measured, so no choice
         linear = linear_map(pairs)
         batch = min(128, len(pairs))

@@ -82,13 +82,14 @@ def choose_and_key(app: Sphinx, config: Config) -> None:
     prepare_environment(model)
     if not config.nb_execution_cache_path:
         root = Path(app.srcdir)
-        mark = fingerprint(root, model.get("fingerprint", ""))
+        device = model.get("device", "cpu")  # other devices round otherwise
+        mark = fingerprint(root, model.get("fingerprint", "") + (device if device != "cpu" else ""))
         # An "env" value: a new path also makes Sphinx read every page again.
         config.nb_execution_cache_path = str(cache_folder(root / "_build" / ".jupyter_cache", mark))
 
 
 def chosen(wanted: bool, command: tuple[str, ...] = ("-m", "labcode.models", "--json")) -> dict[str, Any]:
-    """Ask `python -m labcode.models` for the model: name, title, why, folder, fingerprint, edition, certified.
+    """Ask `python -m labcode.models` for the model: name, title, why, folder, fingerprint, edition, device, certified.
 
     A process of its own, so that torch never enters Sphinx. Its progress and its errors show on the terminal.
 
@@ -117,6 +118,7 @@ def prepare_environment(model: dict[str, Any]) -> None:
     if model:
         if os.environ.get("LAB_MODEL"):
             os.environ["LAB_MODEL"] = model["name"]  # in full: a kernel runs in the folder of its chapter
+        os.environ["LAB_DEVICE"] = model.get("device", "cpu")
         # Everything is on this machine now; a kernel that asked the hub again could hang or differ.
         os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -83,7 +83,7 @@ def test_an_interrupted_run_is_taken_up_again(small, tiny, monkeypatch, tmp_path
 
 def test_a_damaged_batch_is_written_again(small, tiny, tmp_path):
     text, _ = corpus.write_corpus(tiny, 30, batch=2)
-    (file,) = (tmp_path / "cache" / "corpus").rglob("text.npy")
+    (file,) = (tmp_path / "cache" / "corpus").rglob("text.safetensors")
     file.write_bytes(file.read_bytes()[:-9])
     assert np.array_equal(corpus.write_corpus(tiny, 30, batch=2)[0], text)
 

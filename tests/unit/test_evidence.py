@@ -75,6 +75,11 @@ def test_it_is_written_and_read_back(found, tmp_path):
         assert all(torch.equal(back[half][name].nan_to_num(9), value.nan_to_num(9)) for name, value in tables.items())
     with pytest.raises(EvidenceError, match="other weights"):
         evidence.read(path, "another key")
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 64
+    path.write_bytes(data)
+    with pytest.raises(EvidenceError, match="can't be read .its checksum is another"):
+        evidence.read(path, "key")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(EvidenceError, match="can't be read"):
         evidence.read(path, "key")
@@ -112,6 +117,19 @@ def test_what_a_chapter_asks_while_recording_is_known_afterwards(found, tiny_gpt
     assert len(seen.known.measured) == len(lost) == 4
     again = replace(seen, known=seen.known.asked()).arrows(*some)
     assert all(torch.equal(lost[arrow], value) for arrow, value in again.items())
+
+
+def test_a_known_model_with_changed_weights_has_no_record(smollm2, monkeypatch):
+    monkeypatch.setattr(evidence, "populations", lambda *given, **how: {})
+    monkeypatch.setattr(evidence, "measure", lambda *given: {})
+    assert evidence.load(smollm2).origin == "recorded"
+    row = smollm2.embed.weight.data[[260]]
+    try:
+        smollm2.embed.weight.data[260] = 0
+        assert evidence.load(smollm2).origin == "measured"
+    finally:
+        smollm2.embed.weight.data[[260]] = row
+    assert evidence.load(smollm2).origin == "recorded"
 
 
 def test_the_record_holds_the_arrows_of_the_circuit(smollm2):

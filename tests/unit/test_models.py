@@ -19,6 +19,7 @@ import huggingface_hub
 import pytest
 import torch
 from both import load_both
+from safetensors.torch import load_file, save_file
 from transformer_lens.model_bridge import TransformerBridge
 
 from labcode import models
@@ -27,11 +28,17 @@ from labcode.models import CANONICAL, GGUF, Pin
 
 PROMPTS = (CANONICAL, "After Tom and Anna met at the park, Anna handed the ring to")
 GPT2 = models.KNOWN["gpt2"]
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture(params=["tiny_gpt2", "tiny_llama"])
+def both(request):
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(autouse=True)
 def nothing_asked(monkeypatch):
-    for name in ("LAB_MODEL", "LAB_PROGRESS"):
+    for name in ("LAB_MODEL", "LAB_DEVICE", "LAB_PROGRESS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -70,9 +77,9 @@ def test_lab_model_chooses(monkeypatch, tiny_llama):
     assert models.prepare().why == "LAB_MODEL=smollm2 asks for it"
     told = json.loads(command("--json", LAB_MODEL=str(tiny_llama.folder)).stdout)
     assert (told["edition"], told["certified"]) == ("", False)
-    done = command(LAB_MODEL=str(tiny_llama.folder))
+    done = command(LAB_MODEL=str(tiny_llama.folder), LAB_DEVICE="cpu")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{tiny_llama.folder.name}: LAB_MODEL names this folder ({tiny_llama.folder})\n"
+    assert done.stdout == f"{tiny_llama.folder.name} on cpu: LAB_MODEL names this folder ({tiny_llama.folder})\n"
 
 
 @pytest.mark.parametrize("name", ["gpt3", "auto"])
@@ -93,8 +100,10 @@ def test_the_fingerprint_changes_with_weights_and_tokenizer(folder):
     marks.append(models.fingerprint(models.prepare(str(folder))))
     (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
     marks.append(models.fingerprint(models.prepare(str(folder))))
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    marks.append(models.fingerprint(models.prepare(str(folder))))
     assert marks[0] == marks[1]
-    assert len(set(marks)) == 3
+    assert len(set(marks)) == 4
 
 
 # A reader's folder
@@ -165,6 +174,92 @@ def test_pickled_weights_only(folder):
     assert "only pickled weights (pytorch_model.bin)" in refused(folder)
 
 
+def test_a_decoy_beside_pickled_weights_lets_no_pickle_through(folder):
+    (folder / "model.safetensors").rename(folder / "x.safetensors")
+    (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    assert "only pickled weights (pytorch_model.bin)" in refused(folder)
+
+
+def shard(folder: Path) -> dict[str, str]:
+    """Two files and an index in the place of one file; returns the index' map."""
+    whole = load_file(folder / "model.safetensors")
+    names = sorted(whole)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, some in parts.items():
+        save_file({name: whole[name] for name in some}, folder / file, {"format": "pt"})
+    (folder / "model.safetensors").unlink()
+    where = {name: file for file, some in parts.items() for name in some}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return where
+
+
+def test_weights_in_several_files_are_those_of_one(folder, tiny_llama):
+    where = shard(folder)
+    assert models.weights_key(models.load(str(folder))) == models.weights_key(tiny_llama.bridge)
+    for file, what in (
+        ("../b.safetensors", "names '../b.safetensors', no safetensors file beside it"),
+        (str(folder / "b.safetensors"), "no safetensors file beside it"),
+        ("pytorch_model.bin", "names 'pytorch_model.bin', no safetensors"),
+        ("c.safetensors", "names c.safetensors, which is not there"),
+    ):
+        wrong = where | {next(name for name in where if where[name].startswith("b")): file}
+        (folder / INDEX).write_text(json.dumps({"weight_map": wrong}))
+        assert what in refused(folder)
+    (folder / INDEX).write_text("[]")
+    assert f"{INDEX} can't be read" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (
+            lambda whole: [whole.pop(name) for name in list(whole) if ".mlp." in name and ".1." in name],
+            "it lacks .*mlp",
+        ),
+        (lambda whole: [whole.pop(name) for name in list(whole) if ".2." in name], r"it lacks .*\.2\..* and \d+ more"),
+        (
+            lambda whole: [whole.pop(name) for name in list(whole) if "ln_f" in name or name == "model.norm.weight"],
+            "it lacks (ln_f|norm)",
+        ),
+        (lambda whole: whole.update(extra=torch.zeros(2)), "it has no use for extra"),
+        (lambda whole: whole.update(renamed=whole.pop(sorted(whole)[0])), "it lacks .*; it has no use for renamed"),
+        (lambda whole: whole.update({name: torch.zeros(7) for name in list(whole)[:1]}), "it has in another shape"),
+    ],
+)
+def test_a_folder_must_hold_the_tensors_of_its_config(both, tmp_path, change, what):
+    folder = Path(shutil.copytree(both.folder, tmp_path / "mine"))
+    whole = load_file(folder / "model.safetensors")
+    change(whole)
+    save_file(whole, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=f"isn't the model that its config.json describes: .*{what}"):
+        models.load(str(folder))
+
+
+def test_a_config_that_names_fewer_layers_is_refused(both, tmp_path):
+    folder = Path(shutil.copytree(both.folder, tmp_path / "mine"))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {name: 2 for name in ("n_layer", "num_hidden_layers") if name in config}
+    config.pop("layer_types", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"it has no use for .*\.2\."):
+        models.load(str(folder))
+
+
+def test_either_name_of_tied_weights_and_old_buffers_do(both, tmp_path):
+    folder = Path(shutil.copytree(both.folder, tmp_path / "mine"))
+    whole = load_file(folder / "model.safetensors")
+    name = next(name for name in whole if "wte" in name or "embed_tokens" in name)
+    whole["lm_head.weight"] = whole.pop(name)
+    whole |= {"transformer.h.0.attn.bias": torch.ones(1), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(1)}
+    save_file(whole, folder / "model.safetensors", {"format": "pt"})
+    assert models.weights_key(models.load(str(folder))) == models.weights_key(both.bridge)
+
+
+def test_weights_that_stand_elsewhere_are_refused(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    assert "takes weights from elsewhere" in refused(folder)
+
+
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
 def test_truncated_weights(folder, keep):
     weights = folder / "model.safetensors"
@@ -173,8 +268,6 @@ def test_truncated_weights(folder, keep):
 
 
 def test_what_the_bridge_cannot_load(folder):
-    with pytest.raises(ModelError, match=r"can't be loaded on cuda:99"):
-        models.load(str(folder), device="cuda:99")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["NewForCausalLM"], "model_type": "new"}))
     with pytest.raises(ModelError, match=r"can't be loaded on cpu .*TransformerBridge supports"):
@@ -186,8 +279,14 @@ def test_an_architecture_that_the_lab_does_not_know(tmp_path):
     from transformers import GPTNeoXConfig
 
     config = GPTNeoXConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    folder = folders.write(tmp_path, config, seed=5)
     with pytest.raises(ModelError, match="attention and MLP in parallel"):
-        models.load(str(folders.write(tmp_path, config, seed=5)))
+        models.load(str(folder))
+    whole = load_file(folder / "model.safetensors")
+    whole.pop("gpt_neox.layers.1.mlp.dense_h_to_4h.weight")
+    save_file(whole, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"it lacks gpt_neox.layers.1.mlp.dense_h_to_4h.weight"):
+        models.load(str(folder))
 
 
 # GPT-2 small from the hub
@@ -460,7 +559,7 @@ def test_the_embedded_model_gives_the_known_numbers_and_is_ready_to_be_measured(
     assert models.edition(smollm2) == "smollm2"
     assert models.summary(smollm2) == (
         "SmolLM2-135M-Instruct: 30 layers x 9 heads (3 key/value heads), d_model 576, RMSNorm, rotary positions, "
-        "135 M parameters, float32"
+        "135 M parameters, float32 on the CPU"
     )
 
 
@@ -494,6 +593,79 @@ def test_a_machine_that_computes_wrongly_fails_the_self_check(smollm2, spoil, wr
     assert "SmolLM2-135M-Instruct fails its self-check on device cpu" in str(caught.value)
 
 
+def test_a_damaged_conversion_that_its_stamp_lets_through_is_built_again(monkeypatch, tmp_path):
+    """The files of the embedded model are read in full before anybody else is blamed."""
+    good, asked = models.prepare("smollm2"), []
+    monkeypatch.setattr(models, "prepare", lambda name: good)
+    monkeypatch.setattr(models, "_intact", lambda folder, afresh=False: asked.append(afresh) or not afresh)
+    monkeypatch.setattr(models, "_converted_folder", lambda: tmp_path)
+    done = []
+
+    def loaded(source, device):
+        done.append(source.folder)
+        if source.folder == good.folder:
+            raise ModelError("fails its self-check")
+        return "the model"
+
+    monkeypatch.setattr(models, "_loaded", loaded)
+    assert models.load() == "the model"
+    assert (done, asked) == ([good.folder, tmp_path], [True])
+
+
+def test_a_stamp_is_not_believed_when_all_is_asked_for(own_cache, tmp_path):
+    file = tmp_path / "weights"
+    file.write_bytes(b"abc")
+    pin = Pin(models.sha256(file), 3)
+    assert models.matches(file, pin)
+    (stamp,) = (own_cache / "stamps").iterdir()
+    file.write_bytes(b"abd")
+    state = file.stat()
+    times = {"mtime_ns": state.st_mtime_ns, "ctime_ns": state.st_ctime_ns}
+    stamp.write_text(json.dumps({"sha256": pin.sha256, "size": 3, **times}))
+    assert models.matches(file, pin)
+    assert not models.matches(file, pin, afresh=True)
+    assert not models.matches(file, pin)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: torch.set_default_dtype(torch.float64),
+        lambda: torch.set_default_dtype(torch.bfloat16),
+        lambda: torch.set_default_device("meta"),
+        lambda: torch.set_grad_enabled(False),
+    ],
+)
+def test_what_a_reader_changes_in_torch_does_not_enter(both, change):
+    try:
+        change()
+        model = models.load(str(both.folder))
+        assert models.weights_key(model) == models.weights_key(both.bridge)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        torch.set_grad_enabled(True)
+    assert {(weight.dtype, weight.device.type) for weight in model.parameters()} == {(torch.float32, "cpu")}
+
+
+def test_a_model_loaded_in_inference_mode_is_an_ordinary_one(both):
+    with torch.inference_mode():
+        model = models.load(str(both.folder))
+    assert not any(weight.is_inference() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("hook", ["blocks.0.attn.hook_z", "hook_embed"])
+def test_a_model_with_hooks_or_in_training_mode_is_not_clean(both, hook):
+    model = both.bridge
+    assert models.unclean(model) == ""
+    with model.hooks(fwd_hooks=[(hook, lambda value, hook: value * 2)]):
+        assert "a hook is left on" in models.unclean(model)
+    model.train()
+    assert "training mode" in models.unclean(model)
+    model.eval()
+    assert models.unclean(model) == ""
+
+
 def test_loading_leaves_no_trace(tiny_llama, capfd):
     import transformers.utils.logging as transformers_logging
 
@@ -515,11 +687,6 @@ def test_gpt2_small_is_what_it_says(gpt2):
 
 
 # The bridge computes what Hugging Face computes
-
-
-@pytest.fixture(params=["tiny_gpt2", "tiny_llama"])
-def both(request):
-    return request.getfixturevalue(request.param)
 
 
 def tokens(bridge):
@@ -583,13 +750,16 @@ def test_bos_comes_first_once_and_parameters_are_counted_as_published(both):
     assert models.edition(both.bridge) == ""
 
 
-def test_the_key_of_weights_changes_with_one_of_them(tiny_gpt2, tiny_llama):
+@pytest.mark.parametrize("which", [0, 1, 500, -1])
+def test_the_key_of_weights_changes_with_any_value(tiny_gpt2, tiny_llama, which):
     key = models.weights_key(tiny_gpt2.bridge)
     assert key == models.weights_key(tiny_gpt2.bridge) != models.weights_key(tiny_llama.bridge)
-    weight = next(tiny_gpt2.bridge.parameters()).data
-    kept = weight.clone()
-    try:
-        weight += 1
-        assert models.weights_key(tiny_gpt2.bridge) != key
-    finally:
-        weight.copy_(kept)
+    for weight in (tiny_gpt2.bridge.embed.weight, tiny_gpt2.bridge.blocks[1].mlp.out.weight):
+        values = weight.data.view(-1)
+        kept = values[which].clone()
+        try:
+            values[which] += 1
+            assert models.weights_key(tiny_gpt2.bridge) != key
+        finally:
+            values[which] = kept
+    assert models.weights_key(tiny_gpt2.bridge) == key

@@ -198,7 +198,6 @@ def test_other_prompts_are_measured_again(cache, toy, counted):
 
 def test_any_change_of_labcodes_source_changes_the_key(tmp_path):
     def key():
-        source_key.cache_clear()
         return source_key(tmp_path)
 
     (tmp_path / "one.py").write_text("x = 1\n")
@@ -217,6 +216,72 @@ def test_a_damaged_file_is_measured_again(cache, toy, counted):
     file.write_bytes(file.read_bytes()[:-5])
     assert torch.equal(remember("thing", toy, [], measure)["x"], torch.arange(6.0).view(2, 3))
     assert len(calls) == 2
+
+
+def test_a_value_that_was_altered_in_the_file_is_measured_again(cache, toy, counted):
+    """The file is whole, and one bit of an exponent is another."""
+    calls, measure = counted
+    remember("thing", toy, [], measure)
+    (file,) = (cache / "measured").rglob("values.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert float(load_file(file)["y"]) != 1
+    assert float(remember("thing", toy, [], measure)["y"]) == 2
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("trouble", ["hook", "training", "source", "meanwhile"])
+def test_what_a_model_in_another_state_gives_is_neither_kept_nor_taken(cache, tiny_gpt2, counted, trouble, monkeypatch):
+    calls, measure = counted
+    model = tiny_gpt2.bridge
+    if trouble == "hook":
+        model.add_hook("blocks.0.hook_resid_pre", lambda value, hook: value)
+    elif trouble == "training":
+        model.train()
+    elif trouble == "source":
+        monkeypatch.setattr(recorded, "source_key", lambda folder: "another")
+    else:
+        measure = lambda: (model.add_hook("hook_embed", lambda value, hook: value), counted[1]())[1]  # noqa: E731
+    try:
+        with pytest.warns(UserWarning, match="this measurement is not kept: .*(hook|training|changed)"):
+            remember("thing", model, [], measure)
+    finally:
+        model.reset_hooks()
+        model.eval()
+    monkeypatch.undo()
+    monkeypatch.setenv("LAB_CACHE", str(cache))
+    assert not list(cache.rglob("values.safetensors"))
+    assert float(remember("thing", model, [], counted[1])["y"]) == len(calls) == 2
+
+
+def test_the_code_of_the_measurement_is_part_of_the_key(cache, toy, tmp_path):
+    for text in ("1.0", "2.0"):
+        (tmp_path / "mine.py").write_text(f"import torch\ndef measure():\n    return {{'x': torch.tensor({text})}}\n")
+        names: dict = {}
+        exec(compile((tmp_path / "mine.py").read_text(), str(tmp_path / "mine.py"), "exec"), names)
+        assert float(remember("thing", toy, [], names["measure"])["x"]) == float(text)
+
+
+def test_rows_are_neither_taken_nor_kept_while_the_model_is_changed(tiny_gpt2):
+    model = tiny_gpt2.bridge
+    known = Recorded()
+    known.guard(model)
+    known.values(("c",), ("k",), 2, lambda rows, prompts: torch.ones(1, 2))
+
+    def another(rows, prompts):
+        return torch.full((1, 2), 5.0)
+
+    with model.hooks(fwd_hooks=[("hook_embed", lambda value, hook: value)]):
+        assert known.values(("c",), ("k",), 2, another).tolist() == [[5.0, 5.0]]
+        assert known.values(("c",), ("new",), 2, another).tolist() == [[5.0, 5.0]]
+        assert known.table(("t",), 2, lambda: {"x": torch.ones(1)}, lambda table, some: None)["x"].tolist() == [1.0]
+    assert (len(known.rows[recorded.digest("row", "c")]), known.tables) == (1, {})
+    assert known.values(("c",), ("k",), 2, another).tolist() == [[1.0, 1.0]]
+    weight = model.blocks[0].ln1.weight
+    with torch.no_grad():
+        weight += 0
+    assert known.values(("c",), ("k",), 2, another).tolist() == [[5.0, 5.0]]
 
 
 def test_a_cache_that_cannot_be_written_costs_a_warning_only(cache, toy, counted):

@@ -22,7 +22,7 @@ from labbook.data.make import command, run
 from labcode import evidence, models
 from labcode.errors import EvidenceError
 from labcode.models import say
-from labcode.recorded import Recorded, remember, source_key
+from labcode.recorded import SOURCE, Recorded, remember
 
 CHAPTERS = ("11-the-circuit", "10-duplicates-and-induction")
 BOOK = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def make(options: Namespace) -> None:
         tables, known = evidence.read(path, key)
     else:
         tables, known = evidence.measure(model, pops, keep), Recorded()
-        aside = models.cache_dir() / f"evidence-{source_key(Path(models.__file__).parent)}-{name}.safetensors"
+        aside = models.cache_dir() / f"evidence-{SOURCE}-{name}.safetensors"
         if aside.is_file() and not options.fresh:
             _, known = evidence.read(aside, key)
         known.watch = lambda now: evidence.write(aside, tables, {"weights": key}, now.asked())
