@@ -8,7 +8,7 @@ STRICT := $(if $(LAB_STRICT),-W -n --keep-going)
 # The browser that prints the book.
 BROWSER ?= $(shell command -v chromium || command -v google-chrome || command -v chromium-browser)
 
-.PHONY: book test serve archive pdf lab benchmark evidence reproduce canary lint clean lock
+.PHONY: book test serve archive pdf lab benchmark evidence reproduce canary patch-bench lint clean lock
 
 book: $(READY)
 	$(BIN)/jupyter-book build . $(STRICT)
