@@ -94,6 +94,88 @@ def test_a_cell_gives_the_recorded_run(tab):
     assert "It is the last layer" in says(tab)
 
 
+def drag(tab, cell: str, onto: str, drop: bool = True) -> None:
+    """By mouse from the middle of a cell to the middle of something else."""
+    start, goal = tab.locator(f"[data-cell='{cell}']"), tab.locator(onto)
+    start.scroll_into_view_if_needed()
+    box = start.bounding_box()
+    tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    tab.mouse.down()
+    tab.mouse.move(box["x"] + 30, box["y"] - 30, steps=3)
+    area = goal.bounding_box()  # where it is now: it comes along when it was out of sight
+    tab.mouse.move(area["x"] + area["width"] / 2, area["y"] + area["height"] / 2, steps=4)
+    if drop:
+        tab.mouse.up()
+
+
+def test_a_cell_is_dragged_into_the_other_run(tab):
+    show(tab)
+    choose(tab, kind="z")
+    target = tab.locator(".lab-bench-target")
+    assert "Into the corrupted run" in target.inner_text()
+    assert "nothing of the other run" in target.inner_text()
+    drag(tab, "23.3", ".lab-bench-target", drop=False)
+    assert tab.locator(".lab-bench-held").inner_text() == "head 23.3"
+    assert "lab-over" in target.get_attribute("class")
+    assert "Head 23.3" not in says(tab), "it is still in the hand"
+    tab.mouse.up()
+    tab.get_by_text("Head 23.3, clean into corrupted").wait_for()
+    assert target.locator(".lab-bench-chip").inner_text() == "head 23.3"
+    assert tab.locator("[data-cell='23.3']").get_attribute("aria-selected") == "true"
+    assert tab.locator(".lab-bench-held").count() == 0
+
+
+def test_a_drag_that_ends_elsewhere_changes_nothing(tab):
+    show(tab)
+    tab.locator("[data-cell='5.10']").click()
+    before = says(tab)
+    drag(tab, "20.14", ".lab-bench-legend")
+    tab.wait_for_timeout(50)
+    assert says(tab) == before
+    drag(tab, "20.14", ".lab-bench-target", drop=False)
+    tab.keyboard.press("Escape")
+    tab.mouse.up()
+    tab.wait_for_timeout(50)
+    assert says(tab) == before
+    tab.locator("[data-cell='20.14']").click()
+    assert "layer 20" in says(tab), "a click after it is a click"
+
+
+def test_by_touch_a_held_cell_is_dragged_and_a_quick_touch_scrolls(browser, address):
+    context = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(address)
+    show(page)
+    send = context.new_cdp_session(page).send
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": [{"x": x, "y": y} for x, y in points]})
+
+    def held(wait: int) -> None:
+        cell = page.locator("[data-cell='12.12']")
+        cell.evaluate("node => node.scrollIntoView({ block: 'center' })")
+        box = cell.bounding_box()
+        x, y = box["x"] + 8, box["y"] + 8
+        touch("Start", (x, y))
+        page.wait_for_timeout(wait)
+        touch("Move", (x, y - 20))
+        page.wait_for_timeout(50)
+        area = page.locator(".lab-bench-target").bounding_box()
+        for share in (0.5, 1):
+            touch("Move", (x, y - 20 + share * (area["y"] + 15 - y + 20)))
+        page.wait_for_timeout(50)
+        touch("End")
+        page.wait_for_timeout(100)
+
+    before = page.evaluate("scrollY")
+    held(0)
+    assert "layer 12" not in says(page)
+    held(400)
+    assert "The stream before layer 12" in says(page)
+    assert page.evaluate("scrollY") != before
+    context.close()
+
+
 def test_the_cone_is_what_lies_above_and_from_the_token_on(tab):
     show(tab)
     tab.locator("[data-cell='20.12']").click()

@@ -72,13 +72,14 @@ globalThis.labBench = (() => {
     const gate = make("div", { className: "lab-bench-gate" });
     const grid = make("div", { className: "lab-bench-wide" });
     const legend = make("p", { className: "lab-bench-legend" });
+    const target = make("div", { className: "lab-bench-target" });
     const says = make("p", { className: "lab-bench-says", role: "status" });
     const more = make("p", { className: "lab-bench-more", role: "status" });
     const result = make("div", { className: "lab-bench-result" });
     const yours = make("div", { className: "lab-bench-yours" });
     const missions = make("section", { className: "lab-bench-missions" });
     live.replaceChildren(controls, sentences, gate, make("div", { className: "lab-bench-work" },
-      says, make("div", { className: "lab-bench-left" }, legend, grid), make("div", { className: "lab-bench-side" }, result, more, yours)), missions);
+      make("div", { className: "lab-bench-top" }, make("div", { className: "lab-bench-room" }, target), says), make("div", { className: "lab-bench-left" }, legend, grid), make("div", { className: "lab-bench-side" }, result, more, yours)), missions);
     tables.open = false;
 
     controls.addEventListener("change", () => go({
@@ -94,7 +95,7 @@ globalThis.labBench = (() => {
       for (const name of ["direction", "kind"]) controls.querySelector(`[name="lab-bench-${name}"][value="${state[name]}"]`).checked = true;
       chosen = null;
       // What stands there is of another pair or kind, and its cells would be taken for those of this one.
-      [sentences, gate, grid, legend, result, more, yours].forEach((part) => part.replaceChildren());
+      [sentences, gate, grid, legend, target, result, more, yours].forEach((part) => part.replaceChildren());
       const asked = state.pair;
       return labBench.get(asked).then((found) => {
         if (asked !== state.pair) return;
@@ -176,8 +177,9 @@ globalThis.labBench = (() => {
     function reveal(key, focus) {
       gate.replaceChildren();
       cellsOf();
+      run();
       mine(key);
-      says.textContent = `Choose a cell, by mouse, touch or arrow keys.${key && !predictions.kept ? ` ${UNKEPT}` : ""}`;
+      says.textContent = `Drag a cell of the ${other()} run into the ${base()} one, or choose it by click or arrow keys.${key && !predictions.kept ? ` ${UNKEPT}` : ""}`;
       if (focus) [...buttons.values()].find((one) => one.tabIndex === 0)?.focus({ preventScroll: true });
     }
     function mine(key) {
@@ -212,7 +214,8 @@ globalThis.labBench = (() => {
       grid.scrollLeft = grid.scrollWidth; // where the answer is written
       buttons.get(`${record.layers[0]}.${columns.find((column) => column >= start())}`).tabIndex = 0;
       table.addEventListener("keydown", (event) => move(event, columns));
-      legend.replaceChildren(make("span", { className: "lab-bench-swatch lab-against" }), " away from the ", other(), " run, ",
+      draggable(table);
+      legend.replaceChildren(make("b", {}, `From the ${other()} run. `), make("span", { className: "lab-bench-swatch lab-against" }), " away from the ", other(), " run, ",
         make("span", { className: "lab-bench-swatch" }), " no change, ", make("span", { className: "lab-bench-swatch lab-towards" }), " towards it. Rows are layers, the first at the bottom.");
     }
     function token(run, column) {
@@ -246,6 +249,81 @@ globalThis.labBench = (() => {
       choose(layer, column);
     }
 
+    // The run that the cells are put into, and what was put there last.
+    function run(put = "") {
+      target.replaceChildren(make("b", {}, `Into the ${base()} run`), make("span", {}, `${record[base()].slice(1).join("").trim()} …`),
+        put ? make("span", { className: "lab-bench-chip" }, put) : make("span", { className: "lab-bench-empty" }, "nothing of the other run is in it yet"));
+    }
+    const short = (layer, column) => (state.kind === "z" ? `head ${layer}.${column}` : `layer ${layer} at ${quoted(shown(record[other()][column]))}`);
+
+    // A cell is dragged by mouse or pen as soon as it moves, by touch after it was held, since a touch that moves scrolls.
+    // Only the run decides where it lands: layer and token stay what they are.
+    function draggable(table) {
+      let drag = null;
+      const swallow = (click) => click.stopPropagation(); // the click that ends a drag chooses nothing
+      const over = (event) => Boolean(document.elementFromPoint(event.clientX, event.clientY)?.closest(".lab-bench-target"));
+      const begin = () => {
+        drag.chip = document.body.appendChild(make("span", { className: "lab-bench-chip lab-bench-held" }, short(...drag.cell)));
+        bench.classList.add("lab-dragging");
+        const area = target.getBoundingClientRect();
+        if (area.top < 0 || area.bottom > innerHeight) { // out of sight: it comes along, and its place is kept
+          target.parentNode.style.minHeight = `${area.height}px`;
+          target.classList.add("lab-float");
+        }
+        follow();
+      };
+      const follow = () => {
+        drag.chip.style.left = `${drag.last.clientX}px`;
+        drag.chip.style.top = `${drag.last.clientY}px`;
+        target.classList.toggle("lab-over", over(drag.last));
+      };
+      const end = () => {
+        if (!drag) return;
+        clearTimeout(drag.timer);
+        drag.chip?.remove();
+        bench.classList.remove("lab-dragging");
+        target.classList.remove("lab-over", "lab-float");
+        target.parentNode.style.minHeight = "";
+        drag = null;
+      };
+      table.addEventListener("pointerdown", (event) => {
+        const cell = event.target.dataset?.cell;
+        if (!cell || drag || event.button !== 0 || !event.isPrimary) return;
+        drag = { cell: cell.split(".").map(Number), from: event, last: event, touch: event.pointerType === "touch" };
+        event.target.setPointerCapture(event.pointerId);
+        if (drag.touch) drag.timer = setTimeout(begin, 250);
+      });
+      table.addEventListener("pointermove", (event) => {
+        if (!drag || event.pointerId !== drag.from.pointerId) return;
+        drag.last = event;
+        const moved = Math.hypot(event.clientX - drag.from.clientX, event.clientY - drag.from.clientY) > 6;
+        if (drag.chip) follow();
+        else if (moved && drag.touch) end();
+        else if (moved) begin();
+      });
+      table.addEventListener("pointerup", (event) => {
+        setTimeout(() => table.removeEventListener("click", swallow, true));
+        if (!drag || event.pointerId !== drag.from.pointerId) return;
+        const { chip, cell } = drag, landed = chip && over(event);
+        end();
+        if (!chip) return; // a click
+        table.addEventListener("click", swallow, true);
+        if (!landed) return;
+        setTimeout(() => {
+          choose(...cell);
+          buttons.get(cell.join(".")).focus({ preventScroll: true });
+        });
+      });
+      table.addEventListener("pointercancel", end);
+      table.addEventListener("touchmove", (event) => { if (drag?.chip) event.preventDefault(); }, { passive: false });
+      table.addEventListener("contextmenu", (event) => { if (drag?.touch) event.preventDefault(); });
+      table.addEventListener("keydown", (event) => {
+        if (event.key !== "Escape" || !drag?.chip) return;
+        end();
+        table.addEventListener("click", swallow, true);
+      });
+    }
+
     function choose(layer, column) {
       if (chosen === `${layer}.${column}`) return;
       chosen = `${layer}.${column}`;
@@ -255,6 +333,7 @@ globalThis.labBench = (() => {
         one.setAttribute("aria-selected", String(name === chosen));
         one.classList.toggle("lab-cone", column >= start() && l > layer && (state.kind === "z" || c >= column));
       }
+      run(short(layer, column));
       const milli = diff(layer, column), i = number(layer, column), share = way(milli);
       const now = i < 0 ? top(record.runs[base()], 0) : top(kept(), i);
       const later = column < start() ? "The two sentences are the same up to here, so nothing changes."
