@@ -158,7 +158,12 @@ def test_each_latent_has_an_address_and_the_back_button_works(page, address):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"), [("latent-99", "Latent 99 has no dashboard"), ("latent-<b>", "This address names no latent")]
+    ("wanted", "said"),
+    [
+        ("latent-99", "Latent 99 has no dashboard"),
+        ("latent-<b>", "This address names no latent"),
+        ("latent-%zz", "This address names"),
+    ],
 )
 def test_an_address_of_no_latent_says_so_and_shows_the_first(page, address, wanted, said):
     page.goto("about:blank")

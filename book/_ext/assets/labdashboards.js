@@ -52,7 +52,7 @@
 
     // What the address asks for; an address of something else on the page changes nothing.
     function open() {
-      const wanted = decodeURIComponent(location.hash.slice(1));
+      const wanted = location.hash.slice(1);
       const card = cards.find((one) => one.id === wanted);
       const number = /^latent-(\d+)$/.exec(wanted);
       const lost = !card && wanted.startsWith("latent-");
