@@ -31,6 +31,7 @@ from labbook._ext import (
     notebooks,
     pages,
     predictions,
+    weight,
 )
 from labcode import __version__, report
 
@@ -58,6 +59,7 @@ PARTS = (
     bench,
     notebooks,
     closing,
+    weight,
 )
 
 

@@ -48,7 +48,7 @@ def fill(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree
     icon = context["pathto"]("_static/lab-icon.svg", resource=True)
     title = re.sub(r"<[^>]*>", "", context.get("title") or "")
     about = pages.collected(app.env, "descriptions").get(page, "")
-    facts = {"og:type": "article", "og:site_name": app.config.project, "og:title": title, "og:description": about}
+    facts = {"og:type": "article", "og:site_name": app.config.html_title, "og:title": title, "og:description": about}
     if base := app.config.html_baseurl:
         facts |= {"og:url": urljoin(base, f"{page}.html"), "og:image": urljoin(base, CARD)}
     # A server shows the page for what is missing at any address: its links can't count from there.

@@ -10,10 +10,13 @@ import subprocess
 import sys
 import textwrap
 import time
+import zlib
 from pathlib import Path
 
 import pytest
 import yaml
+
+from labbook._ext.weight import used
 
 ROOT = Path(__file__).parents[2]
 BUILD = [
@@ -269,3 +272,40 @@ def test_an_interrupted_build_leaves_no_kernel_behind(tmp_path):
         with pytest.raises(ProcessLookupError):
             os.kill(int(path.read_text()), 0)
     assert not (folder / "c.pid").exists()
+
+
+def test_a_page_fetches_one_sheet_and_no_script_before_its_text(small):
+    folder, _, _ = small
+    two, static = html(folder, "two"), folder / "_build/html/_static"
+    head = two.partition("</head>")[0]
+    sheet = (static / "book.css").read_text()
+    assert re.findall(r'<link rel="stylesheet"[^>]*>', two) == [
+        f'<link rel="stylesheet" href="_static/book.css?v={zlib.crc32(sheet.encode()):08x}" />'
+    ]
+    assert [tag for tag in re.findall(r"<script[^>]*src=[^>]*>", head) if "defer" not in tag] == []
+    assert re.findall(r"<script([^>]*)>DOCUMENTATION_OPTIONS", head) == [' type="module"'] * 2
+    assert ".lab-figure" in sheet
+    assert ".bd-article" in sheet
+    assert "fontawesome" not in sheet
+    sheets = static.glob("styles/*.css")
+    assert len(sheet) < 0.6 * sum(path.stat().st_size for path in sheets), "rules that nothing needs are left out"
+
+
+def test_a_style_sheet_keeps_what_may_be_used():
+    sheet = """
+      @charset "utf8"; /* a comment */ .a, .b:hover > p { color: red }
+      .gone .a, #gone { color: red }
+      .a:is(.gone, .b)[href$=".pdf"] { left: 0 }
+      @media (max-width: 1px) { .gone { left: 0 } .b { left: 1px } }
+      @media print { .gone { left: 0 } }
+      .w\\/2 { width: 50% }
+      @keyframes turn { to { rotate: 1turn } }
+    """
+    kept = used(sheet, {"a", "b", "w/2"})
+    assert kept.splitlines() == [
+        ".a,.b:hover > p{color: red}",
+        '.a:is(.gone, .b)[href$=".pdf"]{left: 0}',
+        "@media (max-width: 1px) {.b{left: 1px}}",
+        ".w\\/2{width: 50%}",
+        "@keyframes turn { to { rotate: 1turn } }",
+    ]
