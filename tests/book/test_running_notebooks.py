@@ -155,15 +155,15 @@ def lab(tmp_path_factory):
     """JupyterLab on the chapters, with the settings that `make lab` makes, in a folder of its own."""
     settings = tmp_path_factory.mktemp("jupyter")
     recipe = (ROOT / "Makefile").read_text()
-    viewer = re.search(r"\$\(BIN\)/jupytext-config (.*)", recipe)[1].split()
+    viewer = re.search(r"\$\(RUN\) (jupytext_config .*)", recipe)[1].split()
     environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(settings)}
-    subprocess.run([TOOLS / "jupytext-config", *viewer], env=environment, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", *viewer], env=environment, check=True, capture_output=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = ["--no-browser", f"--port={port}", "--IdentityProvider.token=", "--allow-root", "--LabApp.news_url=None"]
     server = subprocess.Popen(
-        [TOOLS / "jupyter", *re.search(r"\$\(BIN\)/jupyter (lab .*)", recipe)[1].split(), *options],
+        [sys.executable, "-m", *re.search(r"\$\(RUN\) (jupyterlab .*)", recipe)[1].split(), *options],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.DEVNULL,
