@@ -42,7 +42,16 @@ def main(folder):
             found = subprocess.run(base, capture_output=True, text=True, check=True).stdout.strip()
             make(venv, found, "--without-pip")  # only what names the folder is written again
         forget(venv, damaged)
-        pip = [venv / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
+        # By wheels all of them: what an old `setup.py install` installs has no record.
+        pip = [
+            venv / "bin" / "python",
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "--quiet",
+            "--use-pep517",
+        ]
         for what in (["-r", "requirements.txt"], ["--no-deps", *FILES_ONLY, "-e", "."]):
             if subprocess.run([*pip, *what], cwd=folder, check=False).returncode:
                 sys.exit("pip could not install (it says why above); what is installed stays, so run this again")
@@ -133,12 +142,14 @@ def record(info):
         return []
     if not any(path.endswith(".dist-info/INSTALLER") for path, _, _ in rows):
         return []
-    # Without a hash are the record itself, and bytecode, which Python makes again.
-    return [(os.path.normpath(info.parent / path), mark) for path, mark, _ in rows if mark]
+    # Bytecode has no hash, and Python makes it again.
+    return [(os.path.normpath(info.parent / path), mark) for path, mark, _ in rows if not path.endswith(".pyc")]
 
 
 def matches(path, marks):
-    """Whether a file has one of these hashes, each written as in a record."""
+    """Whether a file has one of these hashes, each written as in a record; without a hash, whether it is there."""
+    if "" in marks:
+        return os.path.lexists(path)
     try:
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()

@@ -2,7 +2,8 @@
 
 myst-nb then finds every one of them in the cache. Alone it would run one after the other, say nothing meanwhile, stop
 at the first failure, and know of nothing but the cells that can change an output: here the cache is named after the
-model, labcode and all else that can. The model is asked for once, before the first chapter.
+model, labcode and all else that can. The model is asked for once, before the first chapter. What is damaged in the
+cache is executed again, and one build at a time works in a folder.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import platform
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -24,9 +26,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from filelock import FileLock, Timeout
+from ipykernel.kernelspec import RESOURCES, make_ipkernel_cmd
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
+from jupyter_cache.cache.db import DB_NAME, OrmBase
 from jupyter_cache.cache.main import JupyterCacheBase
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
 from myst_nb.core.read import create_nb_reader
 from nbclient import NotebookClient
 from nbformat import NotebookNode
@@ -44,6 +51,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 WRITE_TEXT = ("-c", "from labcode import corpus, models; corpus.load_corpus(models.load())")
+TEXT = {".py", ".json", ".txt", ".md"}
 KEPT = 3  # old caches that are worth their place: switching between two models should not run everything again
 # Kernels run side by side, so each takes one thread; nothing may write a progress bar into a page.
 KERNEL_ENVIRONMENT = {
@@ -71,6 +79,37 @@ def halt(message: str, *, see: str = "", status: int = 1) -> NoReturn:
     """
     logger.critical("%s", LabError(message, see))
     raise SystemExit(status)
+
+
+# The folder
+
+
+def claim_folder(app: Sphinx, config: Config) -> None:
+    """Keep other builds out of the folder `_build` until this one ends.
+
+    Raises:
+        SystemExit: Something in the folder can't be written, or another build is at work there.
+    """
+    folder = Path(app.doctreedir).parent
+    if (barred := unwritable(folder)) is not None:
+        halt(f"{barred} can't be written: mend its permissions, or delete it", see="build-folder")
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        halt(f"another build is at work in {folder}: wait for its end, or end it", see="build-folder")
+    except NotImplementedError:
+        return  # a file system without locks
+    app.connect("build-finished", lambda app, error: lock.release(), priority=999)
+
+
+def unwritable(folder: Path) -> Path | None:
+    """The first thing in the folder that can't be written, if there is any."""
+    for place, _, files in os.walk(folder):
+        for path in (Path(place), *(Path(place, name) for name in files)):
+            if not path.is_symlink() and not os.access(path, os.W_OK):
+                return path
+    return None
 
 
 # The model
@@ -144,9 +183,12 @@ def fingerprint(root: Path, model: str, package: Path | None = None) -> str:
     digest = hashlib.sha256("\0".join([platform.python_version(), model, *caps, ""]).encode())
     for path in sorted(files):
         name = path.relative_to(package if path.is_relative_to(package) else root)
-        if path.is_file() and not {"__pycache__", "make"} & set(name.parts):
-            digest.update(f"{name.as_posix()}\0{path.stat().st_size}\0".encode())
-            digest.update(path.read_bytes())
+        hidden = any(part.startswith((".", "__pycache__")) for part in name.parts)  # an editor's, or Jupyter's
+        if path.is_file() and not hidden and "make" not in name.parts:
+            content = path.read_bytes()
+            if path.suffix in TEXT:
+                content = content.replace(b"\r\n", b"\n")  # Git may write either
+            digest.update(f"{name.as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:16]
 
 
@@ -169,24 +211,74 @@ def notebook(env: BuildEnvironment, docname: str) -> NotebookNode | None:
     return reader.read(text) if reader else None
 
 
-def _is_cached(cache: JupyterCacheBase, job: Job) -> bool:
-    try:
-        cache.match_cache_notebook(job.notebook)
-    except KeyError:
-        return False
-    return True
+def opened(folder: Path) -> JupyterCacheBase:
+    """The execution cache in this folder; one whose database is damaged is thrown away and made anew."""
+    if (folder / DB_NAME).exists() and not _readable(folder / DB_NAME):
+        logger.info("the execution cache is damaged: every chapter is executed again")
+        shutil.rmtree(folder)
+    return get_cache(folder)
 
 
-def _keep(cache: JupyterCacheBase, job: Job) -> None:
-    """Store the outputs at once, so that an interrupted build goes on where it was.
+def _readable(database: Path) -> bool:
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        try:
+            tables = {name for (name,) in opened.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            whole = opened.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        except sqlite3.OperationalError:
+            raise  # it can't be opened, which says nothing of what is in it
+        except sqlite3.DatabaseError:
+            return False
+    return whole and tables >= set(OrmBase.metadata.tables)
+
+
+def keep(cache: JupyterCacheBase, notebook: NotebookNode, path: Path, used: dict[str, float]) -> None:
+    """Store a page's outputs at once, so that an interrupted build goes on where it was.
 
     Only the main thread comes here: two writers would fight over the cache's database.
+
+    Args:
+        cache: Where to.
+        notebook: The page with its outputs.
+        path: The page.
+        used: What the execution took: execution_seconds, and what `usage` says.
     """
-    bundle = CacheBundleIn(job.notebook, str(job.path), data={"execution_seconds": job.seconds, **job.used})
-    cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+    # A build that was killed may have left the notebook's folder without the notebook, which the cache can't overwrite.
+    shutil.rmtree(cache.path / "executed" / cache.create_hashed_notebook(notebook)[1], ignore_errors=True)
+    bundle = CacheBundleIn(notebook, str(path), data=used)
+    cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True, description=checksum(notebook))
+
+
+def kept(cache: JupyterCacheBase, notebook: NotebookNode) -> bool:
+    """Whether the cache has the page's outputs, whole and as they were stored."""
+    try:
+        record = cache.match_cache_notebook(notebook)
+    except KeyError:
+        return False
+    try:
+        if record.description == checksum(cache.get_cache_bundle(record.pk).nb):
+            return True
+    except Exception:  # whatever is wrong with the file, executing again mends it
+        pass
+    logger.info("%s: its outputs in the execution cache are damaged or were altered", record.uri)
+    return False
+
+
+def checksum(notebook: NotebookNode) -> str:
+    """A hash of the code cells with their outputs."""
+    cells = [[cell.source, cell.execution_count, cell.outputs] for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256(json.dumps(cells, sort_keys=True).encode()).hexdigest()
 
 
 # The kernels
+
+
+class ThisPython(AsyncKernelManager):
+    """Starts a kernel of this interpreter, whatever a JUPYTER_PATH or the reader's home has by the name of python3."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """The kernel of the ipykernel that is installed here."""
+        return KernelSpec(argv=make_ipkernel_cmd(), display_name="Python 3", language="python", resource_dir=RESOURCES)
 
 
 @dataclass
@@ -202,13 +294,21 @@ class Job:
     used: dict[str, float] = field(default_factory=dict)  # see `usage`
 
     @property
+    def taken(self) -> dict[str, float]:
+        """What the execution took, as the cache keeps it."""
+        return {"execution_seconds": self.seconds, **self.used}
+
+    @property
     def cells(self) -> int:
         """How many cells there are to execute."""
         return sum(cell.cell_type == "code" for cell in self.notebook.cells)
 
 
 def run_chapters(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:
-    """Run the chapters among `docnames` that the cache doesn't know; report each as it finishes.
+    """Run the chapters whose outputs the cache doesn't have, and report each as it finishes.
+
+    Pages that Sphinx didn't mean to read, but whose outputs are gone, are added to `docnames`: all pages are written
+    if one is, and their notebooks with the outputs from the cache.
 
     Raises:
         SystemExit: After all have run, if any failed; their tracebacks have been printed.
@@ -216,13 +316,14 @@ def run_chapters(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> Non
     settings = env.mystnb_config  # type: ignore[attr-defined]
     if settings.execution_mode != "cache":
         return
-    cache = get_cache(settings.execution_cache_path)
-    read = ((name, notebook(env, name)) for name in docnames)
+    cache = opened(Path(settings.execution_cache_path))
+    read = ((name, notebook(env, name)) for name in [*docnames, *sorted(env.found_docs - set(docnames))])
     jobs = [Job(name, Path(env.doc2path(name)), found) for name, found in read if found]
-    missing = [job for job in jobs if not _is_cached(cache, job)]
+    missing = [job for job in jobs if not kept(cache, job.notebook)]
+    docnames += [job.docname for job in missing if job.docname not in docnames]
     for job in missing:
         if not job.cells:
-            _keep(cache, job)  # else myst-nb would start a kernel for it
+            keep(cache, job.notebook, job.path, job.taken)  # else myst-nb would start a kernel for it
     missing = [job for job in missing if job.cells]
     if missing:
         write_text(app.config.lab_subject, missing)
@@ -304,7 +405,7 @@ def _run_all(jobs: list[Job], side_by_side: int, timeout: int, cache: JupyterCac
             for done, future in enumerate(as_completed(futures), start=1):
                 job = future.result()
                 if not job.failure:
-                    _keep(cache, job)
+                    keep(cache, job.notebook, job.path, job.taken)
                 became = "FAILED after" if job.failure else "ran in"
                 taken, in_all = duration(job.seconds), duration(time.monotonic() - begun)
                 logger.info("[%d/%d] %s %s %s (%s in all)", done, len(jobs), job.docname, became, taken, in_all)
@@ -327,6 +428,7 @@ def run(job: Job, timeout: int) -> Job:
     job.client = NotebookClient(
         job.notebook,
         timeout=timeout,
+        kernel_manager_class=ThisPython,
         record_timing=False,  # times in the cells' metadata would change the notebook's key in the cache
         resources={"metadata": {"path": str(job.path.parent)}},
         # Without this each kernel tells the terminal that it talks over TCP unencrypted, and that it was stopped.
@@ -377,5 +479,6 @@ def setup(app: Sphinx) -> None:
     """Register the settings, choose the model before myst-nb reads its own, and execute before Sphinx reads."""
     app.add_config_value("lab_model", True, "env", [bool])
     app.add_config_value("lab_subject", {}, "", [dict])
+    app.connect("config-inited", claim_folder, priority=90)
     app.connect("config-inited", choose_and_key, priority=100)
     app.connect("env-before-read-docs", run_chapters)

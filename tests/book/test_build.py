@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import pytest
 from jupyter_cache import get_cache
-from jupyter_cache.base import CacheBundleIn
 from onekernel import BOOK, FEW, chapter, emptied, run, started
 
 from labbook._ext import execution, ledger
@@ -95,8 +94,7 @@ def ignorant(tmp_path_factory, random_gpt2_hub) -> Build:
                 run(runner, [cell for cell in notebook.cells if cell.cell_type == "code"])
             notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}  # as the kernel says
             took = {"execution_seconds": time.monotonic() - begun}
-            bundle = CacheBundleIn(notebook, str(BOOK / f"{name}.md"), data=took)
-            cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+            execution.keep(cache, notebook, BOOK / f"{name}.md", took)
     made = build(output, "gpt2", "-W", "-n", "--keep-going", **variables)
     assert "chapters to execute" not in made.said
     return made

@@ -1,0 +1,159 @@
+"""The installation finds what a killed pip leaves, and mends it: a real environment, with one small package."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import zipfile
+from base64 import urlsafe_b64encode
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT))
+import install  # noqa: E402
+
+FILES = {
+    "small/__init__.py": "def main(): print('it runs')\n",
+    "small/data.txt": "words\n" * 1000,
+    "small-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: small\nVersion: 1\n",
+    "small-1.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    "small-1.dist-info/entry_points.txt": "[console_scripts]\nsmall = small:main\n",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with an environment, in which `small` is installed."""
+    folder = tmp_path_factory.mktemp("wörk shop")
+    subprocess.run([sys.executable, "-m", "venv", folder / ".venv"], check=True)
+    marks = (urlsafe_b64encode(sha256(text.encode()).digest()).decode().rstrip("=") for text in FILES.values())
+    rows = [f"{name},sha256={mark},\n" for name, mark in zip(FILES, marks, strict=True)]
+    names = "".join([*rows, "small-1.dist-info/RECORD,,\n"])
+    with zipfile.ZipFile(folder / "small-1-py3-none-any.whl", "w") as wheel:
+        for name, text in {**FILES, "small-1.dist-info/RECORD": names}.items():
+            wheel.writestr(name, text)
+    get(folder / ".venv", folder)
+    return folder
+
+
+def get(venv: Path, wheels: Path) -> None:
+    command = [venv / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    subprocess.run([*command, "--find-links", wheels, "small"], check=True, timeout=120)
+
+
+@pytest.fixture
+def venv(folder):
+    found = folder / ".venv"
+    assert install.broken(found) == []
+    return found
+
+
+def site(venv: Path) -> Path:
+    return next(venv.glob("lib/python3*/site-packages"))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def as_unpacked(path: Path) -> None:
+    """The record as it lies in the wheel: pip was killed before it wrote its own."""
+    path.write_text("".join(f"{name},,\n" for name in FILES))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("small-1.dist-info/RECORD", Path.unlink),
+        ("small-1.dist-info/RECORD", as_unpacked),
+        ("small-1.dist-info/RECORD", lambda path: path.write_bytes(b"\0\xff")),
+        ("small-1.dist-info/METADATA", cut),
+        ("small/data.txt", cut),
+        ("small/__init__.py", Path.unlink),
+        ("../../../bin/small", Path.unlink),
+        ("../../../bin/small", lambda path: path.write_text(path.read_text().replace("shop", "house"))),
+    ],
+)
+def test_a_half_installed_package_is_found_and_installed_again(venv, folder, file, damage):
+    damage(site(venv) / file)
+    found = install.broken(venv)
+    assert [info.name for info in found] == ["small-1.dist-info"]
+    assert install.usable(venv, found)
+    install.forget(venv, found)
+    get(venv, folder)
+    assert install.broken(venv) == []
+    assert subprocess.run([venv / "bin" / "small"], capture_output=True, text=True).stdout == "it runs\n"
+
+
+def test_what_pip_put_aside_goes(venv):
+    (site(venv) / "~mall-1.dist-info").mkdir()
+    install.forget(venv, [])
+    assert not list(site(venv).glob("~*"))
+
+
+def test_an_environment_whose_pip_is_damaged_or_gone_is_of_no_use(venv, tmp_path):
+    copy = tmp_path / ".venv"
+    shutil.copytree(venv, copy, symlinks=True)
+    assert [info.name for info in install.broken(copy)] != [], (
+        "its scripts start the environment that it was copied from"
+    )
+    assert install.usable(copy, [])
+    cut(site(copy) / "pip" / "_internal" / "commands" / "install.py")
+    assert not install.usable(copy, install.broken(copy))
+    shutil.rmtree(next(site(copy).glob("pip-*.dist-info")))
+    assert not install.usable(copy, [])
+    assert not install.usable(tmp_path / "none", [])
+
+
+def test_a_moved_environment_is_seen_and_its_scripts_are_damaged(folder, venv, tmp_path):
+    assert install.at_home(venv)
+    moved = tmp_path / ".venv"
+    shutil.copytree(venv, moved, symlinks=True)
+    assert not install.at_home(moved)
+    install.make(moved, sys.executable, "--without-pip")
+    assert install.at_home(moved)
+    install.forget(moved, [info for info in install.broken(moved) if info.name.startswith("small")])
+    get(moved, folder)
+    assert [info.name for info in install.broken(moved) if info.name.startswith("small")] == []
+
+
+def test_a_second_installation_waits_for_nothing(tmp_path, capsys):
+    with install.alone(tmp_path), pytest.raises(SystemExit, match="another process is installing"):
+        install.main(tmp_path)
+    with install.alone(tmp_path):
+        pass
+
+
+def test_an_unknown_python_is_refused_with_those_that_can_be_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(install, "NEWEST", (3, 10))
+    monkeypatch.setattr(install, "OLDEST", (3, 9))
+    with pytest.raises(SystemExit, match=r"Python 3\.9, 3\.10 can be used, this is 3\."):
+        install.main(tmp_path)
+
+
+def test_pyproject_names_the_same_pythons():
+    least, beyond = install.OLDEST[1], install.NEWEST[1] + 1
+    assert f'requires-python = ">=3.{least},<3.{beyond}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def make(target: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    given = [f"{name}={value}" for name, value in variables.items()]
+    command = ["make", "--no-print-directory", "-f", ROOT / "Makefile", target, *given]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def test_a_taken_port_and_a_missing_site_are_a_sentence(tmp_path):
+    done = make("serve", tmp_path, PYTHON=sys.executable)
+    assert "there is no site yet" in done.stdout
+    (tmp_path / "_build" / "html").mkdir(parents=True)
+    (tmp_path / "_build" / "html" / "index.html").touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = make("serve", tmp_path, PYTHON=sys.executable, PORT=str(taken.getsockname()[1]))
+    assert done.returncode != 0
+    assert "can't be had, another server may use it" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
