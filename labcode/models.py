@@ -284,7 +284,8 @@ def _check_tensors(folder: Path) -> None:
     shapes = [name for name in given if name in kept and given[name] != tuple(kept[name].shape)]
     if get_model_conversion_mapping(model, add_legacy=False):
         # An architecture whose files bear other names than its modules: only transformers knows which.
-        _, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        told = loaded[1]
         missing, unused, shapes = sorted(told["missing_keys"]), sorted(told["unexpected_keys"]), []
     wrong = [
         f"{what} {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"

@@ -78,7 +78,7 @@ def test_an_interrupted_run_is_taken_up_again(small, tiny, monkeypatch, tmp_path
     assert text.shape == (8, 15)
     assert record["tokens"] == 120
     assert np.array_equal(text[4:6], sample(tiny, 4, 2, 0))
-    assert {path.suffix for path in (tmp_path / "cache" / "corpus").rglob("*.*")} <= {".npy", ".lock"}
+    assert {path.suffix for path in (tmp_path / "cache" / "corpus").rglob("*.*")} <= {".safetensors", ".lock"}
 
 
 def test_a_damaged_batch_is_written_again(small, tiny, tmp_path):

@@ -78,7 +78,7 @@ def test_it_is_written_and_read_back(found, tmp_path):
     data = bytearray(path.read_bytes())
     data[-100] ^= 64
     path.write_bytes(data)
-    with pytest.raises(EvidenceError, match="can't be read .its checksum is another"):
+    with pytest.raises(EvidenceError, match=r"can't be read .its checksum is another"):
         evidence.read(path, "key")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(EvidenceError, match="can't be read"):

@@ -6,8 +6,9 @@ import datetime
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from labcode import edges, prompts
+from labcode import edges, prompts, recorded
 from labcode.circuit import Keep, Out, Runner, references
 from labcode.errors import EvidenceError, PatchError
 from labcode.recorded import Recorded, remember, source_key

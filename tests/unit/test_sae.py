@@ -126,6 +126,26 @@ def test_a_truncated_or_missing_file_is_an_error(name, keep, trained, tmp_path):
         sae.load(tmp_path / "sae")
 
 
+@pytest.mark.parametrize("name", ["sae_weights.safetensors", "cfg.json", sae.RECORD])
+def test_an_altered_file_is_an_error(name, trained, tmp_path):
+    sae.save(trained[2].sae, tmp_path / "sae", {"number": 1})
+    path = tmp_path / "sae" / name
+    content = bytearray(path.read_bytes())
+    at = content.index(b"1") if name != "sae_weights.safetensors" else -1
+    content[at] ^= 2
+    path.write_bytes(content)
+    with pytest.raises(SaeError, match=r"no autoencoder that can be read .its checksum is another"):
+        sae.load(tmp_path / "sae")
+
+
+def test_the_line_ends_of_a_text_file_do_not_matter(trained, tmp_path):
+    sae.save(trained[2].sae, tmp_path / "sae", {"number": 1})
+    for name in ("cfg.json", sae.RECORD):
+        path = tmp_path / "sae" / name
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert sae.load(tmp_path / "sae")[1] == {"number": 1}
+
+
 def test_an_autoencoder_that_is_no_number_is_not_saved_and_the_old_one_stays(trained, tmp_path):
     sae.save(trained[2].sae, tmp_path / "sae", {"old": True})
     broken, _ = sae.load(tmp_path / "sae")

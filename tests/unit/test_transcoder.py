@@ -195,6 +195,9 @@ def test_hooks_that_are_not_those_of_one_mlp_are_errors(saved, tiny, reads, writ
     config = json.loads((folder / "cfg.json").read_text())
     config["metadata"] |= {"hook_name": reads, "hook_name_out": writes}
     (folder / "cfg.json").write_text(json.dumps(config))
+    record = json.loads((folder / sae.RECORD).read_text())
+    record.pop("checksum")
+    (folder / sae.RECORD).write_text(json.dumps(record | {"checksum": sae._seal(folder, record)}))
     with pytest.raises(SaeError, match=says):
         transcoder.load(folder, tiny)
 
