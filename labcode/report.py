@@ -229,7 +229,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _cell(text: str, right: bool) -> str:
     if right and NUMBER.fullmatch(text):
-        return f'<td{NUMERIC}>{SIGN.sub("−", html.escape(text))}</td>'
+        return f"<td{NUMERIC}>{SIGN.sub('−', html.escape(text))}</td>"
     shown = SPAN.sub(lambda found: f'<span class="lab-whole">{found[0]}</span>', SIGN.sub("−", html.escape(text)))
     return f"<td{LONG if len(text) > 40 else ''}>{shown}</td>"
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from docutils import nodes
 
 from labbook._ext import still
+from labcode.report import SIGN
 
 if TYPE_CHECKING:
     from myst_nb.core.render import MimeData, NbElementRenderer
@@ -55,7 +56,7 @@ def element(figure: dict[str, Any]) -> str:
 def alternative(figure: dict[str, Any]) -> str:
     """The figure's text alternative, or nothing."""
     meta = figure.get("layout", {}).get("meta")
-    return str(meta.get("alt") or "").strip() if isinstance(meta, dict) else ""
+    return SIGN.sub("−", str(meta.get("alt") or "").strip()) if isinstance(meta, dict) else ""
 
 
 class PlotlyMime:

@@ -212,10 +212,10 @@ def _plain(text: str) -> Any:
 
 def _value(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return report.SIGN.sub("−", f"{value:.4g}")
     if isinstance(value, list):
         return " to ".join(_value(item) for item in value)
-    return "" if value is None else str(value)
+    return "" if value is None else report.SIGN.sub("−", str(value))
 
 
 def _has_ledger(app: Sphinx, doctree: nodes.document) -> bool:

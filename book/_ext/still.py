@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from labcode.report import SIGN
+
 WIDE, NARROW = 700, 350  # drawn for the text column, and for a phone
 LETTER = 6.6  # pixels of a letter at 12 px, with some air
 LINE = 16
@@ -475,7 +477,7 @@ def _safe(text: Any) -> str:
 
 
 def _title(text: Any) -> str:
-    return f"<title>{_safe(_plain(text))}</title>" if text else ""
+    return f"<title>{_safe(SIGN.sub('−', _plain(text)))}</title>" if text else ""
 
 
 def _short(text: str, room: float) -> str:

@@ -248,7 +248,7 @@ EXERCISES = [
         takes=("neither", "a", "b", "both"),
         cases=_two_heads,
         right=_together,
-        says="Near 1 the two are an *and*, near -1 an *or*, near 0 they add up. An *or* can be two heads that stand in "
+        says="Near 1 the two are an *and*, near −1 an *or*, near 0 they add up. An *or* can be two heads that stand in "
         "for each other, or a chain in which one passes on what the other says.",
         needs_model=False,
         mistakes=[

@@ -172,6 +172,53 @@ def test_cells_fit_the_page(page):
         assert len(code.strip().splitlines()) <= 22
 
 
+SAYS = re.compile(r"report\.(claim|check|put|expected|show_table|compare|published)$")
+
+
+def says(statement: ast.stmt) -> bool:
+    """Whether a statement only tells what was found: a claim, a check, values for the text, a table."""
+    if isinstance(statement, ast.If):
+        return all(map(says, statement.body + statement.orelse))
+    call = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(call, ast.Call) and bool(SAYS.match(ast.unparse(call.func)))
+
+
+def names(code: str, context: type[ast.expr_context]) -> set[str]:
+    found = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name))
+    return {node.id for node in found if isinstance(node.ctx, context)}
+
+
+def unfolded_reports(page: Path) -> list[str]:
+    """Cells in full view that only tell: reporting calls, and plain assignments that no other cell reads."""
+    cells = [cell for cell in jupytext.read(page).cells if cell.cell_type == "code"]
+    cells = [cell for cell in cells if not cell.source.lstrip().startswith("%")]
+    found = []
+    for cell in cells:
+        if {"hide-input", "hide-cell", "starter"} & set(cell.metadata.get("tags", ())):
+            continue
+        body = ast.parse(cell.source).body
+        feeds = set().union(*(names(other.source, ast.Load) for other in cells if other is not cell))
+        told = [says(statement) for statement in body]
+        rest = [statement for statement, tells in zip(body, told, strict=True) if not tells]
+        plain = all(isinstance(s, ast.Assign) and not names(ast.unparse(s), ast.Store) & feeds for s in rest)
+        if any(told) and plain:
+            found.append(cell.source)
+    return found
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
+def test_a_cell_that_only_tells_is_folded(page):
+    assert unfolded_reports(page) == []
+
+
+def test_the_check_finds_cells_that_only_tell(tmp_path):
+    page = tmp_path / "page.md"
+    head = "---\nfile_format: mystnb\nkernelspec:\n  display_name: Python 3\n  name: python3\n---\n\n"
+    tell, work = "twice = 2 * x\nreport.put(twice=twice)", "x = run()\nreport.put(x=x)"
+    page.write_text(head + "\n".join(f"```{{code-cell}} ipython3\n{code}\n```\n" for code in (work, tell)))
+    assert unfolded_reports(page) == [tell]
+
+
 @pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
 def test_no_cell_names_a_head_or_a_token_id(page):
     for cell in CELL.findall(page.read_text()):

@@ -65,6 +65,12 @@ def pictures(figure: sync_api.Locator) -> list[dict[str, float]]:
 
 
 OTHER = {"light": "dark", "dark": "light"}
+STRAY = """() => [...document.querySelectorAll("article *")].filter((node) => {
+  if (!node.checkVisibility() || node.getBoundingClientRect().right <= innerWidth + 1) return false;
+  for (let box = node; box && box.tagName !== "ARTICLE"; box = box.parentElement)
+    if (["auto", "scroll", "hidden", "clip"].includes(getComputedStyle(box).overflowX)) return false;
+  return !node.closest("svg, math");
+}).map((node) => node.outerHTML.slice(0, 120))"""
 
 
 # Each page begins in one scheme, every second one in dark, and is then switched to the other: drawing is the slow part.
@@ -91,23 +97,30 @@ def test_a_page_is_whole_in_both_schemes_and_fits_a_phone(visit, site, name, sch
     ink = page.locator(".lab-still text").evaluate_all(drawn)
     assert [color for color in ink if (luminance(color) > 0.5) != (OTHER[scheme] == "dark")] == []
 
-    page.set_viewport_size(PHONE)
-    fits = "document.scrollingElement.scrollWidth <= innerWidth"  # figures follow the width
-    with contextlib.suppress(sync_api.TimeoutError):
-        page.wait_for_function(fits, timeout=5000)
-    width, inner = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
-    assert inner == PHONE["width"]
-    assert width <= inner
+    for width in (PHONE["width"], 320):
+        page.set_viewport_size({**PHONE, "width": width})
+        fits = "document.scrollingElement.scrollWidth <= innerWidth"  # figures follow the width
+        with contextlib.suppress(sync_api.TimeoutError):
+            page.wait_for_function(fits, timeout=5000)
+        assert page.evaluate("innerWidth") == width
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+        # Nothing may stick out of the article unless a box around it scrolls.
+        assert page.evaluate(STRAY) == []
     assert seen.errors == []
     assert [url for url in seen.requests if not url.startswith((site, "data:", "blob:"))] == []
-    # Nothing may stick out of the article unless a box around it scrolls.
-    stray = page.evaluate("""() => [...document.querySelectorAll("article *")].filter((node) => {
-      if (!node.checkVisibility() || node.getBoundingClientRect().right <= innerWidth + 1) return false;
-      for (let box = node; box && box.tagName !== "ARTICLE"; box = box.parentElement)
-        if (["auto", "scroll", "hidden", "clip"].includes(getComputedStyle(box).overflowX)) return false;
-      return !node.closest("svg, math");
-    }).map((node) => node.outerHTML.slice(0, 120))""")
-    assert stray == []
+
+
+CHAPTERS = [name for name in PAGES if re.search(r"/\d\d-", name)]
+DATA = """nodes => nodes.filter((node) => node.checkVisibility() && node.getBoundingClientRect().height > 60)
+  .map((node) => node.getBoundingClientRect().top + scrollY)"""
+
+
+@pytest.mark.parametrize("name", [name for name in CHAPTERS if name.split("/")[-1] < "14"])
+def test_the_first_picture_of_data_comes_within_two_screens(visit, name):
+    """A drawing of the idea does not count: arcs, bars, lines or a map of what was measured, on a desktop."""
+    page = visit(name, viewport=DESKTOP).page
+    tops = page.locator("article :is(.lab-still, .lab-attentions svg, .lab-plane svg, .lab-board)").evaluate_all(DATA)
+    assert min(tops) < 2 * DESKTOP["height"]
 
 
 INK = "node => getComputedStyle(node).fill"
@@ -130,6 +143,19 @@ def explored(page: sync_api.Page, selector: str = "div.lab-figure") -> sync_api.
     figure.get_by_role("button", name="Explore").press("Enter")
     figure.locator(".main-svg").first.wait_for(timeout=20_000)
     return figure
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_negative_number_has_a_true_minus(name):
+    """In the text, in tables and in what a mark of a picture says; code and the corpus keep their hyphens."""
+    if "/api/" in name:
+        pytest.skip("what Python reads")
+    article = (SITE / name).read_text(encoding="utf8").partition("<article")[2].partition("</article>")[0]
+    corpus = r'<table class="lab-contexts">.*?</table>|<span class="lab-word">.*?</span>'
+    for part in (r"<(script|style|pre|code|template)\b.*?</\1>", corpus):
+        article = re.sub(part, "", article, flags=re.DOTALL)
+    told = re.sub(r"<[^>]+>", "\n", article)
+    assert re.findall(r".*(?<![\w.−–/])-\.?\d.*", told) == []
 
 
 def test_plotly_is_fetched_when_a_reader_asks_and_follows_the_theme(visit):

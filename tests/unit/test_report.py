@@ -185,7 +185,8 @@ def test_numbers_in_tables_have_a_minus_and_stay_whole():
 
 
 def test_a_column_of_numbers_has_its_heading_above_them():
-    page = report.table(["head", "share", "note"], [["20.0", "-0.5", "a"], ["none", "1.2 [1.0, 1.4]", "b"], ["x", "–", ""]])
+    rows = [["20.0", "-0.5", "a"], ["none", "1.2 [1.0, 1.4]", "b"], ["x", "–", ""]]
+    page = report.table(["head", "share", "note"], rows)
     headings = ['<th scope="col">head', '<th scope="col" class="lab-number">share', '<th scope="col">note']
     assert [heading in page for heading in headings] == [True, True, True]
     assert '<th scope="col">only</th>' in report.table(["only"], [])
