@@ -13,7 +13,8 @@ import inspect
 import math
 import pkgutil
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -368,14 +369,16 @@ def _judge(exercise: Exercise, answer: Any, setting: Setting) -> Verdict:
     else:
         cases = [(setting,)]
     rights = [_kept_apart(exercise.right, case) for case in cases]
-    given = []
+    given, silent = [], set[str]()
     for at, (case, right) in enumerate(zip(cases, rights, strict=True)):
-        came = _called(exercise, answer, case, at, setting) if exercise.takes else answer
+        came = _called(exercise, answer, case, at, setting, silent) if exercise.takes else answer
         given.append(read(came, right, exercise))
     wanted = [read(right, right, exercise) for right in rights]
     off = [at for at, (one, right) in enumerate(zip(given, wanted, strict=True)) if not same(one, right, exercise.near)]
     if not off:
         return Verdict(exercise.number, True, exercise.says)
+    if silent:
+        return Verdict(exercise.number, False, " ".join(sorted(silent)))
     for mistake in exercise.mistakes:
         if _made(mistake, exercise, cases, rights, given):
             return Verdict(exercise.number, False, mistake.says)
@@ -421,13 +424,27 @@ def _copied(value: Any) -> Any:
     return value if isinstance(value, Setting) or hasattr(value, "hook_dict") else copy.deepcopy(value)
 
 
-def _called(exercise: Exercise, answer: Callable[..., Any], case: tuple[Any, ...], at: int, setting: Setting) -> Any:
-    """What the reader's function returns. It may neither leave hooks behind nor change what it is given."""
+def _called(
+    exercise: Exercise,
+    answer: Callable[..., Any],
+    case: tuple[Any, ...],
+    at: int,
+    setting: Setting,
+    silent: set[str],
+) -> Any:
+    """What the reader's function returns. It may neither leave hooks behind nor change what it is given.
+
+    Args:
+        silent: takes up what is to be said of hooks that never fired.
+    """
     models = [value for value in (*case, setting.model) if hasattr(value, "hook_dict")]
     before = [{place: len(place.fwd_hooks) for place in model.hook_dict.values()} for model in models]
     own = [_copied(value) for value in case]
     try:
-        came = answer(*own)
+        with ExitStack() as stack:
+            noted = [stack.enter_context(_noted(model)) for model in dict.fromkeys(models)]
+            came = answer(*own)
+        silent |= {_unheard(model, name) for model, put in noted for name, fired in put.items() if not fired}
     except Exception as error:
         error.add_note(f"Raised by your function while exercise {exercise.number} was checked, on case {at + 1}.")
         raise
@@ -444,6 +461,54 @@ def _called(exercise: Exercise, answer: Callable[..., Any], case: tuple[Any, ...
                 f"your function changes its argument `{name}` in place: work on a copy, such as {name}.clone()"
             )
     return came
+
+
+@contextmanager
+def _noted(model: Any) -> Iterator[tuple[Any, dict[str, bool]]]:
+    """The names under which hooks are put on a model meanwhile, and whether one of each has fired.
+
+    The bridge passes over a name that it doesn't know, without a word.
+    """
+    put: dict[str, bool] = {}
+
+    def noted(hooks: Any) -> list[tuple[Any, Any]]:
+        return [(place, _firing(put, place if isinstance(place, str) else "", hook)) for place, hook in hooks]
+
+    def with_notes(of: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **more: Any) -> Any:
+            if of.__name__ == "hooks":  # all that it takes by place
+                more |= dict(zip(("fwd_hooks", "bwd_hooks"), args, strict=False))
+                args = args[2:]
+            return of(
+                *args, **{key: noted(one) if key in ("fwd_hooks", "bwd_hooks") else one for key, one in more.items()}
+            )
+
+        return called
+
+    for name in ("hooks", "run_with_hooks"):
+        model.__dict__[name] = with_notes(getattr(model, name))
+    try:
+        yield model, put
+    finally:
+        for name in ("hooks", "run_with_hooks"):
+            del model.__dict__[name]
+
+
+def _firing(put: dict[str, bool], name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
+    put.setdefault(name, False)
+
+    def fires(*args: Any, **more: Any) -> Any:
+        put[name] = True
+        return hook(*args, **more)
+
+    return fires
+
+
+def _unheard(model: Any, name: str) -> str:
+    if not name:
+        return "Your hook with a filter of names never fired, so it changed nothing and read nothing."
+    why = "nothing ran through it" if name in model.hook_dict else "the model has no place of that name"
+    return f"Your hook at {name!r} never fired, so it changed nothing and read nothing: {why}."
 
 
 def _cleared(before: dict[Any, int]) -> int:

@@ -198,6 +198,37 @@ def test_a_hook_that_is_left_is_named_and_taken_off(toy):
         toy.reset_hooks()
 
 
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("blocks.1.hook_resid_pst", "the model has no place of that name"),
+        ("blocks.1.attn.hook_z", "nothing ran through it"),
+        (lambda name: name == "blocks.1", "with a filter of names never fired"),
+    ],
+)
+def test_a_hook_that_never_fired_has_a_verdict_of_its_own(toy, place, why):
+    def zeroed(model, place="blocks.1.attn.hook_z", runs=True):
+        with model.hooks(fwd_hooks=[(place, lambda z, hook: 0 * z)]):
+            if not runs:
+                return 0.0
+            return float(model(torch.tensor([[0, 16, 17, 16]]))[0, -1].abs().sum())
+
+    exercise = Exercise(
+        number="99.5",
+        what="a number",
+        takes=("model",),
+        cases=lambda setting: [(setting.model,)],
+        right=lambda model: zeroed(model) + 1,
+        says="One more.",
+        mistakes=[Mistake(gives=zeroed, says="One is missing.")],
+    )
+    runs = "nothing ran" not in why
+    assert why in says(exercise, lambda model: zeroed(model, place, runs), checks.Setting(toy))
+    assert says(exercise, zeroed, checks.Setting(toy)) == "One is missing."
+    assert judge(exercise, lambda model: zeroed(model) + 1, checks.Setting(toy))
+    assert "hooks" not in vars(toy)
+
+
 def test_a_function_needs_cases_and_a_value_has_none():
     with pytest.raises(ValueError, match=r"exercise 99\.4"):
         Exercise(number="99.4", what="", right=lambda x: x, says="", mistakes=[], takes=("x",))
