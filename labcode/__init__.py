@@ -1,6 +1,6 @@
 """The tested module behind the chapters of Interp Lab: science only. In order of import, each from those above it:
 
-errors, progress                           what every module may raise and show
+errors, inputs, progress                   what every module may raise; what it asks of its arguments; what it may show
 forward, models, toy                       arithmetic of a decoder; loading one; one wired by hand, with a known circuit
 prompts, tasks, variants                   populations with named positions; tasks of your own; the task, changed
 frames                                     sentences of the recorded evidence: one half to find with, one to judge on
@@ -18,7 +18,7 @@ transcoder                                 what an MLP writes, predicted from wh
 attribution                                a graph of one run: latents, heads and errors, and what each adds to the next
 evidence                                   what was measured once at full size, and measured again in part by each build
 readable, superposition                    rules that say where a latent fires; what was found beside what is known
-plots, report                              figures; numbers, claims and published values. They import only `errors`
+plots, report                              figures; numbers, claims and published values. They import the first two only
 
 Importing `labcode` imports none of them. The page "Inside the lab" shows how they work together.
 """

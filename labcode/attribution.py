@@ -21,15 +21,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
 from labcode.errors import SaeError
 from labcode.forward import Network, Run, Suffix
 from labcode.heads import check_heads
+from labcode.inputs import guard
 from labcode.latents import encode
-from labcode.sae import check_fits, hook
+from labcode.sae import check_fits, check_latents, hook
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -156,16 +157,18 @@ class Local:
         named: Sequence[int],
         families: Mapping[str, Sequence[HeadNode]],
         more: int = 5,
-        freeze: Iterable[str] = ("norms", "mlps"),
+        freeze: Iterable[Literal["norms", "mlps", "patterns"]] = ("norms", "mlps"),
         points: Sequence[float] = (1.0, 0.5, 0.0),
         transcoder: tuple[Any, int] | None = None,
         like: Local | None = None,
     ) -> None:
         check_fits(sae, model, layer)
+        if not points:
+            raise SaeError("no point at which to take a gradient: give at least one share, 1.0 for the first run")
         if layer + 1 >= model.cfg.n_layers:
             raise SaeError(f"no block follows layer {layer} of {model.cfg.n_layers}: nothing could read the latents")
         check_heads(model, [node[:2] for nodes in families.values() for node in nodes])
-        self.model, self.pop, self.sae, self.layer, self.named = model, pop, sae, layer, list(named)
+        self.model, self.pop, self.sae, self.layer, self.named = model, pop, sae, layer, check_latents(sae, named)
         self.network, self.freeze, self.rows = Network(model), frozenset(freeze), torch.arange(len(pop))
         self.at = {place: pop.positions[place] for place in PLACES}
         self.rotary = "blocks.0.attn.hook_cos" in model.hook_dict
@@ -208,6 +211,7 @@ class Local:
         if transcoder is not None and transcoder[1] > layer:
             self._mlp_parts(*transcoder, more, given)
 
+    @torch.enable_grad()
     def _point(self, share: float) -> _Pass:
         """A run from between the two, and its gradients."""
         start = (share * self.start + (1 - share) * self.other_start).requires_grad_()
@@ -629,3 +633,6 @@ def by_chance(
 
 def _mean(parts: Sequence[Tensor | None]) -> Tensor:
     return torch.stack([part for part in parts if part is not None]).mean(0)
+
+
+guard(globals(), SaeError)

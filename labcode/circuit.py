@@ -27,7 +27,7 @@ import random
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from labcode import patching
 from labcode.errors import PatchError
 from labcode.forward import Network, Run, Suffix, need_cpu, record
 from labcode.heads import Head, Node, check_heads
+from labcode.inputs import guard
 from labcode.metrics import end_logits, logit_difference
 from labcode.progress import progress
 from labcode.prompts import build, corrupt
@@ -189,6 +190,8 @@ def ablate_each(
         PatchError: as `ablate`; no heads; a model that is not on the CPU, or one under hooks.
     """
     need_cpu(model, "ablations of each head")
+    if not hows:
+        raise PatchError("no way to ablate: give at least one, such as 'zero'", see="nothing-chosen")
     for how in hows:
         _check_how(how, reference)
     outputs = dict.fromkeys(_outputs(model, heads, ()))  # of all heads
@@ -242,8 +245,6 @@ class Baseline:
 
 
 def _check_how(how: str, reference: Population | None) -> None:
-    if how not in get_args(How):
-        raise PatchError(f"unknown ablation {how!r}: choose one of {', '.join(get_args(How))}")
     if how != "zero" and reference is None:
         raise PatchError(f"{how!r} needs a reference population, such as corrupt(model, pop, 'abc')")
 
@@ -760,3 +761,6 @@ def _allowed(n_pos: int, place: Tensor) -> Tensor:
 
 def _long(array: object) -> Tensor:
     return torch.as_tensor(array, dtype=torch.long)
+
+
+guard(globals(), PatchError)

@@ -24,6 +24,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from labcode.errors import SaeError
+from labcode.inputs import guard, tokenizer_key
 from labcode.models import build_once, cache_dir, must_be_clean, quiet, say, weights_key
 from labcode.progress import progress
 from labcode.prompts import NAMES
@@ -132,12 +133,6 @@ def read_corpus(folder: Path, name: str) -> tuple[np.ndarray, dict[str, Any]]:
         raise SaeError(
             f"{path} can't be read ({error}): restore it, or write it with `python -m labbook.data.make.corpus`"
         ) from error
-
-
-def tokenizer_key(tokenizer: Any) -> str:
-    """A fingerprint of a tokenizer's vocabulary: which text each id stands for."""
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
 
 
 def write_corpus(
@@ -317,3 +312,6 @@ def masked_tokens(tokens: Sequence[str]) -> tuple[str, ...]:
         pieces.append(whole[at : at + len(token)])
         at += len(token)
     return tuple(pieces)
+
+
+guard(globals(), SaeError)

@@ -38,6 +38,7 @@ from labcode.circuit import Keep, check_states, finite, kept_heads
 from labcode.errors import PatchError
 from labcode.forward import Linear, Network, Suffix, need_cpu, record, rotate
 from labcode.heads import Head, Node, check_heads
+from labcode.inputs import guard
 from labcode.metrics import logit_difference, restoration
 from labcode.patching import first_difference
 from labcode.progress import progress
@@ -456,8 +457,6 @@ def eap(
     Limits: a straight line through one point. Where attention or a norm is saturated it can be far off, with the wrong
     sign too.
     """
-    if at not in ("clean", "corrupted"):
-        raise PatchError(f"at={at!r}: the gradient is taken at the 'clean' or the 'corrupted' run")
     return _attribute(model, clean, corrupted, [1.0 if at == "clean" else 0.0], known)
 
 
@@ -520,10 +519,9 @@ def prune(
     Limits: greedy, so another order gives another circuit. The corrupted outputs of all prompts are held, 14 MB for
     each prompt of the embedded model.
     """
-    if not ranking or not tau > 0 or block < 1 or by not in ("kl", "difference"):
+    if not ranking or not tau > 0 or block < 1:
         raise PatchError(
-            f"{len(ranking)} edges, tau={tau}, block={block}, by={by!r}: give edges, a tau above 0, a block of 1 edge "
-            "or more, and by='kl' or 'difference'",
+            f"{len(ranking)} edges, tau={tau}, block={block}: give edges, a tau above 0 and a block of 1 edge or more",
             see="nothing-chosen",
         )
     graph = Graph(model)
@@ -891,10 +889,9 @@ def composition(model: TransformerBridge, sender: Head, receiver: Head, kind: Li
     score low by themselves, so compare with `baseline`; MLPs between the two do not count.
     """
     check_heads(model, [sender, receiver])
-    if kind not in ("q", "k", "v") or sender[0] >= receiver[0]:
+    if sender[0] >= receiver[0]:
         raise PatchError(
-            f"{kind!r} from {sender[0]}.{sender[1]} to {receiver[0]}.{receiver[1]}: choose 'q', 'k' or 'v', and a "
-            "sender in an earlier layer than the receiver"
+            f"from {sender[0]}.{sender[1]} to {receiver[0]}.{receiver[1]}: choose a sender in an earlier layer"
         )
     network = Network(model)
     left, write = (part.double() for part in _circuits(network, sender[0], "v"))
@@ -934,3 +931,6 @@ def _gram(x: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, "head d_head
 def _norm(a: Float[Tensor, "head d_model d_head"], b: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, " head"]:
     """The Frobenius norm of a b^T, without the large matrix."""
     return (_gram(a) * _gram(b)).sum((1, 2)).clamp(min=0).sqrt()
+
+
+guard(globals(), PatchError)

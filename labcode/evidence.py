@@ -21,13 +21,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
 from labcode import edges, families, frames, prompts
 from labcode.corpus import DATA
 from labcode.errors import EvidenceError
+from labcode.inputs import guard
 from labcode.models import edition, pins, weights_key
 from labcode.recorded import AT_ONCE, Recorded, fetch, remember, stale, store, today
 
@@ -232,7 +233,7 @@ def read(path: Path, key: str) -> tuple[dict[Half, dict[str, Tensor]], Recorded]
 
 
 def write(
-    path: Path, tables: Mapping[Half, Mapping[str, Tensor]], said: Mapping[str, str], known: Recorded | None = None
+    path: Path, tables: Mapping[Any, Mapping[str, Tensor]], said: Mapping[str, str], known: Recorded | None = None
 ) -> None:
     """Write a record, with its checksum, aside and rename it into its place."""
     aside = path.with_suffix(".tmp")
@@ -285,3 +286,6 @@ def recheck(model: TransformerBridge, found: Evidence, day: datetime.date | None
     if largest > found.known.tolerance:
         raise stale(largest, where, found.known.tolerance)
     return Recheck(n, largest, where, texts)
+
+
+guard(globals(), EvidenceError)

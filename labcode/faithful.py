@@ -20,6 +20,7 @@ from labcode.circuit import Keep, Out, Runner
 from labcode.edges import divergence
 from labcode.errors import PatchError
 from labcode.heads import Head, Node
+from labcode.inputs import guard
 from labcode.metrics import Interval, bootstrap, bootstrap_ratios, share, share_of
 
 if TYPE_CHECKING:
@@ -174,11 +175,14 @@ def completeness(runner: Runner, circuit: Sequence[Node], sets: Mapping[str, Seq
             measures them on other prompts.
 
     Raises:
-        PatchError: no sets, fewer than two draws of prompts, or as `Runner.values`.
+        PatchError: no sets, one that is no part of the circuit, fewer than two draws of prompts, or as `Runner.values`.
     """
     _enough(runner)
     if not sets:
         raise PatchError("no sets of nodes: give at least one")
+    for name, removed in sets.items():
+        if outside := set(removed) - set(circuit):
+            raise PatchError(f"the set {name!r} holds {min(outside)}, no node of the circuit: a K is a part of it")
     states = [state for removed in sets.values() for state in _without(circuit, removed)]
     found = runner.values(states).unflatten(0, (-1, 2))  # [set 2 batch]
     return [
@@ -558,3 +562,6 @@ def _enough(runner: Runner) -> None:
     n = runner.draws.unique().numel()
     if n < 2:
         raise PatchError(f"{n} draw of prompts is too few for an interval: take at least 4 prompts")
+
+
+guard(globals(), PatchError)

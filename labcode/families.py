@@ -6,7 +6,7 @@ which applies the criteria to the measurements and decides nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +16,7 @@ import torch
 from labcode import prompts
 from labcode.errors import FamilyError
 from labcode.heads import Head, Node, copy_scores, position_attentions
+from labcode.inputs import guard
 from labcode.metrics import Interval, bootstrap_cells, screen, tossed
 from labcode.patching import exchanged, path_patch, sweep
 from labcode.residual import Decomposition, decompose
@@ -478,9 +479,15 @@ def judge(table: Mapping[str, Tensor], rows: Sequence[int] | None = None) -> Dis
         rows: the prompts.
 
     Raises:
-        FamilyError: fewer than two groups of prompts: no interval, so no verdict.
+        FamilyError: fewer than two groups of prompts: no interval, so no verdict; a measurement that is missing, or a
+            prompt.
     """
-    index = torch.arange(len(table["groups"])) if rows is None else torch.tensor(list(rows))
+    if missing := {"groups", "clean", "corrupted", "writers", "OV", "for IO", "for IO, alone", "direct"} - set(table):
+        raise FamilyError(f"no {', '.join(sorted(missing))} in the table: give what `measure` returns, and `groups`")
+    n = len(table["groups"])
+    index = torch.arange(n) if rows is None else torch.tensor(list(rows), dtype=torch.long)
+    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < n:
+        raise FamilyError(f"prompts from {int(index.min())} to {int(index.max())}: there are {n}, counted from 0")
     groups = table["groups"][index]
     n_groups = groups.unique().numel()
     if n_groups < 2:
@@ -560,7 +567,7 @@ def _measurement(
     return Measurement(values.mean(-1), low, high, sure, least, unit, values.shape[-1])
 
 
-def jaccard(a: Iterable[object], b: Iterable[object]) -> float:
+def jaccard(a: Iterable[Hashable], b: Iterable[Hashable]) -> float:
     """Members in common over members in all; 1 for two empty families."""
     one, other = set(a), set(b)
     return len(one & other) / len(one | other) if one | other else 1.0
@@ -593,8 +600,6 @@ def shuffled_control(
     elif how == "layers":
         inside = torch.rand(n, n_layers, n_heads, generator=generator).argsort(-1)
         order = (inside + n_heads * torch.arange(n_layers)[:, None]).flatten(1)
-    elif how != "roles":
-        raise FamilyError(f"unknown shuffle {how!r}: choose 'heads', 'layers' or 'roles'")
     signs = torch.randint(0, 2, (n, len(table["groups"].unique())), generator=generator) * 2 - 1
     cells, groups = _cells(table), table["groups"]
     gap = float((table["clean"] - table["corrupted"]).mean())
@@ -627,3 +632,6 @@ def _tossed(
         means, threshold = tossed(values[asked], groups, signs)
         passed[:, asked] = (means * (1 if least > 0 else -1) >= abs(least)) & threshold
     return passed
+
+
+guard(globals(), FamilyError)

@@ -8,6 +8,10 @@ such that every place and every object of `labcode.prompts` fits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
+
+from labcode.errors import PromptError
+from labcode.inputs import guard
 
 DISCOVERY = (
     "When {A} and {B} arrived at the {place}, {S} handed a {object} to",
@@ -70,6 +74,9 @@ A discovery frame is one sentence whose first clause joins the names by "and". H
 """
 
 
-def names(known: Sequence[str], half: str) -> list[str]:
+def names(known: Sequence[str], half: Literal["discovery", "test"]) -> list[str]:
     """Every other name of those that a tokenizer holds as one token: "discovery" begins with the first of them."""
     return list(known)[("discovery", "test").index(half) :: 2]
+
+
+guard(globals(), PromptError)

@@ -21,6 +21,7 @@ import torch
 
 from labcode import prompts
 from labcode.errors import HeadError
+from labcode.inputs import guard
 from labcode.metrics import Interval, bootstrap_cells
 from labcode.progress import progress
 
@@ -145,6 +146,8 @@ def position_attentions(
     Raises:
         HeadError: as `position_attention`.
     """
+    if not pairs:
+        raise HeadError("no positions to look from and to: give at least one pair, such as ('END', 'IO')")
     for source, target in pairs:
         for name in (source, target):
             if name not in pop.positions:
@@ -181,7 +184,7 @@ def same_layer_heads(
     Raises:
         HeadError: fewer other heads in the model than `heads`.
     """
-    taken = {*heads, *exclude}
+    taken = {*check_heads(model, heads), *check_heads(model, exclude)}
     every = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
     free = [head for head in every if head not in taken]
     if len(free) < len(heads):
@@ -331,10 +334,6 @@ def ov_ranks(
 
     Limits: value biases belong to no token and are left out, as compatibility mode folds them away.
     """
-    if layer not in range(model.cfg.n_layers):
-        raise HeadError(f"no layer {layer}: this model has {model.cfg.n_layers}, counted from 0")
-    if len(stream) != len(ids):
-        raise HeadError(f"{len(stream)} streams for {len(ids)} tokens: give one stream for each token")
     block, cfg = model.blocks[layer], model.cfg
     group = cfg.n_heads // (cfg.n_key_value_heads or cfg.n_heads)
     with torch.no_grad():
@@ -347,3 +346,6 @@ def ov_ranks(
     column = ids[None, :, None].expand(cfg.n_heads, -1, 1)
     places = [(logits > logits.gather(-1, column)).sum(-1) for logits in (push + bias, bias - push)]
     return places[0], places[1]
+
+
+guard(globals(), HeadError)

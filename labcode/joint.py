@@ -19,6 +19,7 @@ import torch
 from labcode.errors import PatchError
 from labcode.forward import Network, Run, Suffix, need_cpu, record, rotated
 from labcode.heads import Head, check_heads
+from labcode.inputs import guard
 from labcode.patching import HOOKS
 
 if TYPE_CHECKING:
@@ -215,3 +216,6 @@ def _from_end(
     k = k.repeat_interleave(q.shape[2] // k.shape[2], dim=2)
     scores = torch.einsum("rhd,rphd->rhp", q[:, -1], k) / q.shape[-1] ** 0.5
     return scores.masked_fill(~allowed[:, -1:], -torch.inf).softmax(-1)
+
+
+guard(globals(), PatchError)

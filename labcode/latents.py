@@ -23,9 +23,19 @@ import torch
 from labcode.errors import SaeError
 from labcode.forward import Network, Suffix, record
 from labcode.heads import check_heads
+from labcode.inputs import guard, shown
 from labcode.metrics import logit_difference
 from labcode.progress import progress
-from labcode.sae import Activations, check_contexts, check_fits, check_weights, hook, layer_of, residual
+from labcode.sae import (
+    Activations,
+    check_contexts,
+    check_fits,
+    check_latents,
+    check_weights,
+    hook,
+    layer_of,
+    residual,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -127,6 +137,8 @@ def stream(
 
 def encode(sae: Any, h: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_sae"]:
     """`sae.encode`, with nothing at position 0."""
+    if h.shape[-1] != (width := getattr(sae.cfg, "d_in", h.shape[-1])):
+        raise SaeError(f"vectors of {h.shape[-1]} numbers, and this autoencoder reads {width}")
     with torch.no_grad():
         code = sae.encode(h)
     code[:, 0] = 0.0
@@ -151,7 +163,12 @@ def _widened(part: Tensor, k: int) -> Tensor:
 
 
 def neighbours(sae: Any, latent: int, n: int = 8) -> list[tuple[int, float]]:
-    """The latents whose decoder directions are nearest to that of `latent`, with their cosines."""
+    """The latents whose decoder directions are nearest to that of `latent`, with their cosines.
+
+    Raises:
+        SaeError: no such latent.
+    """
+    check_latents(sae, [latent])
     directions = torch.nn.functional.normalize(sae.W_dec.detach(), dim=-1)
     cosine = directions @ directions[latent]
     cosine[latent] = -torch.inf
@@ -174,6 +191,9 @@ def match(a: Any, b: Any) -> tuple[Int[Tensor, " d_sae"], Float[Tensor, " d_sae"
     Raises:
         SaeError: directions of another width, or autoencoders of two layers, where directions mean nothing in common.
     """
+    for x in (a, b):
+        if getattr(x, "ndim", getattr(getattr(x, "W_dec", None), "ndim", 0)) != 2:
+            raise SaeError(f"{shown(x)} is neither an autoencoder nor directions [latent d_model]")
     from scipy.optimize import linear_sum_assignment
 
     rows = [x if isinstance(x, torch.Tensor) else x.W_dec.detach() for x in (a, b)]
@@ -209,8 +229,12 @@ def promoted(
     Returns:
         (token id, logit per unit of activation, norm left out) of the n highest, and of the n lowest.
 
+    Raises:
+        SaeError: no such latent.
+
     Limits: for a latent of an early layer most of the way to the logits is still to come, so this says little.
     """
+    check_latents(sae, [latent])
     direction = sae.W_dec[latent].detach()
     scale = getattr(model.ln_final, "w", None)
     logits = (direction if scale is None else direction * scale) @ model.W_U
@@ -257,8 +281,9 @@ def rates(codes: Codes, words: Bool[Tensor, " d_vocab"]) -> Rates:
             its first piece if that looks like a word.
 
     Raises:
-        SaeError: no word of the corpus is repeated in its context.
+        SaeError: no word of the corpus is repeated in its context, or another vocabulary.
     """
+    _check_vocabulary(codes, words)
     seen = repeated(codes.tokens)
     word = words[codes.tokens]
     word[:, 0] = False
@@ -272,6 +297,11 @@ def rates(codes: Codes, words: Bool[Tensor, " d_vocab"]) -> Rates:
     return Rates(repeat, first, n_repeat, n_first)
 
 
+def _check_vocabulary(codes: Codes, words: Tensor) -> None:
+    if int(codes.tokens.max()) >= len(words):
+        raise SaeError(f"{len(words)} words for tokens up to {int(codes.tokens.max())}: give latents.words(tokenizer)")
+
+
 def widest_by_chance(
     codes: Codes, words: Bool[Tensor, " d_vocab"], n_shuffles: int = 50, seed: int = 0
 ) -> Float[Tensor, " shuffle"]:
@@ -281,8 +311,9 @@ def widest_by_chance(
     of the same token: each word keeps its number of repetitions.
 
     Raises:
-        SaeError: no word of the corpus is repeated in its context.
+        SaeError: no word of the corpus is repeated in its context, or another vocabulary.
     """
+    _check_vocabulary(codes, words)
     word = words[codes.tokens]
     word[:, 0] = False  # the start token is no word
     of, again = codes.tokens[word], repeated(codes.tokens)[word].float()
@@ -437,6 +468,8 @@ class Editor:
                     f"{layer}.{head} at {at} can't hear an edit at S2 after layer {self.layer}: give readers of later "
                     "layers, at S2 or END"
                 )
+        if delta.shape != (len(self.pop), self.suffix.network.d_model):
+            raise SaeError(f"edits of shape {tuple(delta.shape)} for {len(self.pop)} prompts: give a vector for each")
         if not readers:
             raise SaeError("no readers: give at least one, as (layer, head, place)")
         values = torch.empty(len(self.pop))
@@ -519,11 +552,11 @@ def ablation(editor: Editor, sae: Any, at: str, chosen: Sequence[int] | None = N
         at: a named position of the prompts. chosen: the latents; by default all that are active there in some prompt.
 
     Raises:
-        SaeError: unknown position.
+        SaeError: an unknown position, or no such latent.
     """
     pop = editor.pop
     code = at_position(editor.model, pop, sae, editor.layer, at)
-    active = (code > 0).any(0).nonzero()[:, 0].tolist() if chosen is None else list(chosen)
+    active = (code > 0).any(0).nonzero()[:, 0].tolist() if chosen is None else check_latents(sae, chosen)
     activation = code[:, active]
     prompt, column = (activation > 0).nonzero().T
     delta = -activation[prompt, column, None] * sae.W_dec[torch.tensor(active, dtype=torch.long)[column]]
@@ -549,3 +582,6 @@ def place(pop: Population, at: str) -> Int[Tensor, " batch"]:
     if at not in pop.positions:
         raise SaeError(f"unknown position {at!r}: choose among {', '.join(pop.positions)}")
     return pop.positions[at]
+
+
+guard(globals(), SaeError)

@@ -10,6 +10,7 @@ import torch
 
 from labcode.errors import MetricError
 from labcode.forward import at_end_only
+from labcode.inputs import guard
 from labcode.progress import progress
 
 if TYPE_CHECKING:
@@ -92,8 +93,10 @@ def restoration(
     the same: they are noise, and their intervals are as wide as noise.
 
     Raises:
-        MetricError: no prompt's two runs differ: there is nothing to restore.
+        MetricError: no prompt's two runs differ: there is nothing to restore; NaN or infinite values.
     """
+    if not all(bool(x.isfinite().all()) for x in (patched, clean, corrupted)):
+        raise MetricError("NaN or infinite values among the runs: look for them in the run that made them")
     each = clean - corrupted
     gap = each.mean()
     if not gap.abs() > NO_GAP:
@@ -135,7 +138,7 @@ def bootstrap(
     `tests/unit/test_metrics.py`, where this interval covers about 93 % or more).
 
     Raises:
-        MetricError: no values, a NaN, or groups of another length.
+        MetricError: no values, NaN or infinite ones, groups of another length, or one group alone.
     """
     return bootstrap_cells(values[None], groups, level, n_resamples, seed)[0]
 
@@ -169,7 +172,8 @@ def bootstrap_ratios(
         groups: prompts with the same number are drawn together, as for `bootstrap`.
 
     Raises:
-        MetricError: no prompts, NaN, not one group for each prompt, or a mean of `whole` that is 0.
+        MetricError: no prompts, NaN or infinite values, not one group for each prompt, one group alone, or a mean of
+            `whole` that is 0.
 
     Limits: where the mean of `whole` may be 0, the interval can be very wide.
     """
@@ -177,14 +181,21 @@ def bootstrap_ratios(
     n = table.shape[-1]
     if n == 0:
         raise MetricError("the mean of no prompts is undefined: the population is empty")
-    if np.isnan(table).any() or np.isnan(unit).any():
-        raise MetricError("NaN among the values to average: look for it in the run that made them")
+    if not (np.isfinite(table).all() and np.isfinite(unit).all()):
+        raise MetricError(
+            "NaN or infinite numbers among the values to average: look for them in the run that made them"
+        )
     if abs(unit.mean()) < 1e-9:
         raise MetricError("a share of nothing: the mean that is divided by is 0", see="share-of-nothing")
     member = _member(groups, n)
     sums = np.stack([np.bincount(member, weights=row) for row in table])  # [cell group]
     size = np.bincount(member, weights=unit)  # [group]
     n_groups = len(size)
+    if n_groups < 2:
+        raise MetricError(
+            f"{n} values of one group: an interval needs two groups at least, and prompts of one draw are one group",
+            see="one-group",
+        )
     mean, error = _ratio(sums, size, np.ones((1, n_groups)))  # [cell 1] each
     if n_groups < FEW_GROUPS:
         ends = np.outer((-1, 1), np.full(len(table), _student(n_groups, level)))
@@ -203,22 +214,16 @@ CERTAIN = 1e9  # |t| of a mean without any error; finite, since quantiles interp
 
 
 def _member(groups: Int[Tensor, " batch"] | None, n: int) -> Int[np.ndarray, " batch"]:
-    """The group of each of `n` values, counted from 0; each value is a group of its own where none are given.
-
-    Raises:
-        MetricError: groups of another length.
-    """
+    """The group of each of `n` values, counted from 0; each value is a group of its own where none are given."""
     labels = np.arange(n) if groups is None else groups.cpu().numpy()
-    if len(labels) != n:
-        raise MetricError(f"{len(labels)} groups for {n} values: give one group to each prompt")
     return np.unique(labels, return_inverse=True)[1]
 
 
 def _student(n_groups: int, level: float) -> float:
-    """Half the width of Student's interval in standard errors; a single group says nothing of its error, which is 0."""
+    """Half the width of Student's interval in standard errors."""
     from scipy.stats import t
 
-    return float(t.ppf((1 + level) / 2, n_groups - 1)) if n_groups > 1 else 0.0
+    return float(t.ppf((1 + level) / 2, n_groups - 1))
 
 
 def _ratio(
@@ -299,6 +304,8 @@ def tossed(
         MetricError: no values, a NaN, or groups of another length.
     """
     means, signs_ = _group_means(values, groups), signs.double().numpy()
+    if signs_.shape[1] != means.shape[1]:
+        raise MetricError(f"signs of {signs_.shape[1]} groups for {means.shape[1]}: toss one for each")
     t = _t_of(means, signs_)  # [cell toss]
     chosen = np.abs(t) > np.quantile(np.abs(t).max(0), level) * (1 + 1e-9)
     size = np.bincount(_member(groups, values.shape[-1])) / values.shape[-1]
@@ -307,8 +314,8 @@ def tossed(
 
 def _group_means(values: Tensor, groups: Tensor | None) -> Float[np.ndarray, "cell group"]:
     table = values.detach().cpu().double().numpy()
-    if table.size == 0 or np.isnan(table).any():
-        raise MetricError("no values, or NaN among them: look for it in the run that made them")
+    if table.size == 0 or not np.isfinite(table).all():
+        raise MetricError("no values, or NaN or infinite ones among them: look for them in the run that made them")
     member = _member(groups, table.shape[-1])
     return np.stack([np.bincount(member, weights=row) for row in table]) / np.bincount(member)
 
@@ -341,6 +348,8 @@ def share_of(passed: Bool[Tensor, " batch"], groups: Int[Tensor, " batch"]) -> I
     Prompts of a group are not independent, so to count groups is the careful choice. A bootstrap would have no width
     where nearly all or nearly none pass.
     """
+    if not len(passed):
+        raise MetricError("a share of no prompts is undefined", see="share-of-nothing")
     found = float(passed.float().mean())
     return Interval(found, *_wilson(found, len(groups.unique())), len(passed))
 
@@ -359,3 +368,6 @@ def _check_rows(logits: Tensor, pop: Population) -> None:
         raise MetricError(
             f"logits of shape {tuple(logits.shape)} for {len(pop)} prompts: expected [batch, d_vocab], logits at END"
         )
+
+
+guard(globals(), MetricError)

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labcode.errors import LabError, ModelError
+from labcode.inputs import guard
 from labcode.progress import watched
 
 if TYPE_CHECKING:
@@ -882,6 +883,8 @@ def main() -> int:
         print(f"{source.title} on {device}: {source.why} ({source.folder})")
     return 0
 
+
+guard(globals(), ModelError)
 
 if __name__ == "__main__":
     # Not this copy of the module: with it would come a second KNOWN, and a second class of each name.

@@ -12,6 +12,7 @@ Dimensions: `run` counts patched runs, `window` the positions that are computed,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -22,6 +23,7 @@ import torch
 from labcode.errors import PatchError
 from labcode.forward import Network, Run, Suffix, need_cpu, record, rotated
 from labcode.heads import Head, check_heads
+from labcode.inputs import guard
 from labcode.metrics import Interval, bootstrap_ratios, end_logits, logit_difference, restoration
 from labcode.progress import progress
 
@@ -143,7 +145,13 @@ class Grid:
         return [(self.label(cell), float(mean[cell])) for cell in order]
 
     def label(self, cell: int) -> str:
-        """The label of a cell, given its row-major number."""
+        """The label of a cell, given its row-major number.
+
+        Raises:
+            PatchError: no such cell.
+        """
+        if cell not in range(n := math.prod(self.values.shape[:-1])):
+            raise PatchError(f"no cell {cell}: this grid has {n}, counted from 0")
         index = torch.unravel_index(torch.tensor(cell), self.values.shape[:-1])
         labels = {axis.name: axis.labels[int(i)] for axis, i in zip(self.axes, index, strict=True)}
         place = labels.pop("position", None)
@@ -318,7 +326,7 @@ def exchange(
         PatchError: no heads; prompts that do not align.
         HeadError: a head that this model does not have.
     """
-    if not check_heads(model, heads):
+    if not heads:
         raise PatchError("no heads to exchange: give at least one", see="nothing-chosen")
     if pop.lengths.tolist() != source.lengths.tolist():
         raise PatchError(
@@ -332,7 +340,7 @@ def exchange(
 @contextmanager
 def exchanged(model: TransformerBridge, pop: Population, source: Population, heads: Sequence[Head]) -> Iterator[None]:
     """While it is open, these heads write at END of a run as long as `pop` what they write there in `source`."""
-    names = sorted({f"blocks.{layer}.attn.hook_z" for layer, _ in heads})
+    names = sorted({f"blocks.{layer}.attn.hook_z" for layer, _ in check_heads(model, heads)})
     rows, end = torch.arange(len(pop)), pop.end
     stored: Any = {}
     if names:
@@ -460,8 +468,6 @@ def _parts(
     """
     if runs is not None and runs.model is not model:
         raise PatchError("these runs are those of another model: make them anew with `Runs(model)`")
-    if direction not in ("denoising", "noising"):
-        raise PatchError(f"unknown direction {direction!r}: choose 'denoising' or 'noising'")
     need_cpu(model, "sweeps")
     base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
     start, network, hooks = first_difference(base, source), Network(model), list(hooks)
@@ -601,8 +607,6 @@ def _cells(
             and heads, or for an activation that belongs to no head.
     """
     cfg = model.cfg
-    if kind not in HOOKS:
-        raise PatchError(f"unknown kind {kind!r}: choose one of {', '.join(HOOKS)}")
     if f"blocks.0.{HOOKS[kind]}" not in model.hook_dict:
         raise PatchError(f"this model has no {kind}: its blocks are without it")
     n_heads = (cfg.n_key_value_heads or cfg.n_heads) if kind in GROUPED_KINDS else cfg.n_heads
@@ -640,7 +644,7 @@ def _cells_of(
         raise PatchError("give either `only`, a list of (layer, head), or layers and heads, not both")
     if not only:
         raise PatchError("no head chosen: give at least one in `only`, or leave it out for all", see="nothing-chosen")
-    check_heads(model, only, n_heads)
+    _no_twice("head", check_heads(model, only, n_heads))
     labels, positions = _places(clean, at)
     axes = [Axis(name, tuple(f"{layer}.{head}" for layer, head in only))]
     if labels:
@@ -684,7 +688,14 @@ def _chosen(what: str, wanted: Sequence[int] | None, n: int) -> list[int]:
     for one in chosen:
         if one not in range(n):
             raise PatchError(f"no {what} {one}: this model has {n}, counted from 0")
+    _no_twice(what, chosen)
     return chosen
+
+
+def _no_twice(what: str, chosen: Sequence[Any]) -> None:
+    if len(set(chosen)) < len(chosen):
+        twice = max(chosen, key=chosen.count)
+        raise PatchError(f"{what} {twice} is chosen twice: each cell of a sweep stands for something of its own")
 
 
 def _places(pop: Population, at: str | Sequence[str]) -> tuple[tuple[str, ...], Tensor]:
@@ -702,6 +713,8 @@ def _places(pop: Population, at: str | Sequence[str]) -> tuple[tuple[str, ...], 
         labels = tuple(f"{i} {min(column).strip()}" if len(column) == 1 else str(i) for i, column in enumerate(columns))
         return labels, torch.arange(n)[:, None].expand(n, len(pop))
     names = [at] if isinstance(at, str) else list(at)
+    if not names:
+        raise PatchError("no position chosen: give at least one, or at='all'", see="nothing-chosen")
     for name in names:
         if name not in pop.positions:
             raise PatchError(f"unknown position {name!r}: choose 'all', 'each' or among {', '.join(pop.positions)}")
@@ -925,11 +938,9 @@ def _receivers(model: TransformerBridge, into: str, receivers: Sequence[Head]) -
     """Heads by layer, in ascending order; for keys and values the heads that hold them.
 
     Raises:
-        PatchError: an unknown input, or receivers that `into` has no use for, or none where it needs them.
+        PatchError: receivers that `into` has no use for, or none where it needs them.
         HeadError: a receiver that this model does not have.
     """
-    if into not in ("logits", "q", "k", "v"):
-        raise PatchError(f"unknown input {into!r}: choose 'logits', 'q', 'k' or 'v'")
     if (into == "logits") == bool(receivers):
         raise PatchError("give receivers, as (layer, head), for into='q', 'k' or 'v', and none for into='logits'")
     cfg = model.cfg
@@ -938,3 +949,6 @@ def _receivers(model: TransformerBridge, into: str, receivers: Sequence[Head]) -
     for layer, head in check_heads(model, receivers):
         wanted.setdefault(layer, set()).add(head // group)
     return {layer: sorted(wanted[layer]) for layer in sorted(wanted)}
+
+
+guard(globals(), PatchError)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from labcode.errors import ReportError
+from labcode.inputs import guard
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -38,9 +39,16 @@ def bars(
     high: Sequence[float] | None = None,
     horizontal: bool = False,
 ) -> go.Figure:
-    """Signed bars, coloured by sign, with intervals where `low` and `high` are given."""
+    """Signed bars, coloured by sign, with intervals where `low` and `high` are given.
+
+    Raises:
+        ReportError: lists of different lengths, or one end of the intervals without the other.
+    """
     import plotly.graph_objects as go
 
+    if (low is None) != (high is None):
+        raise ReportError("an interval has two ends: give both low=... and high=..., or neither")
+    _as_many(labels=labels, values=values, low=low, high=high)
     error = None
     if low is not None and high is not None:
         error = {
@@ -52,7 +60,8 @@ def bars(
             "thickness": 1.5,
         }
     colours = [TOWARDS if v >= 0 else AGAINST for v in values]
-    spans = [f" [{lo:.2f}, {hi:.2f}]" for lo, hi in zip(low, high, strict=True)] if low and high else [""] * len(values)
+    ends = zip(low, high, strict=True) if low is not None and high is not None else ()
+    spans = [f" [{lo:.2f}, {hi:.2f}]" for lo, hi in ends] or [""] * len(values)
     hover = [f"{_text(label)}: {v:+.2f}{span}" for label, v, span in zip(labels, values, spans, strict=True)]
     ticks = [_text(label) for label in labels]
     common: dict[str, Any] = {"marker_color": colours, "hovertext": hover, "hoverinfo": "text"}
@@ -69,8 +78,15 @@ def bars(
 
 
 def histogram(groups: Mapping[str, Sequence[float]], *, alt: str, value_title: str, bin_width: float) -> go.Figure:
-    """Counts of prompts by value, one colour a group, with a line at 0."""
+    """Counts of prompts by value, one colour a group, with a line at 0.
+
+    Raises:
+        ReportError: a bin without a width, or more groups than there are colours.
+    """
     import plotly.graph_objects as go
+
+    if not bin_width > 0:
+        raise ReportError(f"bin_width = {bin_width}: a bin needs a width above 0")
 
     fig = go.Figure()
     for (name, values), colour in zip(groups.items(), _colours(groups), strict=True):
@@ -94,11 +110,19 @@ def lines(
     low: Mapping[str, Sequence[float]] | None = None,
     high: Mapping[str, Sequence[float]] | None = None,
 ) -> go.Figure:
-    """One line a series over labelled stages, with bands where `low` and `high` have the series."""
+    """One line a series over labelled stages, with bands where `low` and `high` have the series.
+
+    Raises:
+        ReportError: lists of different lengths, one end of a band without the other, or more series than colours.
+    """
     import plotly.graph_objects as go
 
+    if set(low or ()) != set(high or ()):
+        raise ReportError("a band has two ends: give low=... and high=... for the same series")
     fig = go.Figure()
     index = list(range(len(labels)))
+    for name, values in series.items():
+        _as_many(labels=labels, **{name: values}, low=(low or {}).get(name), high=(high or {}).get(name))
     for (name, values), colour in zip(series.items(), _colours(series), strict=True):
         if low and high and name in low:
             edge = [*high[name], *reversed(low[name])]
@@ -145,12 +169,20 @@ def heatmap(
 ) -> go.Figure:
     """A grid of effects (diverging, centred on 0) or of attention (sequential, 0 to 1).
 
-    `x` and `y` label columns and rows; tokens may repeat. The hover text names both, or is `hover`.
+    `x` and `y` label columns and rows; tokens may repeat. The hover text names both, or is `hover`. A NaN is a hole.
+
+    Raises:
+        ReportError: another number of rows or columns than labels, or an infinite value.
     """
     import plotly.graph_objects as go
 
     rows = [list(map(float, row)) for row in values]
-    largest = max((abs(v) for row in rows for v in row), default=1.0) or 1.0
+    _as_many(y=y, rows=rows, hover=hover)
+    for number, row in enumerate(rows):
+        _as_many(x=x, row=row, hover=hover and hover[number])
+    largest = max((abs(v) for row in rows for v in row if not math.isnan(v)), default=1.0) or 1.0
+    if math.isinf(largest):
+        raise ReportError("an infinite value in a heat map: every other cell would have no colour beside it")
     text = hover or [
         [f"{y_title} {_text(label)}, {x_title} {_text(column)}: {v:+.2f}" for column, v in zip(x, row, strict=True)]
         for label, row in zip(y, rows, strict=True)
@@ -182,8 +214,14 @@ def scatter(
 
     Args:
         groups: the group of each point; groups differ in colour and mark, and stand in the legend.
+
+    Raises:
+        ReportError: lists of different lengths, or more groups than there are colours.
     """
     import plotly.graph_objects as go
+
+    _as_many(x=x, y=y, labels=labels, groups=groups)
+    _colours(dict.fromkeys(groups or ()))
 
     far = sorted(range(len(labels)), key=lambda i: -max(abs(x[i]), abs(y[i])))[:named]
     text = [_text(label) if i in far else "" for i, label in enumerate(labels)]
@@ -218,9 +256,16 @@ def points(
     value_title: str,
     label_title: str = "",
 ) -> go.Figure:
-    """Means with their intervals, several series side by side for each label. `series` holds `metrics.Interval`s."""
+    """Means with their intervals, several series side by side for each label. `series` holds `metrics.Interval`s.
+
+    Raises:
+        ReportError: a series of another length than the labels, or of no intervals; more series than colours.
+    """
     import plotly.graph_objects as go
 
+    for name, values in series.items():
+        _as_many(labels=labels, **{name: values})
+        _intervals(name, values)
     fig = go.Figure()
     for number, ((name, values), colour) in enumerate(zip(series.items(), _colours(series), strict=True)):
         shift = 0.7 * ((number + 0.5) / len(series) - 0.5)
@@ -252,9 +297,17 @@ def points(
 def fronts(
     series: Mapping[str, Sequence[tuple[float, Any]]], *, alt: str, value_title: str, label_title: str
 ) -> go.Figure:
-    """Lines through points, each a number above 0 and a `metrics.Interval`; numbers are spaced by their doublings."""
+    """Lines through points, each a number above 0 and a `metrics.Interval`; numbers are spaced by their doublings.
+
+    Raises:
+        ReportError: no point, a number that is not above 0, no intervals, or more series than colours.
+    """
     import plotly.graph_objects as go
 
+    for name, points in series.items():
+        _intervals(name, [value for _, value in points])
+    if not min((at for points in series.values() for at, _ in points), default=0) > 0:
+        raise ReportError("doublings start above 0: give points, each with a number above 0")
     fig = go.Figure()
     for number, ((name, points), colour) in enumerate(zip(series.items(), _colours(series), strict=True)):
         found = [value for _, value in points]
@@ -309,6 +362,20 @@ def _finish(fig: go.Figure, alt: str, height: int = 420) -> go.Figure:
     return fig
 
 
+def _as_many(**lists: Any) -> None:
+    """Raises `ReportError` where lists that belong together differ in length; None is no list."""
+    sizes = {name: len(one) for name, one in lists.items() if one is not None}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{n} in {name}" for name, n in sizes.items())
+        raise ReportError(f"what belongs together differs in length: {told}; give one for each")
+
+
+def _intervals(name: str, values: Sequence[Any]) -> None:
+    for value in values:
+        if not all(hasattr(value, part) for part in ("mean", "low", "high")):
+            raise ReportError(f"{name}: a {type(value).__name__} is no interval, as metrics.bootstrap gives them")
+
+
 def _ticks(labels: Sequence[str]) -> dict[str, Any]:
     step = max(1, len(labels) // 32)
     chosen = range(0, len(labels), step)
@@ -323,9 +390,14 @@ def _text(label: str) -> str:
 def _colours(names: Mapping[str, Any]) -> list[str]:
     # A named position keeps its colour through the whole book.
     free = iter(SERIES)
+    if len(set(names) - set(POSITION_COLOURS)) > len(SERIES):
+        raise ReportError(f"{len(names)} series, and {len(SERIES)} colours that can be told apart: draw fewer")
     return [POSITION_COLOURS[name] if name in POSITION_COLOURS else next(free) for name in names]
 
 
 def _faint(colour: str) -> str:
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.18)"
+
+
+guard(globals(), ReportError)

@@ -16,11 +16,14 @@ import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from string import Formatter
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from labcode.errors import PromptError
+from labcode.inputs import guard, tokenizer_key
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -94,6 +97,7 @@ class Population:
         str_tokens: the tokens as strings, without padding.
         dropped_names: names of `NAMES` that this tokenizer does not hold as one token.
         corruption: "" for the clean prompts, else the `how` of `corrupt`.
+        tokenizer: whose numbers `tokens` are, its `inputs.tokenizer_key`; "" where that isn't known.
     """
 
     prompts: tuple[Prompt, ...]
@@ -105,6 +109,7 @@ class Population:
     str_tokens: tuple[tuple[str, ...], ...]
     dropped_names: tuple[str, ...] = ()
     corruption: str = ""
+    tokenizer: str = ""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -120,10 +125,17 @@ class Population:
         return self.positions["END"]
 
     def subset(self, index: Sequence[int]) -> Population:
-        """The prompts at `index`, in that order, without columns that hold padding only."""
+        """The prompts at `index`, in that order, without columns that hold padding only.
+
+        Raises:
+            PromptError: no prompt, one that isn't there, or a mask of truth values.
+        """
         chosen = list(index)
         if not chosen:
             raise PromptError("this selection leaves an empty population: choose at least one prompt")
+        if min(chosen) < 0 or max(chosen) >= len(self):
+            bad = next(i for i in chosen if not 0 <= i < len(self))
+            raise PromptError(f"no prompt {bad}: there are {len(self)}, counted from 0")
         rows = torch.tensor(chosen)
         lengths = self.lengths[rows]
         return replace(
@@ -162,7 +174,13 @@ def token_id(model: TransformerBridge, word: str) -> int:
 
 
 def quoted(model: TransformerBridge, token: Int[Tensor, ""] | int) -> str:
-    """A token as text that a sentence or a table can show: in quotes, so that its space can be seen."""
+    """A token as text that a sentence or a table can show: in quotes, so that its space can be seen.
+
+    Raises:
+        PromptError: a number that stands for no token.
+    """
+    if not 0 <= int(token) < len(model.tokenizer):
+        raise PromptError(f"no token {int(token)}: this tokenizer has {len(model.tokenizer)}, counted from 0")
     text = model.tokenizer.decode([int(token)])
     return "“" + text.replace("\n", "\\n") + "”"
 
@@ -184,10 +202,12 @@ def single_token_names(model: TransformerBridge) -> tuple[list[str], list[str]]:
 def build(model: TransformerBridge, prompts: Sequence[Prompt], dropped: Sequence[str] = ()) -> Population:
     """Tokenise prompts and find their named positions.
 
-    The start token comes first, as the model's tokenizer defines it; positions count it.
+    The start token comes first, as the model's tokenizer defines it; positions count it. What a prompt says of itself
+    is held against its tokens here, once for everything that a reader may write.
 
     Raises:
-        PromptError: no prompts; a name of several tokens; IO not found once or S not found twice.
+        PromptError: no prompts; a name of several tokens; IO not found once or S not found twice; IO behind S2; an
+            answer that stands in the sentence already, at END; S twice in a row; another order than the prompt says.
     """
     if not prompts:
         raise PromptError("an empty population: give at least one prompt")
@@ -202,10 +222,24 @@ def build(model: TransformerBridge, prompts: Sequence[Prompt], dropped: Sequence
                 f"the prompt {prompt.text!r} names {prompt.io} {len(at_io)} times and {prompt.s} {len(at_s)} times: "
                 "IO has to occur once and S twice, each with a space before it"
             )
+        if wrong := _misplaced(prompt, at_io[0], at_s[0], at_s[1], len(row) - 1):
+            raise PromptError(f"the prompt {prompt.text!r} {wrong}")
         rows.append(row)
         found.append(dict(zip(POSITIONS, (at_io[0], at_s[0], at_s[0] + 1, at_s[1], len(row) - 1), strict=True)))
         answers.append((io, s))
     return padded(model, prompts, rows, found, answers, dropped)
+
+
+def _misplaced(prompt: Prompt, io: int, s1: int, s2: int, end: int) -> str:
+    """What is wrong with the order of the names in a prompt, or nothing."""
+    order = "ABBA" if io < s1 else "BABA"
+    if end in (io, s2):
+        return "ends with a name, where the answer is to come: stop at the word before the answer"
+    if s2 == s1 + 1:
+        return f"names {prompt.s} twice in a row: S1+1 and S2 have to be two positions"
+    if io > s2:
+        return f"names {prompt.io} after both mentions of {prompt.s}: IO has to stand before S2"
+    return "" if prompt.order == order else f"says of itself {prompt.order!r}, and its names stand in order {order!r}"
 
 
 def padded(
@@ -229,6 +263,7 @@ def padded(
         str_tokens=tuple(tuple(model.tokenizer.decode([i]) for i in row) for row in rows),
         dropped_names=tuple(dropped),
         corruption=corruption,
+        tokenizer=tokenizer_key(model.tokenizer),
     )
 
 
@@ -266,7 +301,7 @@ def population(
 
     Raises:
         PromptError: LAB_PROMPTS is no even number from 4 on and no multiple; n odd, below 2, or more than there are
-            distinct prompts; fewer than two usable names.
+            distinct prompts; fewer than two usable names, or one twice; a template that can't be filled in.
     """
     n = n if exact else _asked(n)
     if n < 2 or n % 2:
@@ -275,7 +310,10 @@ def population(
     names = known if names is None else list(names)
     if len(names) < 2:
         raise PromptError(f"this tokenizer holds {len(names)} of our {len(NAMES)} names as one token: two are needed")
-    limit = len(templates) * len(PLACES) * len(OBJECTS) * len(names) * (len(names) - 1)  # a pair of names, either role
+    if len(set(names)) < len(names):
+        raise PromptError(f"{max(names, key=names.count)!r} stands among the names twice")
+    # A pair of names, in either role, and what else a template takes; each template gets as many prompts.
+    limit = len(templates) * min(map(_fillings, templates), default=0) * len(names) * (len(names) - 1)
     if n > limit:
         raise PromptError(f"n = {n}: these templates and names give at most {limit} distinct prompts")
     rng = random.Random(seed)
@@ -287,14 +325,38 @@ def population(
         template = order[draw % len(order)]
         first, second = rng.sample(names, 2)
         place, thing = rng.choice(PLACES), rng.choice(OBJECTS)
-        key = (template, frozenset((first, second)), place, thing)
+        filled = partial(templates[template].format, place=place, object=thing)
+        key = (template, frozenset((first, second)), filled(A="", B="", S=""))
         if key in seen:
             continue
         seen.add(key)
         for s, io in ((first, second), (second, first)):
-            text = templates[template].format(A=first, B=second, S=s, place=place, object=thing)
+            text = filled(A=first, B=second, S=s)
             prompts.append(Prompt(text, io, s, "BABA" if s == first else "ABBA", template, draw))
     return build(model, prompts, dropped)
+
+
+def _fillings(template: str) -> int:
+    """How many places and objects a template can be filled with.
+
+    Raises:
+        PromptError: stray braces, an unknown field, or not each of the names once.
+    """
+    try:
+        parts = [part for part in Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise PromptError(f"the template {template!r} can't be filled in ({error})") from error
+    fields = [name for _, name, how, kind in parts if not how and not kind]
+    if (
+        len(fields) < len(parts)
+        or set(fields) - {*"ABS", "place", "object"}
+        or any(fields.count(x) != 1 for x in "ABS")
+    ):
+        raise PromptError(
+            f"the template {template!r} has to hold {{A}}, {{B}} and {{S}} once each, and of other braces only "
+            "{place} and {object}"
+        )
+    return (len(PLACES) if "place" in fields else 1) * (len(OBJECTS) if "object" in fields else 1)
 
 
 def _asked(n: int) -> int:
@@ -327,8 +389,6 @@ def corrupt(
     Raises:
         PromptError: unknown `how`; a population that is corrupted already; too few usable names.
     """
-    if how not in ("swap", "abc", "first"):
-        raise PromptError(f"unknown corruption {how!r}: the known ones are 'swap', 'abc' and 'first'")
     if pop.corruption:
         raise PromptError(f"these prompts are corrupted already ({pop.corruption!r}): corrupt the clean population")
     if how == "swap":
@@ -342,7 +402,13 @@ def corrupt(
 def renamed(
     model: TransformerBridge, pop: Population, ids: Mapping[str, Int[Tensor, " batch"]], corruption: str
 ) -> Population:
-    """The same prompts with other tokens at some named positions; right answers stay those of `pop`."""
+    """The same prompts with other tokens at some named positions; right answers stay those of `pop`.
+
+    Raises:
+        PromptError: an unknown position, or not one token for each prompt.
+    """
+    if unknown := set(ids) - set(pop.positions):
+        raise PromptError(f"unknown position {min(unknown)!r}: choose among {', '.join(pop.positions)}")
     tokens, rows = pop.tokens.clone(), torch.arange(len(pop))
     for place, new in ids.items():
         tokens[rows, pop.positions[place]] = new
@@ -365,3 +431,6 @@ def fresh_names(model: TransformerBridge, pop: Population, n: int, seed: int) ->
     rng = random.Random(seed)
     answers = zip(pop.io_ids.tolist(), pop.s_ids.tolist(), strict=True)
     return torch.tensor([rng.sample([i for i in ids if i not in taken], n) for taken in answers])
+
+
+guard(globals(), PromptError)

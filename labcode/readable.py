@@ -26,6 +26,7 @@ import torch
 
 from labcode.corpus import DATA, masked
 from labcode.errors import MetricError
+from labcode.inputs import guard
 from labcode.latents import Codes, repeated
 from labcode.metrics import Interval
 from labcode.models import weights_key
@@ -268,7 +269,13 @@ class Found:
 
 
 def f1(said: Bool[Tensor, "*any"], true: Bool[Tensor, "*any"]) -> float:
-    """Twice the hits, divided by all that was said plus all that is true; 0 where both are none."""
+    """Twice the hits, divided by all that was said plus all that is true; 0 where both are none.
+
+    Raises:
+        MetricError: two shapes.
+    """
+    if said.shape != true.shape:
+        raise MetricError(f"what is said has shape {tuple(said.shape)}, what is true {tuple(true.shape)}")
     return 2 * float((said & true).sum()) / max(1.0, float(said.sum() + true.sum()))
 
 
@@ -285,8 +292,12 @@ def fit(
             token itself has come before.
 
     Raises:
-        MetricError: shapes that do not fit, or the latent does not fire on this text.
+        MetricError: shapes that do not fit, an unknown kind or look, or the latent does not fire on this text.
     """
+    if not kinds or set(kinds) - set(KINDS) or sees not in SEES:
+        raise MetricError(
+            f"kinds {list(kinds)}, sees={sees!r}: choose kinds among {', '.join(KINDS)}; and one of {', '.join(SEES)}"
+        )
     true = _counted(text, fires)
     total = float(true.sum())
     if not total:
@@ -619,3 +630,6 @@ def _packed(rule: Rule) -> dict[str, Any]:
 def _unpacked(row: dict[str, Any]) -> Rule:
     forms = tuple(tuple(names) for names in row.get("forms", ()))
     return Rule(row["kind"], tuple(row.get("listed", ())), row.get("back", False), forms, row["fitted"])
+
+
+guard(globals(), MetricError)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from labcode.errors import EvidenceError, ModelError
+from labcode.inputs import guard
 from labcode.models import build_once, cache_dir, unclean, weights_key
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def remember(
     """
     why = _changed(model)
     if why:
-        warnings.warn(f"this measurement is not kept: {why}", stacklevel=2)
+        warnings.warn(f"this measurement is not kept: {why}", stacklevel=3)
         return measure()
     weights, device = weights_key(model), next(model.parameters()).device.type
     file = Path(getattr(getattr(measure, "__code__", None), "co_filename", ""))
@@ -263,7 +264,7 @@ def remember(
     try:
         build_once(folder, lambda target: read(target) is not None, build, needs=2**20)
     except ModelError as reason:
-        warnings.warn(f"this measurement is not kept: {reason}", stacklevel=2)
+        warnings.warn(f"this measurement is not kept: {reason}", stacklevel=3)
         return made or measure()
     return made or read(folder) or measure()
 
@@ -327,3 +328,6 @@ def source_key(folder: Path) -> str:
 
 SOURCE = source_key(Path(__file__).parent)
 """Of the files as this process has imported them."""
+
+
+guard(globals(), EvidenceError)

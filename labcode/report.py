@@ -18,12 +18,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from labcode.errors import ReportError
+from labcode.inputs import guard
 
 Method = Literal["observed", "denoised", "noised", "ablated"]
-METHODS = get_args(Method)
 Origin = Literal["measured", "recorded"]
 KEY = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+")
 LONG = ' class="lab-long"'  # a cell that holds a sentence
@@ -54,7 +54,8 @@ def put(origin: Origin = "measured", /, **values: Any) -> None:
         if all(hasattr(value, part) for part in ("mean", "low", "high")):
             put(origin, **{name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high})
             continue
-        plain = value.item() if hasattr(value, "item") else value
+        one = not hasattr(value, "shape") or math.prod(value.shape) == 1
+        plain = value.item() if one and hasattr(value, "item") else value
         if not isinstance(plain, bool | int | float | str):
             raise ReportError(f"put({name}=...): a sentence takes a number or a string, not {type(value).__name__}")
         if isinstance(plain, float) and not math.isfinite(plain):
@@ -89,16 +90,13 @@ def claim(
     Raises:
         ReportError: an unknown method, a key that is none, or no truth value.
     """
-    if method not in METHODS:
-        raise ReportError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
     more = {"against": against, "source": source, "origin": origin}
     if not KEY.fullmatch(key):
         raise ReportError(f"{key!r} can't name a claim: use words in lower case, a hyphen between two", see="claim-key")
-    verdict = _truth(holds)
     if not os.environ.get("LAB_BUILD"):
-        mark = f"✓ {key} holds" if verdict else f"✗ {key} does not hold on this run"
+        mark = f"✓ {key} holds" if holds else f"✗ {key} does not hold on this run"
         print(f"{mark} ({_how(method, more)})")
-    _record({"kind": "claim", "key": key, "holds": verdict, "method": method, **more})
+    _record({"kind": "claim", "key": key, "holds": holds, "method": method, **more})
 
 
 def check(text: str, holds: bool) -> None:
@@ -109,31 +107,20 @@ def check(text: str, holds: bool) -> None:
     Raises:
         ReportError: no text, or no truth value.
     """
-    verdict = _truth(holds)
     if not text.strip():
         raise ReportError("a self-check needs a sentence")
-    mark = "✓ holds" if verdict else "✗ does not hold on this run"
+    mark = "✓ holds" if holds else "✗ does not hold on this run"
     page = (
-        f'<div class="lab-claim" data-holds="{str(verdict).lower()}"><span class="lab-verdict">{mark}</span> '
+        f'<div class="lab-claim" data-holds="{str(holds).lower()}"><span class="lab-verdict">{mark}</span> '
         f'<span class="lab-text">{html.escape(text)}</span> <span class="lab-evidence">self-check</span></div>'
     )
     _show(page, f"{mark}: {text} (self-check)")
-    _record({"kind": "check", "text": text, "holds": verdict, "method": "self-check"})
+    _record({"kind": "check", "text": text, "holds": holds, "method": "self-check"})
 
 
 def _short(value: Any) -> str:
     plain = value.item() if hasattr(value, "item") else value
     return f"{plain:.4g}" if isinstance(plain, float) else str(plain)
-
-
-def _truth(value: Any) -> bool:
-    try:
-        plain = value.item() if hasattr(value, "item") else value
-    except (RuntimeError, ValueError):  # more than one element
-        plain = value
-    if not isinstance(plain, bool):
-        raise ReportError(f"a verdict is one truth value, not {type(value).__name__}", see="claim-truth")
-    return plain
 
 
 def _how(method: str, more: Mapping[str, str]) -> str:
@@ -212,7 +199,7 @@ def expected(rows: Sequence[Row]) -> None:
     ]
     _show(table(["", "expected", "observed on this run", ""], cells), "\n".join(lines))
     for row in rows:
-        kept = {"what": row.what, "expected": row.expected, "observed": row.observed, "holds": _truth(row.as_expected)}
+        kept = {"what": row.what, "expected": row.expected, "observed": row.observed, "holds": row.as_expected}
         _record({"kind": "expected", **kept})
 
 
@@ -394,3 +381,6 @@ Names are those of `labcode.families`. 0.10, 5.8 and 5.9 are "fuzzy" members (ap
 
 CIRCUIT_LAYERS, CIRCUIT_HEADS = 12, 144
 """Layers and heads of the model that `CIRCUIT` was found in."""
+
+
+guard(globals(), ReportError)

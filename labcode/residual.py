@@ -16,6 +16,7 @@ import torch
 
 from labcode.errors import MetricError
 from labcode.forward import at_end_only
+from labcode.inputs import guard
 from labcode.progress import progress
 
 if TYPE_CHECKING:
@@ -157,3 +158,6 @@ def _at_end(model: TransformerBridge, pop: Population) -> Any:
         return value.expand(len(pop), *value.shape[1:])[rows, end][:, None]  # positions come with one row for all
 
     return ActivationCache({name: pick(value) for name, value in cache.items()}, model)
+
+
+guard(globals(), MetricError)

@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ import torch
 from labcode.corpus import DATA, Corpus, hub_answers, load_corpus
 from labcode.errors import SaeError
 from labcode.forward import Network
+from labcode.inputs import guard
 from labcode.models import build_once, cache_dir, edition, must_be_clean, quiet, say, sha256, weights_key
 from labcode.progress import progress
 
@@ -132,7 +133,6 @@ def collect(
     Raises:
         SaeError: no such layer, no contexts, or a NaN among the activations.
     """
-    check_layer(model, layer)
     check_contexts(tokens)
     pieces = []
     for piece in progress(tokens.split(batch_size), f"activations of layer {layer}", -(-len(tokens) // batch_size)):
@@ -180,12 +180,6 @@ def hook(layer: int) -> str:
     return f"blocks.{layer}.hook_out"
 
 
-def check_layer(model: TransformerBridge, layer: int) -> None:
-    """Raises `SaeError` unless the model has this layer."""
-    if layer not in range(model.cfg.n_layers):
-        raise SaeError(f"no layer {layer}: this model has {model.cfg.n_layers} layers, counted from 0")
-
-
 def check_contexts(tokens: Int[Tensor, "context pos"]) -> None:
     """Raises `SaeError` unless there is at least one context, of at least two tokens."""
     if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] < 2:
@@ -202,7 +196,6 @@ def check_fits(sae: Any, model: TransformerBridge, layer: int) -> None:
     Raises:
         SaeError: another width, layer, place or model, more active latents than there are, or NaN among the weights.
     """
-    check_layer(model, layer)
     if sae.cfg.d_in != model.cfg.d_model:
         raise SaeError(
             f"this autoencoder is for residual vectors of {sae.cfg.d_in} numbers, the model has {model.cfg.d_model}: "
@@ -251,6 +244,15 @@ def _plain(name: str) -> str:
     return {"gpt2-small": "gpt2"}.get(short, short)
 
 
+def check_latents(sae: Any, latents: Iterable[int]) -> list[int]:
+    """The latents as a list. Raises `SaeError` for one that the autoencoder does not have."""
+    found, n = list(latents), len(sae.W_dec)
+    for latent in found:
+        if latent not in range(n):
+            raise SaeError(f"no latent {latent}: this autoencoder has {n}, counted from 0")
+    return found
+
+
 def _check_numbers(sae: Any) -> None:
     weights = {name: getattr(sae, name, None) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
     bad = [name for name, value in weights.items() if value is not None and not torch.isfinite(value).all()]
@@ -287,6 +289,7 @@ class Training:
     settings: dict[str, Any]
 
 
+@torch.enable_grad()
 def train(
     data: Activations,
     *,
@@ -536,7 +539,6 @@ def splice(
     Raises:
         SaeError: no such layer, no contexts, or none of three tokens: the second predicts the third.
     """
-    check_layer(model, layer)
     check_contexts(tokens)
     if tokens.shape[1] < 3:
         raise SaeError("contexts of two tokens predict nothing that counts: take contexts of at least three")
@@ -614,8 +616,6 @@ def pursue(
 
     Limits: the k directions that explain most together need not be among those; nobody knows a fast way to find them.
     """
-    if x.shape[-1] != directions.shape[-1]:
-        raise SaeError(f"vectors of {x.shape[-1]} numbers and directions of {directions.shape[-1]}")
     if not 0 < k <= len(directions):
         raise SaeError(f"{k} of {len(directions)} directions: k has to lie between 1 and the number of directions")
     atoms = torch.nn.functional.normalize(directions.detach(), dim=-1)
@@ -809,3 +809,6 @@ def res_jb(model: TransformerBridge, block: int = 9) -> tuple[Any, int] | None:
         say(f"No published autoencoder: {type(error).__name__}: {error}")
         return None
     return (sae.eval().requires_grad_(False), block - 1) if sae.cfg.d_in == model.cfg.d_model else None
+
+
+guard(globals(), SaeError)

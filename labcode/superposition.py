@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from labcode.errors import MetricError
+from labcode.inputs import guard
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 def unit(vectors: Float[Tensor, "vector d"]) -> Float[Tensor, "vector d"]:
     """Each row at length 1."""
-    return vectors / vectors.norm(dim=-1, keepdim=True)
+    real = vectors if vectors.is_floating_point() else vectors.float()
+    return real / real.norm(dim=-1, keepdim=True)
 
 
 def partners(found: Float[Tensor, "latent d"], true: Float[Tensor, "feature d"]) -> Int[Tensor, " feature"]:
@@ -36,7 +38,7 @@ def partners(found: Float[Tensor, "latent d"], true: Float[Tensor, "feature d"])
     if found.ndim != 2 or true.ndim != 2 or found.shape[-1] != true.shape[-1]:
         raise MetricError(f"directions of shape {tuple(found.shape)} cannot be matched with {tuple(true.shape)}")
     for name, vectors in (("found", found), ("true", true)):
-        norm = vectors.norm(dim=-1)
+        norm = vectors.double().norm(dim=-1)
         if not (norm.isfinite() & (norm > 0)).all():
             row = int((~(norm.isfinite() & (norm > 0))).nonzero()[0])
             raise MetricError(f"{name} direction {row} is zero or not finite: leave it out before matching")
@@ -74,3 +76,6 @@ def different_causes(
     cause = (values[where] * weights.T).argmax(-1)  # [top unit]
     counts = [len(set(one[on].tolist())) for one, on in zip(cause.T, strongest.T > 0, strict=True) if on.any()]
     return torch.tensor(counts, dtype=torch.float)
+
+
+guard(globals(), MetricError)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labcode.errors import PromptError
+from labcode.inputs import guard
 from labcode.prompts import Population, Prompt, padded, token_id
 
 if TYPE_CHECKING:
@@ -168,3 +169,6 @@ def _find(model: TransformerBridge, number: int, row: Sequence[int], word: str) 
             "space before a word"
         )
     return found[0]
+
+
+guard(globals(), PromptError)

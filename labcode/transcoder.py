@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from labcode import sae
 from labcode.corpus import DATA, Corpus, load_corpus
 from labcode.errors import SaeError
+from labcode.inputs import guard
 from labcode.latents import Editor
 from labcode.models import build_once, cache_dir, edition, must_be_clean, weights_key
 from labcode.progress import progress
@@ -108,7 +109,6 @@ def collect(model: TransformerBridge, tokens: Int[Tensor, "context pos"], layer:
 
 def check_mlp(model: TransformerBridge, layer: int) -> None:
     """Raises `SaeError` unless the model has this layer, and an MLP in it."""
-    sae.check_layer(model, layer)
     if hooks(layer)[0] not in model.hook_dict:
         raise SaeError(f"layer {layer} of this model has no MLP that a transcoder could imitate")
 
@@ -141,7 +141,7 @@ def effects(
 
 
 def beyond_linear(
-    model: TransformerBridge, tokens: Int[Tensor, "context pos"], held: Int[Tensor, "context pos"], batch_size: int = 8
+    model: TransformerBridge, tokens: Int[Tensor, "context pos"], held: Int[Tensor, "held pos"], batch_size: int = 8
 ) -> list[float]:
     """For the MLP of each layer the FVU that the least-squares linear map from input to output leaves on `held`.
 
@@ -212,7 +212,14 @@ def linear_map(pairs: Pairs, ridge: float = 1e-3) -> LinearMap:
 
 
 def unexplained(pairs: Pairs, predict: Predict, center: Float[Tensor, " d_model"]) -> float:
-    """Fraction of variance unexplained (FVU): squared error over squared distance from `center`, each summed."""
+    """Fraction of variance unexplained (FVU): squared error over squared distance from `center`, each summed.
+
+    Raises:
+        SaeError: a centre, or predictions, of another width than what the MLP writes.
+    """
+    for what, shape in (("a centre", center.shape), ("a prediction", predict(pairs.reads[:1])[0].shape)):
+        if shape != pairs.writes.shape[1:]:
+            raise SaeError(f"{what} of shape {tuple(shape)} for outputs of {pairs.writes.shape[1]} numbers")
     error = total = 0.0
     with torch.no_grad():
         for x, y in zip(pairs.reads.split(4096), pairs.writes.split(4096), strict=True):
@@ -234,6 +241,7 @@ class Training:
     settings: dict[str, Any]
 
 
+@torch.enable_grad()
 def train(
     pairs: Pairs,
     *,
@@ -593,3 +601,6 @@ def record_of(model: TransformerBridge, pairs: Pairs, linear: LinearMap, made: T
         "linear_bias": [round(value, 5) for value in linear.bias.tolist()],
         "history": [[at.samples, round(at.loss, 4), round(at.l0, 2), round(at.dead, 4)] for at in made.history],
     }
+
+
+guard(globals(), SaeError)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from labcode.errors import PromptError
+from labcode.inputs import guard
 from labcode.progress import progress
 from labcode.prompts import NAMES, Population, Prompt, fresh_names, padded, renamed, single_token_names
 
@@ -344,3 +345,6 @@ def fit_signals(values: Mapping[tuple[str, str], Float[Tensor, " batch"]]) -> di
     weights = torch.linalg.lstsq(design, table).solution
     missed = (table - design @ weights).square().mean(0).sqrt()
     return dict(zip(("position", "token", "constant"), weights, strict=True)) | {"residual": missed}
+
+
+guard(globals(), PromptError)

@@ -214,7 +214,7 @@ def test_the_rooms_that_are_shown_are_those_that_are_there():
         assert used & there <= set(shown[:place]), name
     for name in ("plots", "report"):
         source = (ROOT / "labcode" / f"{name}.py").read_text(encoding="utf8")
-        assert set(re.findall(r"^from labcode\.(\w+)", source, re.MULTILINE)) <= {"errors"}
+        assert set(re.findall(r"^from labcode\.(\w+)", source, re.MULTILINE)) <= {"errors", "inputs"}
 
 
 def test_the_pages_are_in_the_table_of_contents():

@@ -160,7 +160,7 @@ def test_resampling_takes_another_prompt_of_the_template_and_keeps_to_its_seed(t
         ({"heads": [(3, 0)]}, "no head 3.0: this model has 3 layers of 4 heads"),
         ({"heads": [(0, 4)]}, "no head 0.4"),
         ({"mlps": [7]}, "no MLP in layer 7"),
-        ({"how": "median"}, "unknown ablation 'median'"),
+        ({"how": "median"}, "unknown how 'median'"),
         ({"at": "S3"}, "unknown position 'S3'"),
         ({"how": "mean"}, "'mean' needs a reference population"),
     ],

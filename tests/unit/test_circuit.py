@@ -229,7 +229,7 @@ def test_references_are_enough_for_each_template(tiny, several):
     ("options", "message"),
     [
         ({}, "a mean of 1 reference prompts for '.*', and at least 8 are asked for"),
-        ({"how": "median"}, "unknown ablation 'median'"),
+        ({"how": "median"}, "unknown how 'median'"),
         ({"how": "corrupted"}, "do not align with the prompts one by one"),
     ],
 )

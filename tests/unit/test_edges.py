@@ -394,12 +394,12 @@ def test_prompts_that_do_not_align_are_refused(tiny, pair, call):
     ("call", "message"),
     [
         (lambda *given: run(*given, []), "no sets of edges to run"),
-        (lambda *given: eap(*given, at="swap"), "at='swap'"),
-        (lambda *given: eap_ig(*given, steps=0), "steps = 0"),
+        (lambda *given: eap(*given, at="swap"), "unknown at 'swap'"),
+        (lambda *given: eap_ig(*given, steps=0), "argument steps: 0"),
         (lambda *given: prune(*given, [], 0.1), "0 edges, tau=0.1"),
         (lambda *given: prune(*given, CHAIN, 0.0), "tau=0.0"),
         (lambda *given: prune(*given, CHAIN, 0.1, block=0), "block=0"),
-        (lambda *given: prune(*given, CHAIN, 0.1, by="x"), "by='x'"),
+        (lambda *given: prune(*given, CHAIN, 0.1, by="x"), "unknown by 'x'"),
         (lambda *given: curve(*given, CHAIN, []), "sizes"),
         (lambda *given: curve(*given, CHAIN, [14]), "a ranking of 13 edges"),
     ],
@@ -491,7 +491,7 @@ def test_arrows_of_one_head_are_those_of_path_patching(tiny_gpt2):
     model = tiny_gpt2.bridge
     pop = prompts.population(model, 4, seed=3)
     other = prompts.corrupt(model, pop, "abc")
-    found = arrows(model, pop, other, {"a": [(0, 1, "END")]}, {"b": [(2, 2, "END")]}, inputs="q")
+    found = arrows(model, pop, other, {"a": [(0, 1, "END")]}, {"b": [(2, 2, "END")]}, inputs=["q"])
     grid = path_patch(model, pop, other, "q", [(2, 2)], sender_at="END", receiver_at="END", layers=[0], heads=[1])
     expected = grid.clean - grid.values[0, 0]
     torch.testing.assert_close(found[Arrow("a", "b", "q")], expected, atol=1e-5, rtol=0)
@@ -515,11 +515,11 @@ def test_the_arrows_of_the_hand_wired_circuit(toy):
 @pytest.mark.parametrize(
     ("senders", "receivers", "inputs", "message"),
     [
-        ({}, {}, "q", "no senders, or a family without heads"),
-        ({"a": [(0, 0, "S2")]}, {"b": []}, "q", "no senders, or a family without heads"),
+        ({}, {}, ["q"], "no senders, or a family without heads"),
+        ({"a": [(0, 0, "S2")]}, {"b": []}, ["q"], "no senders, or a family without heads"),
         ({"a": [(0, 0, "S2")]}, {"b": [(1, 0, "END")]}, ["qo"], "unknown input 'qo'"),
-        ({"a": [(0, 0, "S3")]}, {"b": [(1, 0, "END")]}, "q", "no such position"),
-        ({"a": [(0, 9, "S2")]}, {"b": [(1, 0, "END")]}, "q", "no head 0.9"),
+        ({"a": [(0, 0, "S3")]}, {"b": [(1, 0, "END")]}, ["q"], "no such position"),
+        ({"a": [(0, 9, "S2")]}, {"b": [(1, 0, "END")]}, ["q"], "no head 0.9"),
     ],
 )
 def test_bad_arrows_are_named(tiny, pair, senders, receivers, inputs, message):
@@ -587,7 +587,7 @@ def test_composition_of_the_hand_wired_circuit(toy):
     ("sender", "receiver", "kind", "message"),
     [
         ((1, 0), (1, 1), "q", "a sender in an earlier layer"),
-        ((0, 0), (1, 1), "o", "choose 'q', 'k' or 'v'"),
+        ((0, 0), (1, 1), "o", "unknown kind 'o'"),
         ((0, 9), (1, 1), "q", "no head 0.9"),
     ],
 )

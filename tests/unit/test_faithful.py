@@ -57,7 +57,7 @@ def test_faithfulness_of_the_chain_and_of_a_part(runner):
     assert near(found["none"].gap, FULL)
 
 
-class Two:
+class Two(Runner):
     """A runner with given values: those of the model, and those of every circuit."""
 
     def __init__(self, model, circuit, draws):
@@ -149,8 +149,11 @@ def test_greedy_search_finds_the_worst_set(runner):
 def test_a_greedy_set_is_not_judged_by_the_prompts_that_chose_it():
     """Nothing but noise: the search finds a large score where it looks, and the other half shows none of it."""
 
-    class Noise:
+    class Noise(Runner):
         draws = torch.arange(100) // 2
+
+        def __init__(self):
+            pass
 
         def values(self, states):
             seeds = [crc32(repr((type(state).__name__, sorted(state.nodes))).encode()) for state in states]
@@ -188,29 +191,35 @@ def test_minimality_finds_the_set_that_makes_a_head_matter(runner):
     assert found[MOVES].worth.n == 4, "half the prompts chose, the other half is reported"
 
 
-class ByHand:
+A, B = (0, 0, "END"), (1, 0, "END")
+
+
+class ByHand(Runner):
     """A runner whose values are given: what node A adds depends on the half of the prompts."""
 
     draws = torch.arange(4).repeat_interleave(2)
 
+    def __init__(self):
+        pass
+
     def values(self, states):
         found = []
         for state in states:
-            kept = set(state.nodes) if isinstance(state, Keep) else {"A", "B"}
+            kept = set(state.nodes) if isinstance(state, Keep) else {A, B}
             chooses = self.draws % 2 == 0  # minimality lets the first, third, ... draw choose K
             if isinstance(state, Out):
                 found.append(torch.full((8,), 20.0))
-            elif "B" in kept:
-                found.append(torch.full((8,), 6.0) if "A" in kept else torch.where(chooses, 4.0, 3.0))
+            elif B in kept:
+                found.append(torch.full((8,), 6.0) if A in kept else torch.where(chooses, 4.0, 3.0))
             else:
-                found.append(torch.where(chooses, 9.0, 2.0) if "A" in kept else torch.zeros(8))
+                found.append(torch.where(chooses, 9.0, 2.0) if A in kept else torch.zeros(8))
         return torch.stack(found)
 
 
 def test_a_worth_is_measured_on_the_half_that_had_no_part_in_choosing():
     """A is worth 9 without B where K is chosen, and 2 on the other half; nothing out would show 2 and 3."""
-    (row,) = [row for row in minimality(ByHand(), {"one": ["A"], "other": ["B"]}) if row.node == "A"]
-    assert (row.name, row.removed) == ("other", ("B",))
+    (row,) = [row for row in minimality(ByHand(), {"one": [A], "other": [B]}) if row.node == A]
+    assert (row.name, row.removed) == ("other", (B,))
     assert near(row.worth, 2)
     assert near(row.share, 0.1)
 
@@ -289,7 +298,7 @@ def test_independence_keeps_its_level_and_finds_a_curve():
     assert independence_test(a, a, uneven).p < 0.01
 
 
-class Worths:
+class Worths(Runner):
     """A runner in which every node adds its own amount."""
 
     draws = torch.arange(8) // 2

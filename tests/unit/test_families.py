@@ -137,7 +137,7 @@ def test_shuffled_effects_pair_by_chance(table, how):
 def test_tossed_roles_let_one_in_twenty_pass(table):
     counts = families.shuffled_control(table, "roles", n=400)
     assert all(float((counts[name] > 0).float().mean()) <= 0.05 for name in families.FAMILIES)
-    with pytest.raises(FamilyError, match=r"unknown shuffle .names.: choose"):
+    with pytest.raises(FamilyError, match=r"unknown how .names.: choose"):
         families.shuffled_control(table, "names")
 
 

@@ -177,7 +177,7 @@ def test_a_screen_of_few_groups_chooses_nothing(n_groups):
     [
         (torch.ones(3, 0), None, "no values"),
         (torch.full((2, 8), float("nan")), None, "NaN"),
-        (torch.ones(2, 8), torch.arange(7), "7 groups for 8 values"),
+        (torch.ones(2, 8), torch.arange(7), r"7 entries along .batch., and another argument has 8"),
     ],
 )
 def test_a_screen_of_too_little(values, groups, message):
@@ -236,7 +236,7 @@ def test_a_share_of_nothing_is_an_error():
     [
         (torch.ones(0), None, "empty"),
         (torch.tensor([1.0, float("nan")]), None, "NaN"),
-        (torch.ones(3), torch.arange(2), "2 groups for 3 values"),
+        (torch.ones(3), torch.arange(2), r"2 entries along .batch., and another argument has 3"),
     ],
 )
 def test_intervals_of_nothing(values, groups, message):
@@ -249,7 +249,7 @@ def test_logits_of_another_population(toy):
     logits = metrics.end_logits(toy, pop)
     with pytest.raises(MetricError, match="for 2 prompts"):
         metrics.logit_difference(logits, pop.subset([0, 1]))
-    with pytest.raises(MetricError, match=r"\[batch, d_vocab\]"):
+    with pytest.raises(MetricError, match=r"\[batch d_vocab\]"):
         metrics.logit_difference(logits[None], replace(pop))
 
 

@@ -137,7 +137,7 @@ def test_the_wires_of_the_hand_wired_circuit(toy):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("o",), "unknown input 'o'"),
+        (("o",), "unknown into 'o'"),
         (("q",), "give receivers"),
         (("logits", [(2, 0)]), "none for into='logits'"),
         (("q", [(3, 0)]), "no head 3.0: this model has 3 layers of 4 heads"),

@@ -122,7 +122,7 @@ def test_a_name_of_several_tokens_is_an_error_that_lists_them(smollm2):
 
 @pytest.mark.parametrize("n", [-2, 0, 3])
 def test_a_population_comes_in_pairs(toy, n):
-    with pytest.raises(PromptError, match="even and at least 2"):
+    with pytest.raises(PromptError, match=r"even and at least 2|give a number that is 1 or more"):
         prompts.population(toy, n)
 
 
@@ -176,7 +176,7 @@ def test_a_prompt_without_its_names(toy, text, counts):
 
 def test_unknown_and_double_corruption(toy):
     pop = prompts.canonical(toy)
-    with pytest.raises(PromptError, match="unknown corruption"):
+    with pytest.raises(PromptError, match="unknown how"):
         prompts.corrupt(toy, pop, "noise")
     with pytest.raises(PromptError, match="corrupted already"):
         prompts.corrupt(toy, prompts.corrupt(toy, pop, "swap"), "swap")

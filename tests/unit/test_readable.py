@@ -292,18 +292,19 @@ def test_a_rule_may_be_kept_from_looking(tokens, text):
 def test_what_is_recorded_comes_back(fits, tmp_path, monkeypatch):
     sae = SimpleNamespace(**{name: torch.ones(2) for name in ("W_enc", "b_enc", "W_dec", "b_dec")})
     monkeypatch.setattr(readable, "weights_key", lambda _: "w")
+    model = SimpleNamespace(hook_dict={}, cfg=SimpleNamespace(d_model=2, d_vocab=2))
     path = tmp_path / "r.json"
     path.write_text(json.dumps(readable.pack(fits) | {"weights": "w", "sae": readable.sae_key(sae)}))
-    again = readable.recorded(None, sae, path)
+    again = readable.recorded(model, sae, path)
     assert again.recorded
     assert again.rules == fits.rules
     assert [rule.forms for rule in again.rules.values()] == [rule.forms for rule in fits.rules.values()]
     sae.W_dec = torch.zeros(2)
-    assert readable.recorded(None, sae, path) is None, "rules of another autoencoder"
-    assert readable.recorded(None, sae, tmp_path / "none.json") is None
+    assert readable.recorded(model, sae, path) is None, "rules of another autoencoder"
+    assert readable.recorded(model, sae, tmp_path / "none.json") is None
     path.write_text("{")
     with pytest.raises(MetricError, match="restore it"):
-        readable.recorded(None, sae, path)
+        readable.recorded(model, sae, path)
 
 
 def test_the_recorded_rules_are_of_the_shipped_autoencoder(smollm2):

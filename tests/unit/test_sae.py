@@ -298,7 +298,7 @@ def test_pursuit_finds_what_a_few_orthogonal_directions_made():
     for k in (0, 13):
         with pytest.raises(SaeError, match=f"{k} of 12 directions"):
             sae.pursue(code @ basis, basis, k)
-    with pytest.raises(SaeError, match="vectors of 11 numbers"):
+    with pytest.raises(SaeError, match=r"12 entries along .d_model., and another argument has 11"):
         sae.pursue(torch.zeros(2, 11), basis, 2)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
@@ -216,7 +215,7 @@ def test_impossible_trainings_are_errors(tiny, trained):
     pairs, *_ = trained
     with pytest.raises(SaeError, match="k = 33 active latents of 32"):
         transcoder.train(pairs, d_sae=32, k=33)
-    few = dataclasses.replace(pairs, reads=pairs.reads[:10], writes=pairs.writes[:10])
+    few = as_pairs(pairs.reads[:10], pairs.writes[:10])
     with pytest.raises(SaeError, match="10 pairs are fewer than one batch"):
         transcoder.train(few, d_sae=32, k=2)
     with pytest.raises(SaeError, match="lower the learning rate"):

@@ -1,0 +1,521 @@
+"""One entrance for all arguments: what a public function asks for stands in its signature, and is checked by it.
+
+A module ends with `guard(globals(), ItsError)`. From then on each public function, method and constructor of it looks
+at its arguments before it begins: heads are pairs of whole numbers, a tensor has as many dimensions as its annotation
+names, and the same length along a name wherever that occurs, a text is no list of texts, a population was made with the
+tokenizer of the model that it comes with. The same thing in another dress is taken: whole numbers of NumPy and torch, a
+generator in place of a list, a text in place of a path. All else is an error that names the argument.
+
+So no function checks types of its own; what its numbers must be to make sense, it still says itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import math
+import operator
+import os
+import sys
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from labcode.errors import HeadError, LabError
+
+Check = Callable[[Any, dict[str, Any]], Any]
+"""Takes a value, and what is known of the call: the model, populations, sizes by name. Returns the value to use."""
+
+
+class Misfit(Exception):
+    """A value that is not what its argument asks for; the text goes on after the argument's name."""
+
+
+class NoHead(Misfit):
+    """A value that can be no head of any model."""
+
+
+_WORDS = {  # arguments whose name says everywhere what they can be
+    "level quantile": (lambda x: 0 < x < 1, "lies between 0 and 1, as 0.95 does"),
+    "epsilon": (lambda x: 0 < x < 0.5, "lies between 0 and a half"),
+    "lr factor bin_width height": (lambda x: x > 0, "is above 0"),
+    "seed seeds more ridge": (lambda x: x >= 0, "is 0 or more"),
+    "n size batch batch_size n_resamples n_flips n_shuffles n_permutations every steps few candidates top d_sae": (
+        lambda x: x >= 1,
+        "is 1 or more",
+    ),
+}
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    name: rule for names, rule in _WORDS.items() for name in names.split()
+}
+
+_classes: dict[str, type] = {}  # the public classes of guarded modules, by name
+
+
+def shown(value: object) -> str:
+    """A value in a few words."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
+    if hasattr(value, "shape"):
+        return f"a {name} of {str(getattr(value, 'dtype', '')).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, str | bool | int | float):
+        return repr(value) if len(repr(value)) < 60 else f"a {name} of {len(repr(value))} characters"
+    return "a function" if isinstance(value, types.FunctionType) else f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
+
+
+def whole(value: Any, call: dict[str, Any]) -> int:
+    """A whole number: of Python, NumPy or torch, no truth value and no 1.0."""
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
+        raise Misfit(f"{shown(value)} is a truth value, and a whole number is asked for")
+    try:
+        return operator.index(value)
+    except (TypeError, RuntimeError, ValueError):
+        raise Misfit(f"{shown(value)} is no whole number") from None
+
+
+def number(value: Any, call: dict[str, Any]) -> float:
+    """A number that may be NaN, as the entries of a table may."""
+    if type(value) in (int, float):
+        return float(value) if type(value) is float else value
+    if isinstance(value, bool | str | bytes) or "bool" in str(getattr(value, "dtype", "")):
+        raise Misfit(f"{shown(value)} is no number")
+    try:
+        return float(value)
+    except (TypeError, RuntimeError, ValueError):
+        raise Misfit(f"{shown(value)} is no number") from None
+
+
+def finite(value: Any, call: dict[str, Any]) -> float:
+    """A number that is neither NaN nor infinite."""
+    found = number(value, call)
+    if not math.isfinite(found):
+        raise Misfit(f"{found} is no finite number")
+    return found
+
+
+def truth(value: Any, call: dict[str, Any]) -> bool:
+    """True or False, also of NumPy, or of a tensor with one entry."""
+    try:
+        found = value.item() if hasattr(value, "item") else value
+    except (RuntimeError, ValueError):  # more than one entry
+        found = value
+    if not isinstance(found, bool):
+        raise Misfit(f"{shown(value)} is not one truth value, True or False")
+    return found
+
+
+def text(value: Any, call: dict[str, Any]) -> str:
+    """A string."""
+    if not isinstance(value, str):
+        raise Misfit(f"{shown(value)} is no text")
+    return value
+
+
+def path(value: Any, call: dict[str, Any]) -> Path:
+    """A path, or the text of one."""
+    if not isinstance(value, str | os.PathLike) or not str(value):
+        raise Misfit(f"{shown(value)} is no path")
+    return Path(value)
+
+
+def function(value: Any, call: dict[str, Any]) -> Any:
+    """Something that can be called."""
+    if not callable(value):
+        raise Misfit(f"{shown(value)} is no function")
+    return value
+
+
+def model(value: Any, call: dict[str, Any]) -> Any:
+    """A loaded model, which the call remembers."""
+    if not hasattr(value, "hook_dict") or not hasattr(value, "cfg"):
+        raise Misfit(f"{shown(value)} is no loaded model: give models.load()")
+    call["model"] = value
+    call |= {"d_model": value.cfg.d_model, "d_vocab": value.cfg.d_vocab}
+    return value
+
+
+def dictionary(value: Any, call: dict[str, Any]) -> Any:
+    """An autoencoder or a transcoder, of sae-lens or shaped like one."""
+    if isinstance(value, str) or not any(hasattr(value, part) for part in ("cfg", "encode", "W_dec")):
+        raise Misfit(f"{shown(value)} has neither weights nor settings of an autoencoder")
+    return value
+
+
+def head(value: Any, call: dict[str, Any]) -> tuple[int, int]:
+    """A head: layer and number, whole."""
+    layer, number_ = found = _entries(value, 2, "a head is (layer, head), such as (9, 6)")
+    return found if type(layer) is type(number_) is int else (_of_head(layer, call), _of_head(number_, call))
+
+
+def node(value: Any, call: dict[str, Any]) -> tuple[int, int, str]:
+    """A head at a position."""
+    layer, number_, place = found = _entries(value, 3, 'a node is (layer, head, position), such as (9, 6, "END")')
+    if type(layer) is type(number_) is int and type(place) is str:
+        return found
+    return _of_head(layer, call), _of_head(number_, call), text(place, call)
+
+
+def _of_head(value: Any, call: dict[str, Any]) -> int:
+    try:
+        return whole(value, call)
+    except Misfit as misfit:
+        raise NoHead(*misfit.args) from None
+
+
+def _entries(value: Any, n: int, what: str) -> tuple[Any, ...]:
+    if type(value) is not tuple:
+        if isinstance(value, str | Mapping) or not hasattr(value, "__len__") or not hasattr(value, "__iter__"):
+            raise NoHead(f"{shown(value)}: {what}")
+        value = value.tolist() if hasattr(value, "tolist") else value
+        value = tuple(value) if isinstance(value, Iterable) else (value,)
+    if len(value) != n:
+        raise NoHead(f"{value!r}: {what}")
+    return value
+
+
+def tensor(kind: str, dims: str) -> Check:
+    """A tensor of truth values, whole numbers or any real ones, with these dimensions."""
+    names = dims.split()
+    open_ = next((i for i, name in enumerate(names) if name.startswith(("*", "..."))), None)
+    back = 0 if open_ is None else len(names) - open_ - 1
+    front = len(names) if open_ is None else open_
+
+    def check(value: Any, call: dict[str, Any]) -> Any:
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(value, torch.Tensor):
+            raise Misfit(f"{shown(value)} is no tensor: give torch.as_tensor(...)")
+        real = not value.is_complex() and value.dtype != torch.bool
+        if kind == "Bool":
+            fits = value.dtype == torch.bool
+        else:
+            fits = real and (kind == "Float" or not value.is_floating_point())
+        if not fits:
+            raise Misfit(
+                f"{shown(value)}: {'truth values' if kind == 'Bool' else 'whole numbers'} are asked for"
+                if kind in ("Bool", "Int")
+                else f"{shown(value)}: real numbers are asked for"
+            )
+        shape = tuple(value.shape)
+        if len(shape) < front + back or (open_ is None and len(shape) != front):
+            raise Misfit(f"its shape is {shape}, and [{dims.strip()}] is asked for")
+        sizes = [*zip(names[:front], shape, strict=False)]
+        if back:
+            sizes += zip(names[-back:], shape[-back:], strict=True)
+        for name, size in sizes:
+            if call.setdefault(name, size) != size:
+                raise Misfit(f"it has {size} entries along {name!r}, and another argument has {call[name]}")
+        return value
+
+    return check
+
+
+def options(every: tuple[Any, ...]) -> Check:
+    """One of a few values."""
+
+    def check(value: Any, call: dict[str, Any]) -> Any:
+        if not isinstance(value, str | int):
+            raise Misfit(f"{shown(value)} is none of {', '.join(map(str, every))}")
+        if value not in every:
+            raise Misfit(f"unknown {call['argument']} {value!r}: choose one of {', '.join(map(str, every))}")
+        return value
+
+    return check
+
+
+def instance(kind: type) -> Check:
+    """Something of a class of the lab; a population is remembered by the call."""
+
+    def check(value: Any, call: dict[str, Any]) -> Any:
+        if not isinstance(value, kind):
+            raise Misfit(f"{shown(value)} is no {kind.__module__.removeprefix('labcode.')}.{kind.__name__}")
+        if kind.__name__ == "Population":
+            call.setdefault("populations", []).append(value)
+            call.setdefault("batch", len(value))
+        return value
+
+    check.kind = kind  # type: ignore[attr-defined]
+    return check
+
+
+def _plain(each: Check | None) -> Callable[[Any], bool]:
+    """A quick look: what needs no more than that, since lists of thousands are given."""
+    kinds = {whole: int, number: float, text: str}
+    if each in kinds:
+        return lambda x: type(x) is kinds[each]
+    if each is head:
+        return lambda x: isinstance(x, tuple) and len(x) == 2 and type(x[0]) is type(x[1]) is int
+    if each is node:
+        return lambda x: isinstance(x, tuple) and len(x) == 3 and type(x[0]) is type(x[1]) is int and type(x[2]) is str
+    kind = getattr(each, "kind", ())
+    return lambda x: isinstance(x, kind)
+
+
+def listed(each: Check | None, keep: bool) -> Check:
+    """Several things in order: a list, or what can be made one.
+
+    Args:
+        keep: sets and the like stay what they are.
+    """
+
+    plain = _plain(each)
+
+    def check(value: Any, call: dict[str, Any]) -> Any:
+        if isinstance(value, str | bytes):
+            raise Misfit(f"{shown(value)} is one text, and a list is asked for")
+        if hasattr(value, "tolist"):
+            if "bool" in str(value.dtype) and each is whole:
+                raise Misfit(f"{shown(value)} is a mask, and numbers are asked for: give mask.nonzero()[:, 0]")
+            value = value.tolist()
+        if not isinstance(value, Iterable):
+            raise Misfit(f"{shown(value)} is no list")
+        if not isinstance(value, list | tuple) and (not isinstance(value, Collection) or not keep):
+            value = value if isinstance(value, range) else list(value)
+        if each is None or (each is whole and isinstance(value, range)) or all(map(plain, value)):
+            return value
+        found = [each(one, call) for one in value]
+        same = all(a is b for a, b in zip(found, value, strict=True))
+        return value if same else tuple(found) if isinstance(value, tuple) else found
+
+    return check
+
+
+def mapped(key: Check | None, each: Check | None) -> Check:
+    """A dictionary."""
+
+    def check(value: Any, call: dict[str, Any]) -> Any:
+        if not isinstance(value, Mapping):
+            raise Misfit(f"{shown(value)} is no dictionary")
+        found = {key(a, call) if key else a: each(b, {**call}) if each else b for a, b in value.items()}
+        return value if all(a is b for a, b in zip(found.values(), value.values(), strict=True)) else found
+
+    return check
+
+
+def pair(parts: list[Check | None]) -> Check:
+    """A tuple of so many entries."""
+
+    def check(value: Any, call: dict[str, Any]) -> Any:
+        if not isinstance(value, list | tuple) or len(value) != len(parts):
+            raise Misfit(f"{shown(value)}: {len(parts)} entries are asked for")
+        return tuple(part(one, call) if part else one for part, one in zip(parts, value, strict=True))
+
+    return check
+
+
+def either(parts: list[Check]) -> Check:
+    """What fits one of several."""
+
+    def check(value: Any, call: dict[str, Any]) -> Any:
+        misfits = []
+        for part in parts:
+            try:
+                return part(value, call)
+            except Misfit as misfit:
+                misfits += [misfit] if part is not nothing else []
+        raise (NoHead if isinstance(misfits[-1], NoHead) else Misfit)("; ".join(dict.fromkeys(map(str, misfits))))
+
+    return check
+
+
+def hashable(value: Any, call: dict[str, Any]) -> Any:
+    """What a set can hold."""
+    try:
+        hash(value)
+    except TypeError:
+        raise Misfit(f"{shown(value)} can be in no set: give tuples in place of lists") from None
+    return value
+
+
+def nothing(value: Any, call: dict[str, Any]) -> None:
+    """None."""
+    if value is not None:
+        raise Misfit(f"{shown(value)} is not None")
+
+
+_NAMED: dict[str, Check] = {
+    "int": whole,
+    "float": finite,
+    "bool": truth,
+    "str": text,
+    "Path": path,
+    "Callable": function,
+    "Hashable": hashable,
+    "TransformerBridge": model,
+    "Head": head,
+    "Node": node,
+    "None": nothing,
+    "Tensor": tensor("Float", "..."),
+}
+
+
+def _compiled(of: ast.expr, names: Mapping[str, Any]) -> Check | None:
+    """The check for an annotation; None where it says nothing."""
+    if isinstance(of, ast.Constant):
+        return nothing if of.value is None else _compiled(ast.parse(str(of.value), mode="eval").body, names)
+    if isinstance(of, ast.BinOp):
+        parts = [_compiled(one, names) for one in (of.left, of.right)]
+        return None if None in parts else either([one for one in parts if one])
+    if isinstance(of, ast.Name | ast.Attribute):
+        return _of_name(of.id if isinstance(of, ast.Name) else of.attr, names)
+    if not isinstance(of, ast.Subscript) or not isinstance(of.value, ast.Name):
+        return None
+    outer, inner = of.value.id, of.slice
+    several = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+    if outer in ("Float", "Int", "Bool"):
+        kind, dims = several
+        return tensor(outer, ast.literal_eval(dims)) if getattr(kind, "id", "") == "Tensor" else None
+    if outer == "Literal":
+        return options(tuple(ast.literal_eval(one) for one in several))
+    if outer in ("Sequence", "list", "Iterable", "Collection"):
+        each = _compiled(several[0], names)
+        return listed(number if each is finite else each, keep=outer in ("Iterable", "Collection"))
+    if outer in ("Mapping", "dict"):
+        return mapped(*(_compiled(one, names) for one in several))
+    if outer == "tuple" and isinstance(several[-1], ast.Constant) and several[-1].value is ...:
+        return listed(_compiled(several[0], names), keep=True)
+    if outer == "tuple":
+        return pair([_compiled(one, names) for one in several])
+    return function if outer == "Callable" else None
+
+
+def _of_name(name: str, names: Mapping[str, Any]) -> Check | None:
+    found = names.get(name)
+    if name in ("Head", "Node") and isinstance(found, type) and found is not type(None) and get_origin(found) is None:
+        return instance(found)  # a class of that name, not the alias of `labcode.heads`
+    if name in _NAMED:
+        return _NAMED[name]
+    if get_origin(found) is Literal:
+        return options(get_args(found))
+    if isinstance(found, types.UnionType):
+        return either([instance(one) for one in get_args(found)])
+    if get_origin(found) is Callable or get_origin(found) is type(Callable):
+        return function
+    found = found if isinstance(found, type) else _classes.get(name)
+    return instance(found) if isinstance(found, type) and found.__module__.startswith("labcode.") else None
+
+
+def _ranged(name: str, check: Check | None) -> Check | None:
+    """The check, and what an argument of this name means everywhere."""
+    if name in ("sae", "transcoder") and check is None:
+        return dictionary
+    if check is None or name not in RANGES:
+        return check
+    fits, which = RANGES[name]
+
+    def checked(value: Any, call: dict[str, Any]) -> Any:
+        found = check(value, call)
+        for one in found if name == "seeds" else [found]:
+            if isinstance(one, int | float) and not fits(one):
+                raise Misfit(f"{one}: give a number that {which}")
+        return found
+
+    return checked
+
+
+def guarded(
+    of: Callable[..., Any], error: type[LabError], names: Mapping[str, Any], method: bool
+) -> Callable[..., Any]:
+    """A function that looks at its arguments first."""
+    made = of.__code__.co_filename == "<string>"  # the constructor of a dataclass: its fields hold what was measured
+    takes = list(inspect.signature(of).parameters.values())[method:]
+    order = [one.name for one in takes if one.kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    open_ = {one.name: one for one in takes if isinstance(one.annotation, str) and one.kind not in (2, 4)}
+    checks: dict[str, Check] = {}
+
+    def compiled() -> dict[str, Check]:
+        for name, one in open_.items():
+            check = _compiled(ast.parse(one.annotation, mode="eval").body, names)
+            if not made:
+                check = _ranged(name, check)
+            if check is not None:
+                checks[name] = check
+        open_.clear()
+        return checks
+
+    def taken(name: str, value: Any, call: dict[str, Any]) -> Any:
+        call["argument"] = name
+        try:
+            return checks[name](value, call) if name in checks else value
+        except Misfit as misfit:
+            kind = HeadError if isinstance(misfit, NoHead) else error
+            raise kind(f"{of.__qualname__.removesuffix('.__init__')}, argument {name}: {misfit}") from None
+
+    @functools.wraps(of)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if open_:
+            compiled()
+        call: dict[str, Any] = {}
+        own = args[:method]
+        given = [taken(name, value, call) for name, value in zip(order, args[method:], strict=False)]
+        rest = args[method + len(given) :]
+        named = {name: taken(name, value, call) for name, value in kwargs.items()}
+        if "model" in call:
+            _check_model(call, dict(zip(order, given, strict=False)) | named, error)
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.is_inference_mode_enabled():  # where no gradient can be had
+            with torch.inference_mode(False), torch.no_grad():
+                return of(*own, *given, *rest, **named)
+        return of(*own, *given, *rest, **named)
+
+    return checked
+
+
+def _check_model(call: Mapping[str, Any], given: Mapping[str, Any], error: type[LabError]) -> None:
+    """Whether prompts, tokens and a layer can be this model's."""
+    of, layer = call["model"], given.get("layer")
+    for population in call.get("populations", ()):
+        if population.tokenizer and population.tokenizer != tokenizer_key(of.tokenizer):
+            raise error(
+                f"these prompts were made with another tokenizer than that of {of.cfg.model_name}: their numbers stand "
+                "for other words there; make them anew with this model"
+            )
+    if type(layer) is int and layer not in range(of.cfg.n_layers):
+        raise error(f"no layer {layer}: this model has {of.cfg.n_layers} layers, counted from 0")
+    several: list[Any] = [given.get(name) for name in ("tokens", "held", "ids")]
+    for tokens in several:
+        if hasattr(tokens, "numel") and tokens.numel():
+            least, most = int(tokens.min()), int(tokens.max())
+            if not 0 <= least <= most < of.cfg.d_vocab:
+                raise error(f"tokens from {least} to {most}: this model knows {of.cfg.d_vocab}, counted from 0")
+
+
+_keys: dict[int, tuple[Any, str]] = {}
+
+
+def tokenizer_key(tokenizer: Any) -> str:
+    """A fingerprint of a tokenizer's vocabulary: which text each id stands for."""
+    import hashlib
+    import json
+
+    if _keys.get(id(tokenizer), (None,))[0] is not tokenizer:
+        vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        _keys[id(tokenizer)] = tokenizer, hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
+    return _keys[id(tokenizer)][1]
+
+
+def guard(module: dict[str, Any], error: type[LabError], but: Collection[str] = ()) -> None:
+    """Let the public functions, methods and constructors of a module look at their arguments.
+
+    Args:
+        module: its `globals()`, at its end.
+        error: what it raises.
+        but: names that stay as they are, where arguments come from the lab alone and time counts.
+    """
+    here = module["__name__"]
+    for name, one in list(module.items()):
+        if name.startswith("_") or name in but or getattr(one, "__module__", "") != here:
+            continue
+        if isinstance(one, types.FunctionType):
+            module[name] = guarded(one, error, module, method=False)
+        elif isinstance(one, type) and not getattr(one, "_is_protocol", False):
+            _classes[name] = one
+            for part, value in list(vars(one).items()):
+                if isinstance(value, types.FunctionType) and (part == "__init__" or not part.startswith("_")):
+                    setattr(one, part, guarded(value, error, module, method=True))
