@@ -357,6 +357,8 @@ def _histogram(card: Card) -> str:
     )
     across = [(left + width * value / card.peak, f"{value:g}") for value in _ticks(card.peak)]
     tens = [10**power for power in range(9) if 10**power <= most]
+    if most < 1000 and up(most) - up(tens[-1]) > 14:  # room for the largest count
+        tens.append(most)
     counted = [(floor - up(count), f"{count:g}" if count < 1000 else f"{count // 1000}k") for count in tens]
     lines = "".join(f"M{x:.0f} {floor}v4" for x, _ in across) + "".join(f"M{left} {y:.0f}h-4" for y, _ in counted)
     texts = [f'<text x="{x:.0f}" y="{floor + 16}" text-anchor="middle">{word}</text>' for x, word in across]
@@ -364,8 +366,9 @@ def _histogram(card: Card) -> str:
     label = f"Histogram of activations from 0 to {card.peak:.1f}; counts by bin: " + ", ".join(map(str, card.counts))
     return (
         f'<svg viewBox="0 0 {left + width + 14} {floor + 22}" role="img" aria-label="{label}">'
-        f'<path d="{bars}" fill="currentColor"/><g class="lab-axis" font-size="12"><path d="M{left} {top}V{floor}'
-        f'h{width}{lines}" fill="none" stroke="currentColor"/>{"".join(texts)}</g></svg>'
+        f'<path d="{bars}" fill="currentColor"/><g class="lab-latent-axis" font-size="12">'
+        f'<path d="M{left} {top}V{floor}h{width}{lines}" fill="none" stroke="currentColor"/>'
+        f"{''.join(texts)}</g></svg>"
     )
 
 

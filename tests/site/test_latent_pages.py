@@ -181,10 +181,10 @@ def test_an_address_of_no_latent_says_so_and_shows_the_first(page, address, want
 
 
 def test_the_histogram_has_axes_with_values(page):
-    texts = page.locator("#latent-20 .lab-axis text").all_text_contents()
-    assert texts == ["0", "2", "4", "1"]
+    texts = page.locator("#latent-20 .lab-latent-axis text").all_text_contents()
+    assert texts == ["0", "2", "4", "1", "4"]
     frame = page.locator("#latent-20 svg").bounding_box()
-    for text in page.locator("#latent-20 .lab-axis text").all():
+    for text in page.locator("#latent-20 .lab-latent-axis text").all():
         area = text.bounding_box()
         assert area["x"] >= frame["x"]
         assert area["x"] + area["width"] <= frame["x"] + frame["width"]
