@@ -16,7 +16,7 @@ PORT ?= 8000
 
 WRITABLE = mkdir -p _build 2>/dev/null; test -w _build || { echo "$(CURDIR)/_build can't be written: mend its permissions, or build in a copy of this folder"; exit 1; }
 
-.PHONY: book test serve archive pdf lab benchmark evidence reproduce canary patch-bench lint clean lock
+.PHONY: book test serve archive pdf lab benchmark evidence reproduce canary patch-bench faults lint clean lock
 
 book: $(READY)
 	@$(WRITABLE)
@@ -93,3 +93,8 @@ $(READY): requirements.txt pyproject.toml install.py
 lock:
 	$(PYTHON) -m venv --clear _build/lock && _build/lock/bin/python -m pip install --quiet '.[book,test,lab]'
 	_build/lock/bin/python -m pip freeze --exclude interp-lab | sed 's/+cpu$$//' | grep -v '^nvidia-\|^triton==\|^cuda-' > requirements.txt
+
+# Killed at thirty moments of installing, converting, executing and writing, a build is mended by the next one. Half an hour.
+faults: $(READY)
+	@rm -rf _build/faults && mkdir -p _build/faults
+	$(BIN)/python tests/faults/kills.py _build/faults --kills $(or $(KILLS),30)

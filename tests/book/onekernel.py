@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,14 +50,15 @@ def chapter(name: str) -> nbformat.NotebookNode:
 
 @contextlib.contextmanager
 def started(model: str, **variables: str) -> Iterator[KernelManager]:
-    """A kernel in the chapters' folder, for as long as the context lasts."""
+    """A kernel in a folder of its own, for as long as the context lasts: a chapter runs from anywhere."""
     given = {**os.environ, **KERNEL_ENVIRONMENT, **FEW, "LAB_MODEL": model, **variables}
-    manager, channels = start_new_kernel(cwd=str(BOOK), env=given)
-    channels.stop_channels()
-    try:
-        yield manager
-    finally:
-        manager.shutdown_kernel(now=True)
+    with tempfile.TemporaryDirectory() as elsewhere:
+        manager, channels = start_new_kernel(cwd=elsewhere, env=given)
+        channels.stop_channels()
+        try:
+            yield manager
+        finally:
+            manager.shutdown_kernel(now=True)
 
 
 @contextlib.contextmanager

@@ -106,6 +106,19 @@ def test_a_build_executes_again_what_was_altered_although_no_page_changed(small)
     assert "71" not in one.read_text()
 
 
+def test_a_chapter_saved_as_a_notebook_does_not_join_the_build(small):
+    folder = small[0]
+    saved = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Another one")])
+    places = [folder / "one.ipynb", folder / ".ipynb_checkpoints" / "one-checkpoint.ipynb", folder / "three.ipynb"]
+    places[1].parent.mkdir()
+    for place in places:
+        nbformat.write(saved, place)
+    status, output = build(folder)
+    assert (status, ran(output)) == (0, []), output
+    assert "Another one" not in (folder / "_build" / "html" / "one.html").read_text()
+    assert not (folder / "_build" / "html" / "three.html").exists()
+
+
 def test_two_builds_in_one_folder_are_told_apart(small):
     folder = small[0]
     with FileLock(folder / "_build" / ".lock"):
