@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 DATA = Path(__file__).parents[1] / "book" / "data"
-CODE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # another sampler, or other openings, write another text
+# Another sampler, or other openings, write another text; another kind of line ends doesn't.
+CODE = hashlib.sha256(Path(__file__).read_text(encoding="utf8").encode()).hexdigest()
 HELD_OUT = 128  # contexts that no autoencoder of the book is trained on: the last ones of the corpus
 LENGTH = 127  # tokens of a context, the start token not counted
 LIVE_TOKENS = 40_000  # what a model of another tokenizer writes, if it has to: minutes on one core

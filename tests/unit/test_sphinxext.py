@@ -110,6 +110,19 @@ def test_what_cannot_change_an_output_keeps_the_key(tree, changed, monkeypatch):
     assert key(tree) == before
 
 
+def test_line_ends_and_hidden_files_keep_the_key(tree):
+    before = key(tree)
+    for name in ("labcode/plots.py", "book/data/x.py", "requirements.txt"):
+        (tree / name).write_text(f"{name}\nmore\n")
+    changed = key(tree)
+    assert changed != before
+    for name in ("labcode/plots.py", "book/data/x.py", "requirements.txt"):
+        (tree / name).write_bytes(f"{name}\r\nmore\r\n".encode())
+    (tree / "book" / "data" / ".ipynb_checkpoints").mkdir()
+    (tree / "book" / "data" / ".ipynb_checkpoints" / "x-checkpoint.py").write_text("")
+    assert key(tree) == changed
+
+
 def test_only_the_newest_caches_stay(tmp_path):
     for age, name in enumerate(["newest", "newer", "old", "oldest"]):
         (tmp_path / name).mkdir()
