@@ -66,7 +66,6 @@ def emptied(kernel: KernelManager, notebook: nbformat.NotebookNode) -> Iterator[
     """A client for this notebook on the kernel, from which the names of the last notebook are gone."""
     # Times in the cells' metadata would change the notebook's key in the execution cache.
     runner = NotebookClient(notebook, km=kernel, timeout=600, record_timing=False)
-    runner.resources = {"metadata": {"path": str(BOOK)}}
     with runner.setup_kernel():
         notebook.cells.insert(0, nbformat.v4.new_code_cell(EMPTY))
         runner.execute_cell(notebook.cells[0], 0)
