@@ -449,6 +449,7 @@ def guarded(
 
     @functools.wraps(of)
     def checked(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True  # notebooks and pytest leave this frame out
         if open_:
             compiled()
         call: dict[str, Any] = {}
