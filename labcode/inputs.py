@@ -425,6 +425,7 @@ def guarded(
     """A function that looks at its arguments first."""
     made = of.__code__.co_filename == "<string>"  # the constructor of a dataclass: its fields hold what was measured
     takes = list(inspect.signature(of).parameters.values())[method:]
+    only = {one.name for one in takes if one.kind == inspect.Parameter.POSITIONAL_ONLY}  # `put(origin=...)` is a value
     order = [one.name for one in takes if one.kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD]
     open_ = {one.name: one for one in takes if isinstance(one.annotation, str) and one.kind not in (2, 4)}
     checks: dict[str, Check] = {}
@@ -442,7 +443,7 @@ def guarded(
     def taken(name: str, value: Any, call: dict[str, Any]) -> Any:
         call["argument"] = name
         try:
-            return checks[name](value, call) if name in checks else value
+            return checks[name](value, {"argument": name} if made else call) if name in checks else value
         except Misfit as misfit:
             kind = HeadError if isinstance(misfit, NoHead) else error
             raise kind(f"{of.__qualname__.removesuffix('.__init__')}, argument {name}: {misfit}") from None
@@ -456,7 +457,7 @@ def guarded(
         own = args[:method]
         given = [taken(name, value, call) for name, value in zip(order, args[method:], strict=False)]
         rest = args[method + len(given) :]
-        named = {name: taken(name, value, call) for name, value in kwargs.items()}
+        named = {name: value if name in only else taken(name, value, call) for name, value in kwargs.items()}
         if "model" in call:
             _check_model(call, dict(zip(order, given, strict=False)) | named, error)
         torch = sys.modules.get("torch")
