@@ -97,4 +97,4 @@ lock:
 # Killed at thirty moments of installing, converting, executing and writing, a build is mended by the next one. Half an hour.
 faults: $(READY)
 	@rm -rf _build/faults && mkdir -p _build/faults
-	$(BIN)/python tests/faults/kills.py _build/faults --kills $(or $(KILLS),30)
+	$(BIN)/python tests/faults/kills.py _build/faults --kills $(or $(KILLS),30) && rm -rf _build/faults

@@ -51,6 +51,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 WRITE_TEXT = ("-c", "from labcode import corpus, models; corpus.load_corpus(models.load())")
+BUILT = {"html", "singlehtml", "jupyter_execute", ".doctrees", ".jupyter_cache"}  # what builds write in `_build`
 TEXT = {".py", ".json", ".txt", ".md"}
 KEPT = 3  # old caches that are worth their place: switching between two models should not run everything again
 # Kernels run side by side, so each takes one thread; nothing may write a progress bar into a page.
@@ -104,8 +105,10 @@ def claim_folder(app: Sphinx, config: Config) -> None:
 
 
 def unwritable(folder: Path) -> Path | None:
-    """The first thing in the folder that can't be written, if there is any."""
-    for place, _, files in os.walk(folder):
+    """The first thing in the folder that a build writes and can't, if there is any."""
+    for place, inside, files in os.walk(folder):
+        if Path(place) == folder:
+            inside[:] = sorted(BUILT.intersection(inside))
         for path in (Path(place), *(Path(place, name) for name in files)):
             if not path.is_symlink() and not os.access(path, os.W_OK):
                 return path
