@@ -54,7 +54,7 @@ def drawing(grouped: dict[str, list[Chapter]], address: Callable[[Chapter], str]
             place[chapter.number] = (x, y)
             lines = textwrap.wrap(f"{chapter.number} {chapter.title}", LETTERS)[:3]
             first = y + HIGH / 2 + 5 - 7.5 * (len(lines) - 1)
-            said = escape(f"Chapter {chapter.number}, {chapter.title}", quote=True)
+            said = escape(f"{chapter.number} {chapter.title}", quote=True)  # the words shown, without their line breaks
             boxes.append(
                 f'<a href="{escape(address(chapter), quote=True)}" aria-label="{said}">'
                 f'<rect x="{x}" y="{y}" width="{BOX}" height="{HIGH}" rx="7" '

@@ -6,7 +6,6 @@ Add `labbook._ext.ext` to the extensions in `_config.yml`.
 from __future__ import annotations
 
 import gc
-import importlib.util
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).with_name("assets")
 # From installed packages, so that the site asks no other host and this repository carries nobody's files.
-PLOTLY, MATHS = ("plotly", "package_data/plotly.min.js"), ("ziamath", "fonts/STIXTwoMath-Regular.ttf")
+PLOTLY = ("plotly", "package_data/plotly.min.js")
 TEMPLATES = Path(__file__).with_name("templates")
 PARTS = (
     addresses,
@@ -69,17 +68,10 @@ def copy_assets(app: Sphinx) -> None:
         return
     static = Path(app.outdir) / "_static"
     static.mkdir(parents=True, exist_ok=True)
-    for source in [*sorted(ASSETS.iterdir()), carried(PLOTLY)]:
+    for source in [*sorted(ASSETS.iterdir()), pages.carried(PLOTLY)]:
         target = static / source.name
         if not target.exists() or target.read_bytes() != source.read_bytes():
             shutil.copyfile(source, target)
-
-
-def carried(file: tuple[str, str]) -> Path:
-    """A file that an installed package carries, found without importing the package."""
-    package, inside = file
-    found = importlib.util.find_spec(package)
-    return Path(str(found and found.origin)).parent / inside
 
 
 def typeset(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -93,6 +85,14 @@ def typeset(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             pasted["classes"].append("lab-whole")
 
 
+def mend_roles(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """What other extensions tell a screen reader wrongly: names that hide the words shown, roles that are no more."""
+    if body := context.get("body"):
+        body = body.replace(' aria-label="Toggle hidden content"', "").replace(' role="doc-biblioentry"', "")
+        body = body.replace('<div role="list" class="citation-list"', '<div class="citation-list"')
+        context["body"] = body
+
+
 def write_font(app: Sphinx, error: Exception | None) -> None:
     """The maths font with the signs of the pages' formulas and their stretched forms: 1.5 MB become a few KB."""
     if error or app.builder.format != "html":
@@ -102,7 +102,7 @@ def write_font(app: Sphinx, error: Exception | None) -> None:
     signs = sorted(set().union(*pages.collected(app.env, "signs").values()))
     target = Path(app.outdir) / "_static" / "maths.woff"
     options = subset.Options(flavor="woff", notdef_outline=True, layout_features=["*"], drop_tables=["DSIG", "GSUB"])
-    font = subset.load_font(str(carried(MATHS)), options)
+    font = subset.load_font(str(pages.carried(pages.MATHS)), options)
     made = subset.Subsetter(options)
     made.populate(text="".join(signs) + "0123456789()")
     made.subset(font)
@@ -125,5 +125,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
         part.setup(app)
     app.connect("builder-inited", copy_assets)
     app.connect("doctree-resolved", typeset)
+    app.connect("html-page-context", mend_roles)
     app.connect("build-finished", write_font)
     return {"version": __version__, "env_version": 2, "parallel_read_safe": False, "parallel_write_safe": True}

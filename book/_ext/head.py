@@ -14,13 +14,14 @@ from urllib.parse import urljoin
 
 from docutils import nodes
 
-from labbook._ext import pages
+from labbook._ext import card, pages
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 LONGEST = 160  # characters of a description that search engines show
 CARD = "_static/lab-card.png"
+ALT = "The sentence of the book with the arcs of one head's attention, and the circuit that was found."
 MISSING = "404"
 
 
@@ -51,10 +52,12 @@ def fill(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree
     facts = {"og:type": "article", "og:site_name": app.config.html_title, "og:title": title, "og:description": about}
     if base := app.config.html_baseurl:
         facts |= {"og:url": urljoin(base, f"{page}.html"), "og:image": urljoin(base, CARD)}
+        facts |= {"og:image:width": card.WIDE, "og:image:height": card.HIGH, "og:image:alt": ALT}
     # A server shows the page for what is missing at any address: its links can't count from there.
     lines = [f'<base href="{escape(base)}"/>'] if base and page == MISSING else []
     lines += [f'<link rel="icon" href="{icon}" type="image/svg+xml"/>']
     lines += [f'<meta name="description" content="{escape(about)}"/>'] if about else []
+    lines += ['<meta name="twitter:card" content="summary_large_image"/>'] if base else []
     lines += [f'<meta property="{name}" content="{escape(str(value))}"/>' for name, value in facts.items() if value]
     # docutils names the viewport too, and two of them are one too many.
     kept = re.sub(r'<meta [^>]*name="viewport"[^>]*>\s*', "", context.get("metatags", ""))
@@ -62,7 +65,7 @@ def fill(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree
 
 
 def root(app: Sphinx, error: Exception | None) -> None:
-    """The first page at the site's root; where the site has an address, a sitemap and what robots ask for."""
+    """The first page at the site's root; where the site has an address, a card, a sitemap and what robots ask for."""
     if error or app.builder.format != "html":
         return
     out, first = Path(app.outdir), str(app.config.root_doc)
@@ -73,6 +76,9 @@ def root(app: Sphinx, error: Exception | None) -> None:
             page.replace("<head>", f'<head><base href="{first}.html"/>', 1), encoding="utf8"
         )
     if base := app.config.html_baseurl:
+        start = (out / f"{first}.html").read_text(encoding="utf8")
+        about = re.split(r"(?<=[?.]) ", pages.collected(app.env, "descriptions").get(first, ""))[0]
+        (out / CARD).write_bytes(card.made(start, pages.carried(pages.MATHS), app.config.html_title, about))
         found = sorted(app.env.found_docs)
         places = "".join(f"<url><loc>{escape(urljoin(base, f'{name}.html'))}</loc></url>" for name in found)
         sitemap = f'<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">{places}</urlset>'

@@ -6,7 +6,9 @@ read. Both live in Sphinx's environment, so pages that come from its cache take 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from docutils import nodes
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 Cell: TypeAlias = str | nodes.Node | list[nodes.Node]
 Fill = Callable[["Sphinx", str, Any], list[nodes.Node]]
 FILLS: dict[str, Fill] = {}
+MATHS = ("ziamath", "fonts/STIXTwoMath-Regular.ttf")  # the font of the formulas
 
 
 class Place(nodes.Element):
@@ -69,6 +72,13 @@ def above(node: nodes.Node) -> Iterator[nodes.Element]:
     """The elements that a node stands in, the innermost first."""
     while (node := node.parent) is not None:
         yield node
+
+
+def carried(file: tuple[str, str]) -> Path:
+    """A file that an installed package carries, found without importing the package."""
+    package, inside = file
+    found = importlib.util.find_spec(package)
+    return Path(str(found and found.origin)).parent / inside
 
 
 def link(

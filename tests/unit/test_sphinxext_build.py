@@ -13,10 +13,11 @@ import time
 import zlib
 from pathlib import Path
 
+import pydata_sphinx_theme
 import pytest
 import yaml
 
-from labbook._ext.weight import used
+from labbook._ext.weight import SCROLLERS, used
 
 ROOT = Path(__file__).parents[2]
 BUILD = [
@@ -289,6 +290,16 @@ def test_a_page_fetches_one_sheet_and_no_script_before_its_text(small):
     assert "fontawesome" not in sheet
     sheets = static.glob("styles/*.css")
     assert len(sheet) < 0.6 * sum(path.stat().st_size for path in sheets), "rules that nothing needs are left out"
+
+
+def test_plain_words_of_code_have_no_element(small):
+    folder, _, _ = small
+    two = html(folder, "two")
+    assert re.findall(r'<span class="(?:n|p|w)">', two) == []
+    assert '<span class="mi">1</span>' in two
+    assert SCROLLERS.search((folder / "_build/html/_static/scripts/pydata-sphinx-theme.js").read_text()) is None
+    installed = Path(pydata_sphinx_theme.__file__).with_name("theme") / "pydata_sphinx_theme/static/scripts"
+    assert SCROLLERS.search((installed / "pydata-sphinx-theme.js").read_text()), "the theme has changed"
 
 
 def test_a_style_sheet_keeps_what_may_be_used():

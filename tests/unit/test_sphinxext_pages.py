@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from docutils import nodes
 from test_sphinxext_build import book, build, html, words
 
-from labbook._ext import api, chapters, closing, coursemap, execution, glossary, predictions
+from labbook._ext import api, card, chapters, closing, coursemap, execution, glossary, pages, predictions
 
 ROW = "| Model | Reading | Doing | Builds on |\n|---|---|---|---|\n| model_title | {} minutes | {} minutes | {} |\n"
 BOX = ":::{{admonition}} Predict before you run\n:class: predict\n{}\n:::\n"
@@ -111,7 +114,12 @@ def test_a_site_with_an_address_has_what_search_engines_read(tmp_path):
     assert status == 0, said
     page = html(tmp_path, "01-one")
     assert '<link rel="canonical" href="https://lab.example/book/01-one.html"' in page
-    assert 'content="https://lab.example/book/_static/lab-card.png"' in page
+    assert '<meta property="og:image" content="https://lab.example/book/_static/lab-card.png"/>' in page
+    assert '<meta name="twitter:card" content="summary_large_image"/>' in page
+    assert '<meta property="og:site_name" content="Interp Lab"/>' in page
+    picture = (tmp_path / "_build/html/_static/lab-card.png").read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", picture[16:24]) == (1200, 630)
     assert "https://lab.example/book/01-one.html" in (tmp_path / "_build/html/sitemap.xml").read_text()
     assert "Sitemap: https://lab.example/book/sitemap.xml" in (tmp_path / "_build/html/robots.txt").read_text()
     assert '<base href="https://lab.example/book/"/>' in (tmp_path / "_build/html/404.html").read_text()
@@ -399,3 +407,27 @@ def test_sums_leave_out_what_one_page_lacks():
     ]
     assert closing.total(pages) == {"execution_seconds": 15.0, "peak_bytes": 2e9}
     assert closing.row(pages[0]) == ["10 s", "not measured", "2.0 GB"]
+
+
+PAGE = """
+<svg role="img" aria-label="Head 1.2 looks from END" viewBox="0 0 100 50" fill="currentColor" font-size="14">
+<g opacity=".5"><rect x="0" y="0" width="100" height="50" rx="4" fill="#009E73"/></g></svg>
+<svg class="lab-broad" viewBox="0 0 100 100" fill="none" stroke="currentColor">
+<path d="M0 50C0 20 100 20 100 50" stroke-width="9"/><text x="50" y="90" fill="#D55E00" stroke="none">Mary</text></svg>
+"""
+
+
+def test_the_card_shows_the_drawings_of_the_start_page():
+    def pixels(page: str) -> np.ndarray:
+        picture = card.made(page, pages.carried(pages.MATHS), "Interp Lab", "What happens inside?")
+        size = int.from_bytes(picture[33:37])
+        rows = np.frombuffer(zlib.decompress(picture[41 : 41 + size]), dtype=np.uint8).reshape(630, 1 + 3 * 1200)
+        return rows[:, 1:].reshape(630, 1200, 3).astype(int)
+
+    empty, drawn = pixels(""), pixels(PAGE)
+    changed = np.abs(empty - drawn).sum(2) > 0
+    assert changed[:400, :550].sum() == 0, "the words are above the first drawing"
+    assert tuple(drawn[500, 200]) == (128, 206, 185), "half of #009E73 on white"
+    assert changed[:, 590:].sum() > 2000
+    reddish = (drawn[:, 590:, 0] - drawn[:, 590:, 2]) > 100
+    assert reddish.sum() > 50, "letters are drawn in their colour"

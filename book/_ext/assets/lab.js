@@ -55,6 +55,31 @@ globalThis.labStore = (purpose) => {
   else addEventListener("load", name);
 })();
 
+// Boxes that scroll are reached by keyboard: all are asked before any is changed, which takes one layout of the page.
+(() => {
+  const BOXES = "pre, .cell_output > .output, .pst-scrollable-table-container";
+  const tell = () => {
+    const boxes = [...document.querySelectorAll(BOXES)];
+    const scroll = boxes.map((box) => box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight);
+    boxes.forEach((box, i) => {
+      if (scroll[i] !== (box.tabIndex === 0)) box.tabIndex = scroll[i] ? 0 : -1;
+    });
+  };
+  let waiting = null;
+  const soon = () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(tell, 300);
+  };
+  const begin = () => {
+    tell();
+    addEventListener("resize", soon);
+    document.addEventListener("toggle", soon, { capture: true });
+    new MutationObserver(soon).observe(document.getElementById("main-content") ?? document.body, { subtree: true, childList: true });
+  };
+  if (document.readyState === "complete") begin();
+  else addEventListener("load", () => (globalThis.requestIdleCallback ?? setTimeout)(begin));
+})();
+
 // Paper is white: a page that is read in the dark scheme is printed in the light one.
 (() => {
   const root = document.documentElement;
