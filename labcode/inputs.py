@@ -313,7 +313,7 @@ def either(parts: list[Check]) -> Check:
     """What fits one of several."""
 
     def check(value: Any, call: dict[str, Any]) -> Any:
-        misfits = []
+        misfits: list[Misfit] = []
         for part in parts:
             try:
                 return part(value, call)
