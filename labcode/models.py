@@ -157,15 +157,15 @@ def device_of(request: str | None = None) -> str:
     """The device that models are loaded on, as torch names it: "cpu", "cuda", "cuda:1" or "mps".
 
     Args:
-        request: `auto`, `cpu`, `cuda`, `mps`, or a device with its number; None reads `LAB_DEVICE`, else `auto`: a CUDA
-            GPU where torch sees one, else the CPU. `mps` is taken only where it is asked for.
+        request: `cpu`, `cuda`, `mps`, a device with its number, or `auto`: a CUDA GPU where torch sees one, else the
+            CPU. None reads `LAB_DEVICE`; where that is unset it is the CPU, on which sweeps and circuits run.
 
     Raises:
         ModelError: It is none of these, or this machine or this torch has no such device.
     """
     import torch
 
-    asked = str(request or os.environ.get("LAB_DEVICE") or "auto")
+    asked = str(request or os.environ.get("LAB_DEVICE") or "cpu")
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     said = f"LAB_DEVICE={asked}" if request is None else f"device={asked!r}"
