@@ -236,8 +236,9 @@ def instance(kind: type) -> Check:
         if not isinstance(value, kind):
             raise Misfit(f"{shown(value)} is no {kind.__module__.removeprefix('labcode.')}.{kind.__name__}")
         if kind.__name__ == "Population":
-            call.setdefault("populations", []).append(value)
-            call.setdefault("batch", len(value))
+            population: Any = value
+            call.setdefault("populations", []).append(population)
+            call.setdefault("batch", len(population))
         return value
 
     check.kind = kind  # type: ignore[attr-defined]
