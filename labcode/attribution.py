@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 
 from labcode.errors import SaeError
-from labcode.forward import Network, Run, Suffix
+from labcode.forward import Linear, Network, Run, Suffix, rotate
 from labcode.heads import check_heads
 from labcode.inputs import guard
 from labcode.latents import encode
@@ -254,12 +254,10 @@ class Local:
         x = x if weights[0] is None else x * weights[0]
         return x if weights[1] is None else x + weights[1]
 
-    def _attention(self, layer: int, xq: Tensor, xk: Tensor, xv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _attention(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores' softmax [batch head query pos], keys and values of normalised inputs at all positions."""
-        network, turns = self.network, self.turns
-        q = network.queries(layer, xq, turns)
-        k = network.keys_values(layer, xk, turns)[0]
-        v = network.keys_values(layer, xv, turns)[1]
+        network = self.network
+        q, (k, v) = network.queries(layer, x, self.turns), network.keys_values(layer, x, self.turns)
         group = network.n_heads // network.n_kv_heads
         scores = torch.einsum("bqhd,bphd->bhqp", q, k.repeat_interleave(group, 2)) / network.d_head**0.5
         return scores.masked_fill(~self.allowed[:, None], -torch.inf).softmax(-1), k, v
@@ -271,7 +269,7 @@ class Local:
                 weights = network.layers[layer]
                 run.before.append(x)
                 h = self.norm(x, x, weights.norm1) if grad else network.norm(x, weights.norm1)
-                pattern, k, v = self._attention(layer, h, h, h)
+                pattern, k, v = self._attention(layer, h)
                 if "patterns" in self.freeze:
                     pattern = pattern.detach()
                 z = network.mix(pattern.transpose(1, 2), v)
@@ -394,17 +392,29 @@ class Local:
             point: the run whose lengths the norm keeps, and whose gradient it is.
         """
         layer, head = node.head
-        here, weights = layer - self.layer - 1, self.network.layers[layer]
-        like = point.before[here]
-        normal = {name: self.norm(x, like, weights.norm1) for name, x in inputs.items()}
-        pattern, _, v = self._attention(layer, normal["q"], normal["k"], normal["v"])
-        at = self.at[node.place]
-        row = pattern[self.rows, head, at]  # [batch pos]
+        here = layer - self.layer - 1
+        weights, like = self.network.layers[layer].norm1, point.before[here]
+        row, v = self._looks(node, {name: self.norm(x, like, weights) for name, x in inputs.items()})
         if "patterns" in self.freeze:
             row = row.detach()
-        kv = head // (self.network.n_heads // self.network.n_kv_heads)
-        z = torch.einsum("bp,bpd->bd", row, v[:, :, kv])
-        return (z * point.at_z[here][self.rows, at, head]).sum(-1)
+        z = torch.einsum("bp,bpd->bd", row, v)
+        return (z * point.at_z[here][self.rows, self.at[node.place], head]).sum(-1)
+
+    def _looks(self, node: Node, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Where a head looks from its place [batch pos], and its values [batch pos d_head], of normalised inputs."""
+        network, (layer, head) = self.network, node.head
+        weights, at, kv = network.layers[layer], self.at[node.place], head // (network.n_heads // network.n_kv_heads)
+
+        def of(linear: Linear, number: int, x: Tensor) -> Tensor:
+            one = slice(number * network.d_head, (number + 1) * network.d_head)
+            return torch.nn.functional.linear(x, linear.weight[one], None if linear.bias is None else linear.bias[one])
+
+        turn = None if self.turns is None else tuple(part[0, at] for part in self.turns)  # of each prompt's place
+        q = rotate(of(weights.q, head, inputs["q"][self.rows, at])[:, None], turn)[:, 0]  # [batch d_head]
+        k = rotate(of(weights.k, kv, inputs["k"])[:, :, None], self.turns)[:, :, 0]  # [batch pos d_head]
+        scores = torch.einsum("bd,bpd->bp", q, k) / network.d_head**0.5
+        row = scores.masked_fill(torch.arange(self.n_pos) > at[:, None], -torch.inf).softmax(-1)
+        return row, of(weights.v, kv, inputs["v"])
 
     def gradients(self, node: Node) -> dict[str, Tensor]:
         """Of the message of a head: at the stream [batch pos d_model] that each of its inputs reads."""
@@ -562,13 +572,11 @@ class Local:
     def _mixed_more(self, node: Node, into: str, stream: Tensor) -> Tensor:
         """What a head mixes at its place when one input reads another stream, less what it did: [batch d_head]."""
         layer, head = node.head
-        here, weights, at = layer - self.layer - 1, self.network.layers[layer], self.at[node.place]
-        normal = dict.fromkeys("qkv", self.network.norm(self.clean.before[here], weights.norm1))
-        normal[into] = self.network.norm(stream, weights.norm1)
-        pattern, _, v = self._attention(layer, normal["q"], normal["k"], normal["v"])
-        kv = head // (self.network.n_heads // self.network.n_kv_heads)
-        mixed = torch.einsum("bp,bpd->bd", pattern[self.rows, head, at], v[:, :, kv])
-        return mixed - self.clean.z[here][self.rows, at, head]
+        here, weights = layer - self.layer - 1, self.network.layers[layer].norm1
+        normal = dict.fromkeys("qkv", self.network.norm(self.clean.before[here], weights))
+        normal[into] = self.network.norm(stream, weights)
+        mixed = torch.einsum("bp,bpd->bd", *self._looks(node, normal))
+        return mixed - self.clean.z[here][self.rows, self.at[node.place], head]
 
     def _free(self, source: Node, write: Tensor) -> Tensor:
         """The logit difference when a node writes so much less at its place [batch d_model]."""

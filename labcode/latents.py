@@ -32,6 +32,7 @@ from labcode.sae import (
     check_fits,
     check_latents,
     check_weights,
+    collect,
     hook,
     layer_of,
     residual,
@@ -66,6 +67,10 @@ class Codes:
     index: Int[Tensor, "context pos k"]
     d_sae: int
 
+    def __getitem__(self, contexts: slice) -> Codes:
+        """Those of some contexts."""
+        return Codes(self.tokens[contexts], self.values[contexts], self.index[contexts], self.d_sae)
+
     def of(self, latent: int) -> Float[Tensor, "context pos"]:
         """The activation of one latent at every token.
 
@@ -89,17 +94,24 @@ def scan(
     tokens: Int[Tensor, "context pos"],
     layer: int | None = None,
     batch_size: int = 32,
+    keep: bool = False,
 ) -> Codes:
     """The codes of a corpus.
+
+    Args:
+        keep: the stream is taken from the cache folder and kept there, as by `sae.collect`; massive vectors then have
+            no code.
 
     Raises:
         SaeError: an autoencoder that does not fit the model, or no contexts.
     """
     check_contexts(tokens)
     check_weights(sae, model)
+    if keep:
+        return codes_of(collect(model, tokens, _layer(model, sae, layer), keep=True), sae, tokens)
     parts = []
     for piece in progress(tokens.split(batch_size), "codes", -(-len(tokens) // batch_size)):
-        parts.append(_largest(codes(model, sae, piece, layer), sae))
+        parts.append(_active(codes(model, sae, piece, layer)))
     most = max(values.shape[-1] for values, _ in parts)
     values, index = (torch.cat([_widened(part[i], most) for part in parts]) for i in (0, 1))
     return Codes(tokens, values, index, sae.cfg.d_sae)
@@ -108,7 +120,7 @@ def scan(
 def codes_of(acts: Activations, sae: Any, tokens: Int[Tensor, "context pos"]) -> Codes:
     """Codes from activations that were collected already; vectors that were left out as massive have none."""
     with torch.no_grad():
-        parts = [_largest(sae.encode(piece.float()), sae) for piece in acts.values.split(4096)]
+        parts = [_active(sae.encode(piece.float())) for piece in acts.values.split(4096)]
     most = max((values.shape[-1] for values, _ in parts), default=1)
     values, index = torch.zeros(*tokens.shape, most), torch.zeros(*tokens.shape, most, dtype=torch.int32)
     place = acts.context, acts.position
@@ -151,10 +163,12 @@ def _layer(model: TransformerBridge, sae: Any, layer: int | None) -> int:
     return layer
 
 
-def _largest(code: Float[Tensor, "*token d_sae"], sae: Any) -> tuple[Tensor, Tensor]:
-    """Values and numbers of the active latents of each token: its k, or as many as any token has without a k."""
-    k = int(getattr(sae.cfg, "k", 0) or 0) or max(1, int((code > 0).sum(-1).max()))
-    top = code.topk(min(k, code.shape[-1]), dim=-1)
+def _active(code: Float[Tensor, "*token d_sae"]) -> tuple[Tensor, Tensor]:
+    """Values and numbers of the active latents of each token, in as many places as the token with most of them needs.
+
+    An autoencoder may use more than the k that it says: one trained by BatchTopK does so at every other token.
+    """
+    top = code.topk(max(1, int((code > 0).sum(-1).max())), dim=-1)
     return top.values, top.indices.to(torch.int32)
 
 

@@ -220,7 +220,7 @@ def digest(*parts: Hashable) -> str:
 
 
 def remember(
-    name: str, model: TransformerBridge, pops: Sequence[Population], measure: Callable[[], dict[str, Tensor]]
+    name: str, model: TransformerBridge, of: Sequence[Population | Tensor], measure: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
     """What `measure` returns, from the lab's cache folder if it was measured before.
 
@@ -231,6 +231,7 @@ def remember(
 
     Args:
         name: of the measurement, since others may be made of the same prompts.
+        of: prompts, or contexts of token ids.
         measure: makes the tensors, by name. Called at most once, and by one process at a time.
 
     Returns:
@@ -244,7 +245,7 @@ def remember(
     weights, device = weights_key(model), next(model.parameters()).device.type
     file = Path(getattr(getattr(measure, "__code__", None), "co_filename", ""))
     of_its_own = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
-    parts = [name, weights, device, SOURCE, of_its_own, *map(prompt_key, pops)]
+    parts = [name, weights, device, SOURCE, of_its_own, *map(prompt_key, of)]
     folder = cache_dir() / "measured" / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     made: dict[str, Tensor] = {}
 
@@ -310,8 +311,10 @@ def fetch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, said
 
 
-def prompt_key(pop: Population) -> str:
-    """Everything about prompts that a measurement can depend on, as a short text."""
+def prompt_key(pop: Population | Tensor) -> str:
+    """Everything about prompts, or about contexts of token ids, that a measurement can depend on, as a short text."""
+    if isinstance(pop, torch.Tensor):
+        return digest(tuple(pop.shape), str(pop.dtype), pop.cpu().numpy().tobytes())
     places = [pop.positions[name] for name in sorted(pop.positions)]
     templates = torch.tensor([prompt.template for prompt in pop.prompts])
     parts = [pop.tokens, pop.lengths, pop.io_ids, pop.s_ids, pop.draws, templates, *places]

@@ -31,6 +31,7 @@ from labcode.forward import Network
 from labcode.inputs import guard
 from labcode.models import build_once, cache_dir, edition, must_be_clean, quiet, say, sha256, weights_key
 from labcode.progress import progress
+from labcode.recorded import remember
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -124,19 +125,34 @@ class Activations:
 
 
 def collect(
-    model: TransformerBridge, tokens: Int[Tensor, "context pos"], layer: int, batch_size: int = 32
+    model: TransformerBridge,
+    tokens: Int[Tensor, "context pos"],
+    layer: int,
+    batch_size: int = 32,
+    keep: bool = False,
 ) -> Activations:
     """The output of block `layer` at every token, without position 0 and without massive vectors.
 
     The model is run up to that layer only.
 
+    Args:
+        keep: contexts that were collected before, in another chapter or on another day, are found in the lab's cache
+            folder, and else left there (`recorded.remember`). So ask for the same ones, and take a part of them after.
+
     Raises:
         SaeError: no such layer, no contexts, or a NaN among the activations.
     """
     check_contexts(tokens)
-    pieces = []
-    for piece in progress(tokens.split(batch_size), f"activations of layer {layer}", -(-len(tokens) // batch_size)):
-        pieces.append(residual(model, piece, layer)[:, 1:])
+
+    def run() -> list[Tensor]:
+        parts = tokens.split(batch_size)
+        return [residual(model, part, layer)[:, 1:] for part in progress(parts, f"activations of layer {layer}")]
+
+    def made() -> dict[str, Tensor]:
+        x = torch.cat(run())
+        return {"stream": x.half() if float(x.abs().max()) < LARGEST_HALF else x}
+
+    pieces = [remember(f"stream after {layer}", model, [tokens], made)["stream"].float()] if keep else run()
     largest = max(float(piece.abs().max()) for piece in pieces)
     if not largest < float("inf"):
         raise SaeError(
@@ -147,7 +163,7 @@ def collect(
     kept = norms <= MASSIVE * median
     dtype = torch.float16 if largest < LARGEST_HALF else torch.float32
     parts = []
-    for piece, mask in zip(pieces, kept.split(batch_size), strict=True):
+    for piece, mask in zip(pieces, kept.split([len(piece) for piece in pieces]), strict=True):
         parts.append(piece[mask].to(dtype))
     where = kept.nonzero()
     context, position = where[:, 0], where[:, 1] + 1

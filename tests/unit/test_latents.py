@@ -150,17 +150,21 @@ def test_a_scan_holds_the_codes(tiny, small):
         scanned.of(96)
 
 
+def largest(before, k=3):
+    top = before.relu().topk(k, dim=-1)
+    return torch.zeros_like(before).scatter(-1, top.indices, top.values)
+
+
 def test_codes_stand_where_their_vectors_came_from():
     generator = torch.Generator().manual_seed(5)
     directions = torch.nn.functional.normalize(torch.randn(40, 6, generator=generator), dim=-1)
-    linear = SimpleNamespace(cfg=SimpleNamespace(d_sae=40, k=3), encode=lambda x: (x @ directions.T).relu())
+    linear = SimpleNamespace(cfg=SimpleNamespace(d_sae=40, k=3), encode=lambda x: largest(x @ directions.T))
     values = torch.randn(9000, 6, generator=generator)
     where = torch.randperm(100 * 100, generator=generator)[:9000]
     acts = sae.Activations(values, where // 100, where % 100 + 1, 0, 1.0, 0)
     codes = latents.codes_of(acts, linear, torch.zeros(100, 101, dtype=torch.long))
     for sample in (0, 4095, 4096, 8999):
-        whole = linear.encode(values[sample])
-        expected = torch.where(whole >= whole.topk(3).values[-1], whole, 0.0)
+        expected = linear.encode(values[sample])
         found = torch.stack([codes.of(i)[acts.context[sample], acts.position[sample]] for i in range(40)])
         assert torch.allclose(found, expected)
     assert codes.values[:, 0].abs().max() == 0
@@ -180,6 +184,28 @@ def test_a_scan_keeps_all_that_an_autoencoder_without_a_k_uses(tiny, small):
     acts = sae.collect(tiny, text, LAYER)
     again = latents.codes_of(acts, dense, text)
     assert (again.values > 0).sum(-1).max() == (whole > 0)[acts.context, acts.position].sum(-1).max()
+
+
+def test_a_scan_keeps_more_latents_than_the_autoencoder_says(tiny):
+    """One trained by BatchTopK says k and uses more of them at some tokens; none may be lost without a word."""
+    dense = SimpleNamespace(cfg=SimpleNamespace(d_in=tiny.cfg.d_model, d_sae=300, k=4), W_dec=torch.zeros(300, 1))
+    directions = torch.randn(tiny.cfg.d_model, 300, generator=torch.Generator().manual_seed(0))
+    dense.encode = lambda x: (x @ directions).relu()
+    text = contexts(3)
+    whole = latents.encode(dense, sae.residual(tiny, text, LAYER))
+    scanned = latents.scan(tiny, dense, text, LAYER)
+    assert torch.allclose(scanned.density, (whole > 0)[:, 1:].flatten(0, 1).float().mean(0))
+
+
+def test_a_scan_of_kept_activations_is_that_of_a_run(tiny, small, tmp_path, monkeypatch):
+    monkeypatch.setenv("LAB_CACHE", str(tmp_path))
+    text = contexts(10)
+    plain, kept = (latents.scan(tiny, small, text, keep=keep) for keep in (False, True))
+    apart = torch.stack([(plain.of(i) - kept.of(i)).abs().max() for i in range(96)])
+    assert apart.max() < 0.01 * plain.values.max()
+    some = kept[-4:]
+    assert torch.equal(some.tokens, text[-4:])
+    assert torch.equal(some.of(3), kept.of(3)[-4:])
 
 
 def test_scans_of_nothing_or_with_an_autoencoder_of_another_layer_are_errors(tiny, small):

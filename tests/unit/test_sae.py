@@ -183,6 +183,32 @@ def test_collected_activations_are_those_of_a_plain_run_without_position_0(tiny)
     assert found.values.dtype == torch.float16
 
 
+def test_kept_activations_are_collected_once_and_by_the_same_rule(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("LAB_CACHE", str(tmp_path))
+    text, runs = contexts(20), []
+    plain = sae.collect(tiny, text, 1)
+
+    def run(model, tokens, layer, residual=sae.residual):
+        runs.append(len(tokens))
+        return residual(model, tokens, layer)
+
+    monkeypatch.setattr(sae, "residual", run)
+    first, again = sae.collect(tiny, text, 1, 8, keep=True), sae.collect(tiny, text, 1, 8, keep=True)
+    assert runs == [8, 8, 4]
+    for found in (first, again):
+        assert torch.equal(found.values, plain.values)
+        assert torch.equal(found.position, plain.position)
+        assert found.values.dtype == torch.float16
+        assert found.median == pytest.approx(plain.median, rel=1e-3)
+    sae.collect(tiny, text, 0, keep=True)
+    sae.collect(tiny, text[:8], 1, keep=True)
+    assert runs == [8, 8, 4, 20, 8]
+    doubled = tiny.hooks(fwd_hooks=[("blocks.0.hook_out", lambda h, hook: 2 * h)])
+    with doubled, pytest.warns(UserWarning, match="not kept: a hook"):
+        assert not torch.equal(sae.collect(tiny, text, 1, keep=True).values, plain.values)
+    assert torch.equal(sae.collect(tiny, text, 1, keep=True).values, plain.values)
+
+
 def test_massive_vectors_are_left_out_and_a_layer_without_them_is_preferred(tiny):
     def enlarge(h, hook):
         h = h.clone()
