@@ -11,6 +11,7 @@ hooks at that place never fire again, and by default its splice drops the error 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from labcode.errors import SaeError
-from labcode.forward import Network, Suffix, record
+from labcode.forward import Network, Run, Suffix, record
 from labcode.heads import check_heads
 from labcode.inputs import guard, shown
 from labcode.metrics import logit_difference
@@ -401,6 +402,12 @@ class Edits:
         return len(self.prompt)
 
 
+def _followed(model: TransformerBridge, layer: int) -> int:
+    if layer + 1 not in range(1, model.cfg.n_layers):
+        raise SaeError(f"no block follows layer {layer} of {model.cfg.n_layers}: nothing could read the edit")
+    return layer
+
+
 class Editor:
     """Prompts on which many edits are made, each in a run of its own, without a whole forward pass for each.
 
@@ -417,12 +424,33 @@ class Editor:
     """
 
     def __init__(self, model: TransformerBridge, pop: Population, layer: int) -> None:
-        if layer + 1 not in range(1, model.cfg.n_layers):
-            raise SaeError(f"no block follows layer {layer} of {model.cfg.n_layers}: nothing could read the edit")
-        self.model, self.pop, self.layer = model, pop, layer
+        self.model, self.pop, self.layer = model, pop, _followed(model, layer)
         run = record(model, pop.tokens, pop.end, [*Suffix.hooks(model), "hook_attn_out"])
         self.base = logit_difference(run.logits, pop)
         self.suffix = Suffix.proven(Network(model), run, pop.end, pop.positions["S2"])
+
+    @property
+    def stream(self) -> Float[Tensor, "batch pos d_model"]:
+        """The output of the block, unchanged: what an autoencoder reads there."""
+        return self.suffix.base["hook_resid_pre", self.layer + 1]
+
+    def at(self, layer: int) -> Editor:
+        """The same runs, which need not be made again, for edits at the output of another block.
+
+        Raises:
+            SaeError: the last layer, or one that does not exist.
+        """
+        other = copy.copy(self)
+        other.layer = _followed(self.model, layer)
+        return other
+
+    def first(self, n: int) -> Editor:
+        """The same runs of the first prompts alone."""
+        other, base = copy.copy(self), self.suffix.base
+        other.pop, other.base = self.pop.subset(range(n)), self.base[:n]
+        run = Run({name: values[:n] for name, values in base.activations.items()}, base.logits[:n])
+        other.suffix = Suffix(self.suffix.network, run, other.pop.end)
+        return other
 
     def values(self, edits: Edits, batch_size: int = 256) -> Float[Tensor, " run"]:
         """The logit difference of each run.

@@ -116,10 +116,8 @@ def check_mlp(model: TransformerBridge, layer: int) -> None:
 # Which MLP
 
 
-def effects(
-    model: TransformerBridge, pop: Population, other: Population, layer: int
-) -> dict[str, Float[Tensor, " batch"]]:
-    """What one MLP contributes at S2, and at END, to the answer of each prompt.
+def effects(editor: Editor, other: Population) -> dict[str, Float[Tensor, " batch"]]:
+    """What the MLP of the editor's layer contributes at S2, and at END, to the answer of each of its prompts.
 
     The change of the logit difference when what the MLP writes at that one token is taken from the other prompts.
 
@@ -127,10 +125,11 @@ def effects(
         other: the same prompts with other names, aligned (`prompts.renamed`).
 
     Raises:
-        SaeError: no MLP there, or the last layer, which nothing reads.
+        SaeError: no MLP there.
     """
+    model, pop, layer = editor.model, editor.pop, editor.layer
     check_mlp(model, layer)
-    editor, rows, name = Editor(model, pop, layer), torch.arange(len(pop)), hooks(layer)[1]
+    rows, name = torch.arange(len(pop)), hooks(layer)[1]
     written = []
     for prompts in (pop, other):
         with torch.no_grad():

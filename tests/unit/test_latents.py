@@ -102,6 +102,19 @@ def test_edits_at_once_are_those_of_one_forward_pass_each(tiny, pair):
         assert torch.allclose(found, one_forward_pass_each(tiny, pop, layer, edits), atol=2e-4)
 
 
+def test_the_same_runs_serve_for_fewer_prompts_and_another_layer(tiny, pair):
+    pop, _ = pair
+    editor = latents.Editor(tiny, pop, LAYER)
+    assert torch.allclose(editor.stream, sae.residual(tiny, pop.tokens, LAYER), atol=1e-6)
+    again, fresh = editor.at(0).first(2), latents.Editor(tiny, pop.subset(range(2)), 0)
+    delta = torch.ones(2, tiny.cfg.d_model)
+    assert torch.allclose(again.base, fresh.base, atol=1e-5)
+    assert torch.allclose(again.change("S2", delta), fresh.change("S2", delta), atol=1e-5)
+    assert (editor.layer, len(editor.pop)) == (LAYER, len(pop))
+    with pytest.raises(SaeError, match="no block follows"):
+        editor.at(2)
+
+
 @pytest.mark.parametrize("place", ["S2", "END"])
 def test_ablations_at_once_are_those_of_one_hook_each(tiny, pair, small, place):
     pop, _ = pair

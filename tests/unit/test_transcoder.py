@@ -10,6 +10,7 @@ import torch
 from labcode import prompts, sae, transcoder
 from labcode.corpus import DATA
 from labcode.errors import SaeError
+from labcode.latents import Editor
 
 UNITS, WIDTH, LAYER = 16, 24, 1
 
@@ -141,7 +142,7 @@ def test_an_effect_is_that_of_a_plain_hook(tiny, pair):
     with tiny.hooks(fwd_hooks=[(name, put_in)]):
         patched = metrics.logit_difference(metrics.end_logits(tiny, pop), pop)
     before = metrics.logit_difference(metrics.end_logits(tiny, pop), pop)
-    assert torch.allclose(transcoder.effects(tiny, pop, other, LAYER)["S2"], patched - before, atol=1e-4)
+    assert torch.allclose(transcoder.effects(Editor(tiny, pop, LAYER), other)["S2"], patched - before, atol=1e-4)
 
 
 def test_what_the_mlp_writes_costs_nothing_and_its_mean_does(tiny):

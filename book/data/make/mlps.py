@@ -11,7 +11,7 @@ from argparse import ArgumentParser, Namespace
 from importlib import metadata
 
 from labbook.data.make import command, run, write_json
-from labcode import corpus, metrics, models, prompts, transcoder
+from labcode import corpus, latents, metrics, models, prompts, transcoder
 
 OUT = corpus.DATA / "mlps-smollm2.json"
 
@@ -24,10 +24,10 @@ def make(options: Namespace) -> None:
     first = prompts.fresh_names(model, pop, 1, options.seed)[:, 0]
     other = prompts.renamed(model, pop, {"S1": first}, "another name at S1")
     missed = transcoder.beyond_linear(model, text[: options.contexts], held[: options.contexts // 4])
-    rows = []
+    editor, rows = latents.Editor(model, pop, 0), []
     for layer in range(model.cfg.n_layers - 1):  # nothing reads the last one
         row: dict[str, object] = {"layer": layer, "unexplained": round(missed[layer], 4)}
-        for at, change in transcoder.effects(model, pop, other, layer).items():
+        for at, change in transcoder.effects(editor.at(layer), other).items():
             found = metrics.bootstrap(change, pop.draws)
             row[at] = [round(value, 4) for value in (found.mean, found.low, found.high)]
         rows.append(row)
