@@ -80,7 +80,19 @@ class Codes:
         """
         if latent not in range(self.d_sae):
             raise SaeError(f"no latent {latent}: this autoencoder has {self.d_sae}, counted from 0")
-        return (self.values * (self.index == latent)).sum(-1)
+        latents, places, values = self._firings
+        first, last = torch.searchsorted(latents, torch.tensor([latent, latent + 1])).tolist()
+        found = torch.zeros(self.tokens.numel())
+        found[places[first:last]] = values[first:last]
+        return found.view(self.tokens.shape)
+
+    @cached_property
+    def _firings(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of everything that is active, sorted by latent: number of the latent, of the token, and the activation."""
+        context, position, place = (self.values > 0).nonzero().T
+        latents, order = self.index[context, position, place].long().sort()
+        tokens = context * self.tokens.shape[1] + position
+        return latents, tokens[order], self.values[context, position, place][order]
 
     @cached_property
     def density(self) -> Float[Tensor, " d_sae"]:

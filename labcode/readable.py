@@ -143,6 +143,7 @@ class Text:
         self.fixed = torch.stack(list(rules.values()))  # [rule context pos]
         self.fixed[:, :, 0] = False
         self._groups: dict[str, tuple[list[str], Tensor]] = {}
+        self._counts: dict[tuple[str, bool], tuple[Tensor, Tensor]] = {}
 
     @property
     def shape(self) -> torch.Size:
@@ -161,6 +162,14 @@ class Text:
             of_word = torch.tensor([number.setdefault(_KEY[kind](word), len(number)) for word in self.words])
             self._groups[kind] = list(number), of_word[self.word]
         return self._groups[kind]
+
+    def counted(self, kind: str, back: bool) -> tuple[Int[Tensor, "context pos"], Float[Tensor, " word"]]:
+        """Which word of a kind stands at each token, or before it, and how often each does."""
+        if (kind, back) not in self._counts:
+            keys, group = self.groups(kind)
+            at = _earlier(group) if back else group
+            self._counts[kind, back] = at, torch.bincount(at[:, 1:].flatten(), minlength=len(keys)).double()
+        return self._counts[kind, back]
 
 
 def _earlier(x: Tensor) -> Tensor:
@@ -304,21 +313,20 @@ def fit(
         raise MetricError("a latent that does not fire on this text has no rule: leave it out of the count")
     candidates = []
     for kind in (kind for kind in LISTS if kind in kinds):
-        keys, group = text.groups(kind)
+        keys, _ = text.groups(kind)
         for back in (False, True):
             if not SEES[sees](Rule(kind, back=back)):
                 continue
-            at = _earlier(group) if back else group
-            count = torch.bincount(at[:, 1:].flatten(), minlength=len(keys)).double()
+            at, count = text.counted(kind, back)
             hit = torch.bincount(at[true], minlength=len(keys)).double()
             best, ratio = best_list(count, hit, total, few)
             if best:
                 candidates.append((ratio, kind, back, tuple(keys[i] for i in best)))
     where = true.flatten().nonzero()[:, 0]
-    scores = 2 * text.fixed.flatten(1)[:, where].sum(1) / (text.said + total)
+    scores = (2 * text.fixed.flatten(1)[:, where].sum(1) / (text.said + total)).tolist()
     for rule, n in text.rules.items():
         if rule.kind in kinds and SEES[sees](rule):
-            candidates.append((float(scores[n]), rule.kind, rule.back, rule.listed))
+            candidates.append((scores[n], rule.kind, rule.back, rule.listed))
     ratio, kind, back, listed = max(candidates, key=lambda c: (round(c[0], 9), -KINDS.index(c[1])))
     forms = _forms_of(text, true, listed, back) if kind == "word family" else ()
     return Rule(kind, listed, back, forms, ratio)
