@@ -409,7 +409,7 @@ class Local:
             one = slice(number * network.d_head, (number + 1) * network.d_head)
             return torch.nn.functional.linear(x, linear.weight[one], None if linear.bias is None else linear.bias[one])
 
-        turn = None if self.turns is None else tuple(part[0, at] for part in self.turns)  # of each prompt's place
+        turn = self.turns and (self.turns[0][0, at], self.turns[1][0, at])  # of each prompt's place
         q = rotate(of(weights.q, head, inputs["q"][self.rows, at])[:, None], turn)[:, 0]  # [batch d_head]
         k = rotate(of(weights.k, kv, inputs["k"])[:, :, None], self.turns)[:, :, 0]  # [batch pos d_head]
         scores = torch.einsum("bd,bpd->bp", q, k) / network.d_head**0.5
