@@ -134,7 +134,8 @@ def function(value: Any, call: dict[str, Any]) -> Any:
 
 def model(value: Any, call: dict[str, Any]) -> Any:
     """A loaded model, which the call remembers."""
-    if not hasattr(value, "hook_dict") or not hasattr(value, "cfg"):
+    kind = type(value)  # of the value itself it would be asked at each call, and a bridge takes 15 ms to collect its hooks
+    if not hasattr(kind, "hook_dict") or not hasattr(value, "cfg"):
         raise Misfit(f"{shown(value)} is no loaded model: give models.load()")
     call["model"] = value
     call |= {"d_model": value.cfg.d_model, "d_vocab": value.cfg.d_vocab}
