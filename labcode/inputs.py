@@ -134,7 +134,9 @@ def function(value: Any, call: dict[str, Any]) -> Any:
 
 def model(value: Any, call: dict[str, Any]) -> Any:
     """A loaded model, which the call remembers."""
-    kind = type(value)  # of the value itself it would be asked at each call, and a bridge takes 15 ms to collect its hooks
+    kind = type(
+        value
+    )  # of the value itself it would be asked at each call, and a bridge takes 15 ms to collect its hooks
     if not hasattr(kind, "hook_dict") or not hasattr(value, "cfg"):
         raise Misfit(f"{shown(value)} is no loaded model: give models.load()")
     call["model"] = value
