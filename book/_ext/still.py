@@ -86,7 +86,8 @@ def _whole(trace: dict[str, Any]) -> dict[str, Any]:
             trace = {**trace, name: list(range(len(trace[other])))}
         if any(isinstance(value, str) for value in trace.get(name) or ()):
             raise Unknown("values that are no numbers")
-    return {**trace, "marker": {"color": "#0072B2", **trace.get("marker", {})}} if trace.get("type") else trace
+    colour = _get(trace, "line", "color") or "#0072B2"  # markers of a line have its colour
+    return {**trace, "marker": {"color": colour, **trace.get("marker", {})}} if trace.get("type") else trace
 
 
 def _drawn(data: list[dict[str, Any]], layout: dict[str, Any], width: int) -> str:

@@ -78,6 +78,14 @@ def test_points_lie_on_one_scale_with_their_intervals():
         assert [node.text for node in root.iter(TEXT)].count("one") == 1
 
 
+def test_lines_are_told_apart_by_their_marks_and_in_the_legend():
+    fig = plots.lines(["1", "2"], {"one": [1, 2], "two": [3, 4]}, alt="Two.", value_title="v", label_title="l")
+    fills = {node.get("fill") for node in picture(fig).iter() if node.get("fill") in plots.SERIES}
+    assert fills == set(plots.SERIES[:2])
+    for colour in plots.SERIES[:2]:
+        assert sum(node.get("fill") == colour for node in picture(fig).iter()) == 3, "two marks and the legend"
+
+
 def test_counts_of_a_histogram_add_up():
     fig = plots.histogram({"g": [0.1, 0.2, 0.7, 0.71, 0.72], "h": [0.15]}, alt="Six.", value_title="v", bin_width=0.5)
     counted = [int(title.rpartition(" ")[2]) for title in marks(picture(fig), "rect")]
