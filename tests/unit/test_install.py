@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -30,7 +31,7 @@ FILES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with an environment, in which `small` is installed."""
-    folder = tmp_path_factory.mktemp("wörk shop")
+    folder = tmp_path_factory.mktemp("Anna's wörk shop")
     subprocess.run([sys.executable, "-m", "venv", folder / ".venv"], check=True)
     marks = (urlsafe_b64encode(sha256(text.encode()).digest()).decode().rstrip("=") for text in FILES.values())
     rows = [f"{name},sha256={mark},\n" for name, mark in zip(FILES, marks, strict=True)]
@@ -130,6 +131,33 @@ def test_a_moved_environment_is_seen_and_its_scripts_are_damaged(folder, venv, t
     install.forget(moved, [info for info in install.broken(moved) if info.name.startswith("small")])
     get(moved, folder)
     assert [info.name for info in install.broken(moved) if info.name.startswith("small")] == []
+
+
+@pytest.mark.parametrize("form", ['VIRTUAL_ENV="{}"', "    export VIRTUAL_ENV={}"])
+def test_an_environment_is_at_home_where_its_whole_path_is_named(tmp_path, form):
+    (tmp_path / "bin").mkdir()
+    activate = tmp_path / "bin" / "activate"
+    for named, is_at_home in ((tmp_path, True), (f"/mnt{tmp_path}", False), (f"{tmp_path}/.venv", False)):
+        activate.write_text(f"deactivate () {{\n}}\n{form.format(named)}\n")
+        assert install.at_home(tmp_path) == is_at_home
+
+
+def test_an_apostrophe_may_be_quoted_for_the_shell(tmp_path):
+    venv = tmp_path / "Anna's" / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "activate").write_text(f"export VIRTUAL_ENV={shlex.quote(str(venv))}\n")
+    assert install.at_home(venv)
+
+
+@pytest.mark.parametrize("line", ["#!{}/python", "#!/bin/sh\n'''exec' \"{}/python3.11\" \"$0\" \"$@\"\n' '''"])
+def test_a_command_is_of_the_environment_whose_whole_path_it_names(tmp_path, line):
+    info, scripts = tmp_path / "small-1.dist-info", tmp_path / "Anna's" / "bin"
+    info.mkdir()
+    scripts.mkdir(parents=True)
+    (info / "entry_points.txt").write_text(FILES["small-1.dist-info/entry_points.txt"])
+    for named, is_of_it in ((scripts, True), (f"/mnt{scripts}", False), (tmp_path / "bin", False)):
+        (scripts / "small").write_text(line.format(named) + "\n")
+        assert install.starts(info, scripts) == is_of_it
 
 
 def test_a_second_installation_waits_for_nothing(tmp_path, capsys):
