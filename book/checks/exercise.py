@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NEAR = 1e-3
 PROMPTS = 8
+NOTED = ("hooks", "run_with_hooks", "add_hook")  # methods of a model that put hooks on it
 
 
 class Misfit(Exception):
@@ -476,21 +477,22 @@ def _noted(model: Any) -> Iterator[tuple[Any, dict[str, bool]]]:
 
     def with_notes(of: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, **more: Any) -> Any:
-            if of.__name__ == "hooks":  # all that it takes by place
-                more |= dict(zip(("fwd_hooks", "bwd_hooks"), args, strict=False))
-                args = args[2:]
-            return of(
-                *args, **{key: noted(one) if key in ("fwd_hooks", "bwd_hooks") else one for key, one in more.items()}
-            )
+            bound = inspect.signature(of).bind(*args, **more)  # by place or by name
+            given = bound.arguments
+            for key in {"fwd_hooks", "bwd_hooks"} & given.keys():
+                given[key] = noted(given[key])
+            if "hook_fn" in given:
+                [(_, given["hook_fn"])] = noted([(given["name"], given["hook_fn"])])
+            return of(*bound.args, **bound.kwargs)
 
         return called
 
-    for name in ("hooks", "run_with_hooks"):
+    for name in NOTED:
         model.__dict__[name] = with_notes(getattr(model, name))
     try:
         yield model, put
     finally:
-        for name in ("hooks", "run_with_hooks"):
+        for name in NOTED:
             del model.__dict__[name]
 
 

@@ -12,6 +12,7 @@ from labbook import checks
 from labbook.checks.exercise import Exercise, Mistake, Told, find, judge
 
 EMPTY = checks.Setting(None)
+TOKENS = torch.tensor([[0, 16, 17, 16]])
 
 
 def value(right, *wrong, what="a share", **asked) -> Exercise:
@@ -226,7 +227,51 @@ def test_a_hook_that_never_fired_has_a_verdict_of_its_own(toy, place, why):
     assert why in says(exercise, lambda model: zeroed(model, place, runs), checks.Setting(toy))
     assert says(exercise, zeroed, checks.Setting(toy)) == "One is missing."
     assert judge(exercise, lambda model: zeroed(model) + 1, checks.Setting(toy))
-    assert "hooks" not in vars(toy)
+    assert not {"hooks", "run_with_hooks", "add_hook"} & vars(toy).keys()
+
+
+def by_place(model, place, hook):
+    return model.run_with_hooks(TOKENS, [(place, hook)])
+
+
+def by_name(model, place, hook):
+    return model.run_with_hooks(fwd_hooks=[(place, hook)], input=TOKENS)
+
+
+def added(model, place, hook):
+    model.add_hook(place, hook, "fwd")
+    try:
+        return model(TOKENS)
+    finally:
+        model.reset_hooks()
+
+
+def added_by_name(model, place, hook):
+    model.add_hook(hook_fn=hook, name=place)
+    try:
+        return model(TOKENS)
+    finally:
+        model.reset_hooks()
+
+
+@pytest.mark.parametrize("run", [by_place, by_name, added, added_by_name])
+def test_a_hook_that_never_fired_is_seen_however_it_was_put_there(toy, run):
+    def answer(place):
+        return lambda model: float(run(model, place, lambda z, hook: 0 * z)[0, -1].abs().sum())
+
+    fires = "blocks.1.attn.hook_z"
+    exercise = Exercise(
+        number="99.6",
+        what="a number",
+        takes=("model",),
+        cases=lambda setting: [(setting.model,)],
+        right=lambda model: answer(fires)(model) + 1,
+        says="One more.",
+        mistakes=[Mistake(gives=answer(fires), says="One is missing.")],
+    )
+    assert "with a filter of names never" in says(exercise, answer(lambda name: name == "none"), checks.Setting(toy))
+    assert says(exercise, answer(fires), checks.Setting(toy)) == "One is missing."
+    assert not toy.hook_dict[fires].fwd_hooks
 
 
 def test_a_function_needs_cases_and_a_value_has_none():
