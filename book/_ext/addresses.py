@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Publishing pushes the students' notebooks to this branch: the services open a file of a repository, not of a site.
 BRANCH = "notebooks"
+HOST = re.compile(r"[a-z][\w+.-]*://[^/]*|[^/:]+:", re.I)  # with the user, as a URL or as ssh writes it
 SERVICES = {
     "Colab": "https://colab.research.google.com/github/{owner}/{name}/blob/{branch}/{file}",
     "Binder": "https://mybinder.org/v2/gh/{owner}/{name}/{branch}?labpath={file}",
@@ -31,9 +32,9 @@ def settle(app: Sphinx, config: Config) -> None:
     """Take what the environment says where the configuration says nothing.
 
     Raises:
-        SystemExit: An address of the site that isn't one.
+        SystemExit: An address that isn't one.
     """
-    config.lab_repository = config.lab_repository or os.environ.get("LAB_REPOSITORY", "").strip()
+    config.lab_repository = source(config.lab_repository or os.environ.get("LAB_REPOSITORY", ""))
     config.lab_certified = site("LAB_CERTIFIED", os.environ.get("LAB_CERTIFIED", ""))
     config.html_baseurl = site("LAB_ADDRESS", config.html_baseurl or os.environ.get("LAB_ADDRESS", ""))
 
@@ -51,6 +52,40 @@ def site(name: str, address: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
         halt(f"{name}={address} isn't the address of a site: give it whole, like https://example.org/interp-lab/")
     return address.rstrip("/") + "/"
+
+
+def source(repository: str) -> str:
+    """What git clones, wherever the notebook runs; nothing stays nothing.
+
+    Raises:
+        SystemExit: It is neither a URL, nor of ssh's form, nor a whole path.
+    """
+    repository = repository.strip()
+    if not repository:
+        return ""
+    address, _ = split(repository)
+    host = HOST.match(address)
+    path = address[host.end() :] if host else address
+    whole = path.strip("/") and (host or path.startswith("/")) and not re.match(r"-|(?!file:)\w+:///", address)
+    if not whole or repository.endswith("@"):
+        halt(
+            f"LAB_REPOSITORY={repository} isn't what git can clone from anywhere: give it whole, like "
+            "https://github.com/owner/name or git@github.com:owner/name.git, and @ and a revision behind it for one"
+        )
+    return repository
+
+
+def split(repository: str) -> tuple[str, str]:
+    """The address that git clones, and the revision behind its last @, or nothing.
+
+    An @ before the host is a user's, and one at the beginning of a name belongs to the name.
+    """
+    host = HOST.match(repository)
+    begin = host.end() if host else 0
+    path, _, revision = repository[begin:].rpartition("@")
+    if not path or path.endswith("/") or ":" in revision or ("/" in revision and not host):
+        return repository, ""
+    return repository[:begin] + path, revision
 
 
 def elsewhere(repository: str, file: str) -> dict[str, str]:

