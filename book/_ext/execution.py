@@ -215,8 +215,17 @@ def notebook(env: BuildEnvironment, docname: str) -> NotebookNode | None:
 
 
 def opened(folder: Path) -> JupyterCacheBase:
-    """The execution cache in this folder; one whose database is damaged is thrown away and made anew."""
-    if (folder / DB_NAME).exists() and not _readable(folder / DB_NAME):
+    """The execution cache in this folder; one whose database is damaged is thrown away and made anew.
+
+    Raises:
+        SystemExit: The database can't be opened, which says nothing of what is in it.
+    """
+    database = folder / DB_NAME
+    try:
+        whole = not database.exists() or _readable(database)
+    except sqlite3.OperationalError as error:
+        halt(f"{database} can't be opened ({error}): end what uses it, or delete {folder}", see="build-folder")
+    if not whole:
         logger.info("the execution cache is damaged: every chapter is executed again")
         shutil.rmtree(folder)
     return get_cache(folder)
@@ -228,7 +237,7 @@ def _readable(database: Path) -> bool:
             tables = {name for (name,) in opened.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             whole = opened.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         except sqlite3.OperationalError:
-            raise  # it can't be opened, which says nothing of what is in it
+            raise  # it can't be opened
         except sqlite3.DatabaseError:
             return False
     return whole and tables >= set(OrmBase.metadata.tables)

@@ -375,7 +375,8 @@ def _histogram(card: Card) -> str:
 def _ticks(peak: float) -> list[float]:
     """Round values from 0 to the peak, three to five of them."""
     power = 10.0 ** math.floor(math.log10(peak / 2))
-    step = max(size * power for size in (1, 2, 5) if size * power <= peak / 2)
+    # Just below a power of ten the logarithm rounds up to it, and no size is small enough.
+    step = max((size * power for size in (1, 2, 5) if size * power <= peak / 2), default=power)
     return [round(step * i, 10) for i in range(int(peak / step + 1e-9) + 1)]
 
 

@@ -45,6 +45,13 @@ def test_the_index_is_a_table_with_an_anchor_for_each_card():
     assert [name in page.text for name in ("previous: 3", "next: 5", "previous: 8")] == [True, True, False]
 
 
+@pytest.mark.parametrize("peak", [1.9999999999999996e-07, 0.2, 7.5, 1999.9999999999998])
+def test_any_peak_has_three_to_five_ticks(peak):
+    ticks = cards._ticks(peak)
+    assert 3 <= len(ticks) <= 5
+    assert (ticks[0], ticks[-1]) == (0, pytest.approx(peak, rel=0.5))
+
+
 def test_strength_is_in_the_mark_and_in_words():
     page = cards.browser([made()]).html
     assert '<mark class="lab-a4" title="100% of the largest value"><strong> John</strong></mark>' in page

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 import sys
 import tempfile
 from pathlib import Path
@@ -52,6 +54,22 @@ def test_a_database_that_was_cut_off_makes_the_cache_anew(cache):
     database = cache.path / "global.db"
     database.write_bytes(database.read_bytes()[:5000])
     assert not execution.kept(execution.opened(cache.path), page())
+
+
+def test_a_database_that_cannot_be_opened_stops_with_a_sentence(cache, caplog):
+    database = cache.path / "global.db"
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(SystemExit):
+            execution.opened(cache.path)
+    assert "global.db can't be opened (database is locked)" in caplog.text
+    assert stored(cache).is_file(), "it says nothing of the outputs"
+    database.unlink()
+    database.mkdir()
+    with pytest.raises(SystemExit):
+        execution.opened(cache.path)
+    assert "(unable to open database file): end what uses it, or delete" in caplog.text
+    assert "build-folder" in caplog.text
 
 
 @pytest.mark.parametrize(
