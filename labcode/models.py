@@ -27,7 +27,7 @@ import sys
 import tempfile
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -158,7 +158,8 @@ def device_of(request: str | None = None) -> str:
 
     Args:
         request: `cpu`, `cuda`, `mps`, a device with its number, or `auto`: a CUDA GPU where torch sees one, else the
-            CPU. None reads `LAB_DEVICE`; where that is unset it is the CPU, on which sweeps and circuits run.
+            CPU. None reads `LAB_DEVICE`; where that is unset it is the CPU. Sweeps, circuits, edges, arrows and joint
+            patches refuse any other.
 
     Raises:
         ModelError: It is none of these, or this machine or this torch has no such device.
@@ -431,17 +432,37 @@ def weights_key(model: TransformerBridge) -> str:
     return digest.hexdigest()
 
 
+CAPTURES = ("transformer_lens.model_bridge.", "transformers.utils.output_capturing")
+"""Modules whose torch hooks a bridge is born with: they read a value for the bridge's own hooks, and change none."""
+
+
 def unclean(model: TransformerBridge) -> str:
     """Why what this model computes isn't what its weights say, as a clause; "" where it is.
 
     Hooks of the bridge and of torch that somebody has left on the model, and training mode.
     """
+    from torch.nn.modules import module as torch_module
+
     if model.training or model.original_model.training:
         return "it is in training mode (model.eval() ends that)"
-    for name, hook in model.hook_dict.items():
-        if hook.fwd_hooks or hook.bwd_hooks:
-            return f"a hook is left on {name} (model.reset_hooks() takes it off)"
+    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    seen: set[Any] = set()
+    for root in (model, model.original_model):
+        for name, part in root.named_modules(memo=seen):
+            # Asked of each part: `hook_dict` collects the same points by all their names, and takes four times as long.
+            if getattr(part, "fwd_hooks", None) or getattr(part, "bwd_hooks", None):
+                return f"a hook is left on {part.name or name} (model.reset_hooks() takes it off)"
+            for kind in kinds:
+                if _strange(getattr(part, f"_{kind}")):
+                    return f"a hook of torch is left on {name or 'the model'} (the handle's remove() takes it off)"
+    if any(_strange(getattr(torch_module, f"_global_{kind}")) for kind in kinds):
+        return "a hook of torch is left on all modules (the handle's remove() takes it off)"
     return ""
+
+
+def _strange(hooks: Mapping[int, Any]) -> bool:
+    """Whether there is a hook that the bridge hasn't hung up itself."""
+    return any(not str(getattr(hook, "__module__", "")).startswith(CAPTURES) for hook in hooks.values())
 
 
 def must_be_clean(model: TransformerBridge) -> None:

@@ -9,21 +9,25 @@ on a few prompts, by the day, and a difference stops the build.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import functools
 import hashlib
+import inspect
 import json
 import math
 import random
+import types
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from labcode.errors import EvidenceError, ModelError
-from labcode.inputs import guard
+from labcode.inputs import guard, tokenizer_key
 from labcode.models import build_once, cache_dir, unclean, weights_key
 
 if TYPE_CHECKING:
@@ -34,7 +38,6 @@ if TYPE_CHECKING:
     from labcode.prompts import Population
 
 TOLERANCE = 1e-4  # in the unit of each value: nats, or shares of attention
-ELSEWHERE = 1e-3  # the same on a GPU, which adds in another order than the CPU that the record was made on
 AT_ONCE = 2  # prompts on which a build measures again
 SHARE = 0.02  # of the rows that are taken from the record: at least so many of each context, and at least one
 
@@ -186,8 +189,6 @@ class Recorded:
 
         before = versions()
         self.state = lambda: unclean(model) or ("" if versions() == before else "its weights were changed")
-        if weights[0].device.type != "cpu":
-            self.tolerance = ELSEWHERE
 
     def saved(self) -> None:
         """Tell the watcher that something was measured."""
@@ -224,10 +225,10 @@ def remember(
 ) -> dict[str, Tensor]:
     """What `measure` returns, from the lab's cache folder if it was measured before.
 
-    A name alone would go stale. The key of a measurement holds the model's weights and tokenizer, the prompts, all of
-    labcode's source as this process imported it, that of the measurement, the version of torch and the kind of device,
-    so a result is found again only where the same code would give it again. It carries a checksum, is written aside and
-    renamed, and a lock lets one process measure while others wait for it.
+    A name alone would go stale. The key of a measurement holds the model's weights and vocabulary, the prompts, all of
+    labcode's source as this process imported it, that of the measurement (`doing`), the version of torch and the kind
+    of device, so a result is found again only where the same code would give it again. It carries a checksum, is
+    written aside and renamed, and a lock lets one process measure while others wait for it.
 
     Args:
         name: of the measurement, since others may be made of the same prompts.
@@ -245,9 +246,11 @@ def remember(
     weights, device = weights_key(model), next(model.parameters()).device.type
     file = Path(getattr(getattr(measure, "__code__", None), "co_filename", ""))
     of_its_own = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
-    parts = [name, weights, device, SOURCE, of_its_own, *map(prompt_key, of)]
+    parts = [name, weights, tokenizer_key(model.tokenizer), device, SOURCE, of_its_own, doing(measure)]
+    parts += map(prompt_key, of)
     folder = cache_dir() / "measured" / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     made: dict[str, Tensor] = {}
+    kept: dict[str, Tensor] = {}
 
     def build(aside: Path) -> None:
         made.update(measure())
@@ -256,18 +259,66 @@ def remember(
             raise ModelError(why)
         store(aside / "values.safetensors", made)
 
-    def read(target: Path) -> dict[str, Tensor] | None:
+    def read(target: Path) -> bool:
         try:
-            return fetch(target / "values.safetensors")[0]
+            kept.update(fetch(target / "values.safetensors")[0])
         except Exception:  # whatever is wrong with the file, measuring again mends it
-            return None
+            return False
+        return True
 
     try:
-        build_once(folder, lambda target: read(target) is not None, build, needs=2**20)
+        build_once(folder, read, build, needs=2**20)
     except ModelError as reason:
         warnings.warn(f"this measurement is not kept: {reason}", stacklevel=3)
         return made or measure()
-    return made or read(folder) or measure()
+    return made or kept or measure()
+
+
+def doing(function: object) -> str:
+    """What a function does, as a short text: it is another after an edit, also of a notebook's cell, which is no file.
+
+    Its code, and the numbers, texts and functions of the same notebook or file that it takes from around it. Not what
+    can change while it runs: lists, dictionaries, tensors. Nothing of labcode, which `SOURCE` holds whole.
+    """
+    seen: set[int] = set()
+
+    def told(one: Any) -> Any:
+        if one is None or isinstance(one, (bool, int, float, complex, str, bytes)):
+            return repr(one)
+        if isinstance(one, (tuple, frozenset)):
+            each = [told(part) for part in one]
+            return (
+                each if isinstance(one, tuple) else sorted(each, key=repr)
+            )  # texts have another order in each process
+        if isinstance(one, types.CodeType):
+            return [one.co_code.hex(), one.co_exceptiontable.hex(), one.co_names, told(one.co_consts)]
+        if isinstance(one, functools.partial):
+            return [told(one.func), told(one.args), told(tuple(sorted(one.keywords.items())))]
+        one = inspect.unwrap(one) if callable(one) else one
+        one = getattr(one, "__func__", one)
+        if not isinstance(one, types.FunctionType) or id(one) in seen or str(one.__module__).startswith("labcode."):
+            return ""
+        seen.add(id(one))
+        around: dict[str, Any] = {}
+        for name in sorted(_names(one.__code__) & one.__globals__.keys()):
+            value = one.__globals__[name]
+            if getattr(inspect.unwrap(value) if callable(value) else value, "__globals__", one.__globals__) is (
+                one.__globals__
+            ):
+                around[name] = value
+        for name, cell in zip(one.__code__.co_freevars, one.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # a name that has no value yet
+                around[name] = cell.cell_contents
+        given = (one.__defaults__, tuple(sorted((one.__kwdefaults__ or {}).items())))
+        return [told(one.__code__), told(given), [(name, told(value)) for name, value in around.items()]]
+
+    return digest(repr(told(function)))
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """The names that code and the functions in it look up."""
+    inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
+    return set(code.co_names).union(*map(_names, inner))
 
 
 def _changed(model: TransformerBridge) -> str:
@@ -333,4 +384,4 @@ SOURCE = source_key(Path(__file__).parent)
 """Of the files as this process has imported them."""
 
 
-guard(globals(), EvidenceError)
+guard(globals(), EvidenceError, but=("stale",))  # a gap may be no number

@@ -58,6 +58,29 @@ def test_a_changed_value_stops_the_build(found, tiny_gpt2):
         evidence.recheck(tiny_gpt2.bridge, replace(found, tables=tables))
 
 
+@pytest.mark.parametrize("which", ["recorded", "measured", "both"])
+def test_what_is_no_number_stops_the_build(found, tiny_gpt2, which, monkeypatch):
+    tables = {half: dict(table) for half, table in found.tables.items()}
+    if which != "measured":
+        tables["test"]["direct"] = tables["test"]["direct"] * torch.nan
+    if which != "recorded":
+        measure = evidence.families.measure
+
+        def spoilt(*given):
+            seen = measure(*given)
+            return seen | {"direct": seen["direct"] * torch.nan}
+
+        monkeypatch.setattr(evidence.families, "measure", spoilt)
+    with pytest.raises(EvidenceError, match=r"by nan .*: direct"):
+        evidence.recheck(tiny_gpt2.bridge, replace(found, tables=tables))
+
+
+def test_a_record_of_nothing_is_no_record(found, tiny_gpt2):
+    tables = {half: {"writers": table["writers"]} for half, table in found.tables.items()}
+    with pytest.raises(EvidenceError, match="nothing to measure again"):
+        evidence.recheck(tiny_gpt2.bridge, replace(found, tables=tables))
+
+
 def test_the_test_half_follows_the_writers_of_the_discovery(found):
     assert torch.equal(found.tables["test"]["writers"], found.tables["discovery"]["writers"])
 

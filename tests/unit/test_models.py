@@ -666,6 +666,33 @@ def test_a_model_with_hooks_or_in_training_mode_is_not_clean(both, hook):
     assert models.unclean(model) == ""
 
 
+@pytest.mark.parametrize("register", ["forward_hook", "forward_pre_hook", "full_backward_hook"])
+@pytest.mark.parametrize("where", ["blocks.0.mlp", "blocks.1.hook_out", "unembed", "", "everywhere"])
+def test_a_model_with_hooks_of_torch_is_not_clean(both, register, where):
+    model = both.bridge
+    model(model.to_tokens("a b"), prepend_bos=False)  # the bridge hangs up some of its own as it runs
+    assert models.unclean(model) == ""
+    on = torch.nn.modules.module if where == "everywhere" else model.get_submodule(where)
+    handle = getattr(on, f"register_{'module_' if where == 'everywhere' else ''}{register}")(lambda *given: None)
+    try:
+        assert "a hook of torch is left on" in models.unclean(model)
+        with pytest.raises(ModelError, match="hook of torch"):
+            models.must_be_clean(model)
+    finally:
+        handle.remove()
+    assert models.unclean(model) == ""
+
+
+def test_a_hook_of_torch_on_a_part_that_only_the_original_model_has(both):
+    original = both.bridge.original_model
+    handle = original.register_forward_hook(lambda *given: None)
+    try:
+        assert "a hook of torch" in models.unclean(both.bridge)
+    finally:
+        handle.remove()
+    assert models.unclean(both.bridge) == ""
+
+
 def test_loading_leaves_no_trace(tiny_llama, capfd):
     import transformers.utils.logging as transformers_logging
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 
 import pytest
@@ -232,12 +233,14 @@ def test_a_value_that_was_altered_in_the_file_is_measured_again(cache, toy, coun
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("trouble", ["hook", "training", "source", "meanwhile"])
+@pytest.mark.parametrize("trouble", ["hook", "torch", "training", "source", "meanwhile"])
 def test_what_a_model_in_another_state_gives_is_neither_kept_nor_taken(cache, tiny_gpt2, counted, trouble, monkeypatch):
     calls, measure = counted
     model = tiny_gpt2.bridge
     if trouble == "hook":
         model.add_hook("blocks.0.hook_resid_pre", lambda value, hook: value)
+    elif trouble == "torch":
+        handle = model.blocks[0].mlp.register_forward_hook(lambda module, given, made: 0 * made)
     elif trouble == "training":
         model.train()
     elif trouble == "source":
@@ -250,6 +253,8 @@ def test_what_a_model_in_another_state_gives_is_neither_kept_nor_taken(cache, ti
     finally:
         model.reset_hooks()
         model.eval()
+        if trouble == "torch":
+            handle.remove()
     monkeypatch.undo()
     monkeypatch.setenv("LAB_CACHE", str(cache))
     assert not list(cache.rglob("values.safetensors"))
@@ -262,6 +267,67 @@ def test_the_code_of_the_measurement_is_part_of_the_key(cache, toy, tmp_path):
         names: dict = {}
         exec(compile((tmp_path / "mine.py").read_text(), str(tmp_path / "mine.py"), "exec"), names)
         assert float(remember("thing", toy, [], names["measure"])["x"]) == float(text)
+
+
+CELL = """
+import torch
+scale = {scale}
+def helper(x):
+    return x * {factor}
+def measure(much={much}):
+    return {{"x": torch.tensor([helper(y) for y in ({value},)]) * scale + much}}
+"""
+
+
+def test_a_cell_that_was_edited_measures_again(cache, toy):
+    """A notebook's cell is no file: its code counts, with its helpers, constants and defaults."""
+    plain = {"scale": 1.0, "factor": 1.0, "much": 0.0, "value": 1.0}
+    for change in ({}, {"scale": 2.0}, {"factor": 3.0}, {"much": 4.0}, {"value": 5.0}):
+        names: dict = {}
+        exec(compile(CELL.format(**(plain | change)), "/tmp/ipykernel_1/1.py", "exec"), names)
+        expected = max([1.0, *change.values()]) + bool("much" in change)
+        assert float(remember("thing", toy, [], names["measure"])["x"]) == expected
+    assert len(list(cache.rglob("values.safetensors"))) == 5
+
+
+def test_what_a_measurement_encloses_is_part_of_the_key_and_the_line_it_stands_on_is_not():
+    def made(value):
+        return lambda: value
+
+    assert recorded.doing(made(1.0)) == recorded.doing(made(1.0)) != recorded.doing(made(2.0))
+    assert recorded.doing(made(made(1.0))) != recorded.doing(made(made(2.0)))
+    cells = ["def f(x):\n    return x in {'a', 'b', 3}", "\n\ndef f(x):\n\n    return x in {3, 'b', 'a'}"]
+    found = []
+    for cell in cells:
+        names: dict = {}
+        exec(compile(cell, "<cell>", "exec"), names)
+        found.append(recorded.doing(names["f"]))
+    assert found[0] == found[1]
+
+
+def test_another_vocabulary_of_the_same_size_is_measured_again(cache, tiny_gpt2, counted, monkeypatch):
+    calls, measure = counted
+    model = tiny_gpt2.bridge
+    remember("thing", model, [], measure)
+
+    other = copy.deepcopy(model.tokenizer)
+    names = [*other.get_vocab()]
+    other.get_vocab = lambda: dict(zip(names, reversed(range(len(names))), strict=True))
+    key = recorded.weights_key(model)
+    monkeypatch.setattr(model, "_tokenizer", other)
+    assert recorded.weights_key(model) == key
+    remember("thing", model, [], measure)
+    assert len(calls) == 2
+
+
+def test_what_is_kept_is_read_once(cache, toy, counted, monkeypatch):
+    calls, measure = counted
+    remember("thing", toy, [], measure)
+    read = []
+    fetch = recorded.fetch
+    monkeypatch.setattr(recorded, "fetch", lambda path: (read.append(path), fetch(path))[1])
+    assert torch.equal(remember("thing", toy, [], measure)["x"], torch.arange(6.0).view(2, 3))
+    assert (len(read), len(calls)) == (1, 1)
 
 
 def test_rows_are_neither_taken_nor_kept_while_the_model_is_changed(tiny_gpt2):
