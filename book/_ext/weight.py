@@ -36,11 +36,17 @@ def words(html: str) -> set[str]:
 
 
 def _uses(selector: str, known: set[str]) -> bool:
-    """Whether each class and id that a selector asks for may occur; what stands in brackets is let through."""
+    """Whether each class and id that a selector asks for may occur; what stands in brackets is let through.
+
+    A known word that ends with a hyphen is what a script begins a class with, `tip-${side}` say: all that begin so may.
+    """
     bare, inner = selector, ""
     while bare != inner:
         inner, bare = bare, re.sub(r"\([^()]*\)|\[[^]]*\]", "", bare)
-    return all(name.replace("\\", "") in known for name in re.findall(r"[.#]((?:\\.|[\w-])+)", bare))
+    names = [name.replace("\\", "") for name in re.findall(r"[.#]((?:\\.|[\w-])+)", bare)]
+    return all(
+        name in known or any(name[: at + 1] in known for at, sign in enumerate(name) if sign == "-") for name in names
+    )
 
 
 def used(sheet: str, known: set[str]) -> str:
@@ -117,7 +123,9 @@ def write_sheet(app: Sphinx, error: Exception | None) -> None:
     known = set().union(*map(words, pages.values()))
     for script in (out / "_static").rglob("*.js"):  # any word of theirs may be a class
         if script.name != "plotly.min.js":  # it brings its own styles
-            known.update(re.findall(r"[\w-]+", script.read_text(encoding="utf8")))
+            text = script.read_text(encoding="utf8")
+            known.update(word for word in re.findall(r"[\w-]+", text) if not word.endswith("-"))
+            known.update(re.findall(r"[\w-]+-(?=\$\{)", text))
     builder: Any = app.builder
     names = [*THEME, *(str(sheet.filename).removeprefix("_static/") for sheet in builder._css_files)]
     sheets = [used((out / "_static" / name).read_text(encoding="utf8"), known) for name in dict.fromkeys(names)]

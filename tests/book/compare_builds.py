@@ -36,7 +36,7 @@ def same(old: object, new: object, near: float) -> bool:
     if isinstance(old, dict) and isinstance(new, dict):
         return old.keys() == new.keys() and all(same(old[key], new[key], near) for key in old)
     if isinstance(old, float) and isinstance(new, int | float):
-        return math.isclose(old, new, rel_tol=near, abs_tol=near)
+        return math.isclose(old, new, rel_tol=near, abs_tol=1e-9)
     return old == new
 
 

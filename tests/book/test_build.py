@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 from jupyter_cache import get_cache
 from onekernel import BOOK, FEW, chapter, emptied, run, started
 
@@ -49,12 +50,12 @@ def visible(html: str) -> str:
     return re.sub(r"\s+", " ", "".join(parser.parts))
 
 
-def build(output: Path, model: str, *flags: str, **variables: str) -> Build:
+def build(output: Path, model: str, *flags: str, folder: Path = ROOT, **variables: str) -> Build:
     own = ("LAB_STRICT", "LAB_PROMPTS", "LAB_TOKENS")
     environment = {key: value for key, value in os.environ.items() if key not in own}
     environment |= {"LAB_MODEL": model, "COLUMNS": "200"} | variables
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", ".", "--path-output", str(output), *flags]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3000)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=3000)
     return Build(done.returncode, done.stdout + done.stderr, output / "_build" / "html" / "book")
 
 
@@ -177,6 +178,21 @@ def test_every_solution_passes_its_check(ignorant, page):
     asked = (ROOT / "book" / f"{page}.md").read_text().count("checks.check(")
     assert text.count('class="lab-check" data-right="true"') == asked
     assert 'data-right="false"' not in text
+
+
+def test_a_build_of_gpt2_by_its_name_writes_its_text_before_the_page_that_reads_it(tmp_path, random_gpt2_hub):
+    """From nothing: what the fixture above executes itself, the build does here, for one page."""
+    (tmp_path / "_toc.yml").write_text(yaml.safe_dump({"format": "jb-book", "root": "book/corpus"}))
+    for name in ("_config.yml", "book", "labcode", "pyproject.toml", "requirements.txt"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    own = {**random_gpt2_hub, **FEW, "LAB_CACHE": str(tmp_path / "cache")}
+    made = build(tmp_path / "out", "gpt2", folder=tmp_path, **own)
+    assert made.code == 0, made.said[-4000:]
+    assert made.said.index("text for the autoencoders: written by GPT-2 small") < made.said.index(
+        "[1/1] book/corpus ran"
+    )
+    assert list((tmp_path / "cache" / "corpus").glob("*/*/text.safetensors"))
+    assert "Not certified: " in made.text("corpus")
 
 
 def test_an_unknown_model_stops_the_build_before_any_chapter(tmp_path):

@@ -33,3 +33,14 @@ def test_a_chapter_is_light(browser, site, name):
     heaviest = sorted(sizes.items(), key=lambda one: -one[1])[:5]
     assert sum(sizes.values()) < FIRST, heaviest
     assert sizes[f"/{name}"] < LATER, heaviest
+
+
+def test_no_rule_is_lost_for_a_class_that_a_script_puts_together():
+    static = SITE / "_static"
+    joined = (static / "book.css").read_text()
+    ours = [path for path in static.glob("*.js") if path.name.startswith(("lab", "predictions"))]
+    begun = {word for path in ours for word in re.findall(r"[\w-]+-(?=\$\{)", path.read_text())}
+    assert {"lab-mark-", "lab-bench-"} <= begun
+    for path in [*static.glob("lab*.css"), static / "predictions.css"]:
+        names = [name for name in re.findall(r"\.([\w-]+)", path.read_text()) if any(map(name.startswith, begun))]
+        assert [name for name in names if f".{name}" not in joined] == [], path.name

@@ -72,7 +72,10 @@ def test_two_editions_are_published_and_only_the_certified_one_can_stop_it():
     assert made["gpt2"]["LAB_MODEL"] == "gpt2"
     assert "LAB_STRICT" not in made["gpt2"]
     assert jobs["gpt2"]["continue-on-error"] is True
-    assert "needs.certified.result == 'success'" in jobs["deploy"]["if"]
+    assert jobs["deploy"]["needs"] == "certified", "the first edition waits for nothing else"
+    ran = [step.get("run") for step in jobs["certified"]["steps"]]
+    assert {"make lint", "make book", "make test"} <= set(ran)
+    assert read(ROOT / ".github" / "workflows" / "publish.yml")["concurrency"]["cancel-in-progress"] is False
 
 
 def test_the_scheduled_workflow_can_publish_nothing():

@@ -309,14 +309,15 @@ def test_a_style_sheet_keeps_what_may_be_used():
       .a:is(.gone, .b)[href$=".pdf"] { left: 0 }
       @media (max-width: 1px) { .gone { left: 0 } .b { left: 1px } }
       @media print { .gone { left: 0 } }
-      .w\\/2 { width: 50% }
+      .w\\/2 { width: 50% } .tip-left, .tipped-left { left: 0 }
       @keyframes turn { to { rotate: 1turn } }
     """
-    kept = used(sheet, {"a", "b", "w/2"})
+    kept = used(sheet, {"a", "b", "w/2", "tip-"})
     assert kept.splitlines() == [
         ".a,.b:hover > p{color: red}",
         '.a:is(.gone, .b)[href$=".pdf"]{left: 0}',
         "@media (max-width: 1px) {.b{left: 1px}}",
         ".w\\/2{width: 50%}",
+        ".tip-left{left: 0}",
         "@keyframes turn { to { rotate: 1turn } }",
     ]
