@@ -3,8 +3,9 @@
 It works on a book of two pages in a copy of this checkout, with an environment and a cache folder of its own; one page
 executes cells with the embedded model, and keeps a measurement. Each time something is taken away (packages of the
 environment, the converted model, the outputs of the cells, or the written pages), `make book` begins to make it again,
-and `kill -9` ends its whole process group. The next `make book` must end well, and its pages must be those of a build
-that nobody disturbed, byte by byte; after an installation every package must be as its record says. The first
+and `kill -9` ends its whole process group and the kernels, which have groups of their own. A kill that comes when the
+build has ended is none: it is drawn again, sooner. The next `make book` must end well, and its pages must be those of a
+build that nobody disturbed, byte by byte; after an installation every package must be as its record says. The first
 installation, from nothing, is killed three times.
 
 Not covered: a power cut, in which files that were closed can be lost; the chapters themselves, and their recorded data.
@@ -13,6 +14,7 @@ Not covered: a power cut, in which files that were closed can be lost; the chapt
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -24,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +36,7 @@ import compare_builds  # noqa: E402
 import install  # noqa: E402
 
 WHOLE = 900.0  # seconds after which a build is taken to hang
+TRIES = 9  # times that a kill is drawn
 ONE = """\
 ---
 file_format: mystnb
@@ -109,16 +113,42 @@ class Lab:
             raise Fault(f"the next build ends with {status}:\n{self.said.read_text(encoding='utf8')[-3000:]}")
         return time.monotonic() - begun
 
-    def kill(self, after: float, target: str = "book") -> str:
-        """A `make` that is killed after so many seconds, and what it was at; it may have ended before."""
+    def kill(self, after: float, target: str = "book") -> tuple[str, int] | None:
+        """Kill a `make` after so many seconds.
+
+        Returns:
+            What it was at, and how many groups were killed besides its own (kernels); None if it had ended before.
+        """
         process = self.start(target)
         try:
             process.wait(after)
-            return "(had ended)"
+            return None
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            others = groups_below(process.pid) - {process.pid}
+            for group in (process.pid, *others):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(group, signal.SIGKILL)
             process.wait()
-            return self.last()
+            return self.last(), len(others)
+
+    def hit(
+        self, take: Callable[[], None], chance: random.Random, least: float, most: float, target: str = "book"
+    ) -> tuple[float, str, int]:
+        """Take something away and kill the `make` that makes it again, sooner each time until it is still at work.
+
+        Returns:
+            The seconds after which it was killed, and what `kill` returns.
+
+        Raises:
+            Fault: It always had ended.
+        """
+        for _ in range(TRIES):
+            take()
+            after = chance.uniform(least, most)
+            if found := self.kill(after, target):
+                return after, *found
+            most = max(least, after)
+        raise Fault(f"no kill hit: `make {target}` ends within {most:.1f} s")
 
     def pages(self) -> dict[str, str]:
         """A hash of each file of the site."""
@@ -128,6 +158,22 @@ class Lab:
             for path in sorted(html.rglob("*"))
             if path.is_file()
         }
+
+
+def groups_below(pid: int, proc: Path = Path("/proc")) -> set[int]:
+    """The process groups of all that a process has started, from Linux's records; nothing elsewhere."""
+    started: dict[int, list[tuple[int, int]]] = {}
+    for path in proc.glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            # After the name in brackets, which may hold anything: state, parent, group.
+            _, parent, group = path.read_text().rpartition(")")[2].split()[:3]
+            started.setdefault(int(parent), []).append((int(path.parent.name), int(group)))
+    found, left = set[int](), [pid]
+    while left:
+        for child, group in started.get(left.pop(), []):
+            found.add(group)
+            left.append(child)
+    return found
 
 
 class Fault(Exception):
@@ -171,22 +217,22 @@ PHASES: dict[str, Callable[[Lab, random.Random], None]] = {
 def main() -> int:
     """Kill and build; 1 if anything was not mended."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the copy is; one that a former run left is used again")
+    parser.add_argument("folder", type=Path, help="where the copy is made, an empty folder")
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--first", type=int, default=0, help="the kill to begin with, after a run that was ended")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     lab = Lab(asked.folder.resolve())
-    faults = 0
-    if not (lab.venv / ".ready").is_file():
-        lab.fill()
-        chance = random.Random(asked.seed)
-        for number in range(3):
-            after = chance.uniform(2, 60)
-            print(
-                f"first installation, kill {number + 1} after {after:.1f} s: {lab.kill(after, '.venv/.ready')}",
-                flush=True,
-            )
+    faults, hits, kernels = 0, 0, 0
+    lab.fill()
+    chance = random.Random(asked.seed)
+
+    def without_finished() -> None:
+        if (lab.venv / ".ready").is_file():
+            shutil.rmtree(lab.venv)
+
+    for number in range(3):
+        after, at, _ = lab.hit(without_finished, chance, 2, 60, ".venv/.ready")
+        print(f"first installation, kill {number + 1} after {after:.1f} s: {at}", flush=True)
     print(f"a first build: {lab.plain():.0f} s", flush=True)
     if left := install.broken(lab.venv):
         raise Fault(f"damaged packages: {left}")
@@ -199,15 +245,14 @@ def main() -> int:
     for number in range(asked.kills):
         phase = list(PHASES)[number % len(PHASES)]
         chance = random.Random(f"{asked.seed} {number}")
-        if number < asked.first:
-            continue
         if phase not in lasts:  # how long it takes undisturbed
             PHASES[phase](lab, random.Random(f"{asked.seed} {phase}"))
             lasts[phase] = lab.plain()
+        after, at, beside = 0.0, "", 0
         try:
-            PHASES[phase](lab, chance)
-            after = chance.uniform(0.3, lasts[phase])
-            at = lab.kill(after)
+            after, at, beside = lab.hit(partial(PHASES[phase], lab, chance), chance, 0.3, lasts[phase])
+            hits += 1
+            kernels += bool(beside)
             taken = lab.plain()
             if lab.pages() != pages:
                 other = lab.pages()
@@ -221,11 +266,11 @@ def main() -> int:
         except Fault as fault:
             faults += 1
             became = f"FAULT {fault}"
-        row = {"kill": number, "phase": phase, "after": round(after, 1), "at": at, "became": became}
+        row = {"kill": number, "phase": phase, "after": round(after, 1), "at": at, "beside": beside, "became": became}
         with (lab.folder / "kills.jsonl").open("a", encoding="utf8") as kept:
             kept.write(json.dumps(row) + "\n")
         print(f"{number + 1:2d} {phase:12s} {after:5.1f} s  {at:60s}  {became}", flush=True)
-    print(f"{asked.kills - asked.first} kills, {faults} not mended")
+    print(f"{hits} kills hit a build at work, {kernels} of them kernels too; {faults} of {asked.kills} not mended")
     return int(faults > 0)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,24 @@ def test_two_editions_are_published_and_only_the_certified_one_can_stop_it():
     ran = [step.get("run") for step in jobs["certified"]["steps"]]
     assert {"make lint", "make book", "make test"} <= set(ran)
     assert read(ROOT / ".github" / "workflows" / "publish.yml")["concurrency"]["cancel-in-progress"] is False
+
+
+@pytest.mark.parametrize(("tag", "passes"), [("v{}", True), ("{}", False), ("v{}.1", False), ("main", False)])
+def test_a_release_is_of_the_version_that_its_tag_names(tmp_path, tag, passes):
+    jobs = read(ROOT / ".github" / "workflows" / "release.yml")["jobs"]
+    first = next(step for step in jobs["archive"]["steps"] if "run" in step)
+    shutil.copytree(ROOT / ".github", tmp_path / ".github")
+    (tmp_path / "labcode").mkdir()
+    shutil.copy(ROOT / "labcode" / "__init__.py", tmp_path / "labcode")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    given = {"TAG": tag.format(labcode.__version__), "PATH": path}
+    done = subprocess.run(["bash", "-e", "-c", first["run"]], cwd=tmp_path, env=given, capture_output=True, timeout=60)
+    assert (done.returncode == 0) == passes, done.stderr
+    if passes:
+        notes = (tmp_path / "_build" / "notes.md").read_text()
+        assert "* Eighteen chapters" in notes
+        assert "##" not in notes
+    assert "--notes-file notes.md" in jobs["release"]["steps"][-1]["run"]
 
 
 def test_the_scheduled_workflow_can_publish_nothing():
