@@ -118,10 +118,14 @@ class Lab:
 
         Returns:
             What it was at, and how many groups were killed besides its own (kernels); None if it had ended before.
+
+        Raises:
+            Fault: It had failed before.
         """
         process = self.start(target)
         try:
-            process.wait(after)
+            if status := process.wait(after):
+                raise Fault(f"`make {target}` ends with {status} by itself; last: {self.last()}")
             return None
         except subprocess.TimeoutExpired:
             others = groups_below(process.pid) - {process.pid}

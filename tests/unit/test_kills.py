@@ -36,6 +36,12 @@ def test_what_no_kill_can_hit_is_said(lab, monkeypatch):
         lab.hit(lambda: None, random.Random(0), 0.3, 60)
 
 
+def test_a_build_that_fails_by_itself_was_not_killed(lab):
+    makes(lab, "@echo no; exit 3")
+    with pytest.raises(kills.Fault, match="ends with 2 by itself"):
+        lab.kill(60)
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="groups are found in Linux's records")
 def test_a_kernel_in_a_session_of_its_own_dies_too(lab):
     code = (
