@@ -342,6 +342,15 @@ def test_the_first_cell_installs_what_the_lock_pins():
     assert "checkout" not in cell
 
 
+def test_a_user_in_the_address_is_no_revision():
+    cell = installcell.source(ROOT, "ssh://git@git.example.org/o/n.git")
+    assert "'ssh://git@git.example.org/o/n.git', \"interp-lab.part\"" in cell
+    assert "checkout" not in cell
+    cell = installcell.source(ROOT, "git@git.example.org:o/n.git@v1")
+    assert "'git@git.example.org:o/n.git', \"interp-lab.part\"" in cell
+    assert "\"checkout\", \"--quiet\", 'v1', \"--\"" in cell
+
+
 class Installed(NamedTuple):
     folder: Path
     said: str
