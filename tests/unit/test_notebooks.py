@@ -348,7 +348,7 @@ def test_a_user_in_the_address_is_no_revision():
     assert "checkout" not in cell
     cell = installcell.source(ROOT, "git@git.example.org:o/n.git@v1")
     assert "'git@git.example.org:o/n.git', \"interp-lab.part\"" in cell
-    assert "\"checkout\", \"--quiet\", 'v1', \"--\"" in cell
+    assert '"checkout", "--quiet", \'v1\', "--"' in cell
 
 
 class Installed(NamedTuple):
