@@ -2,11 +2,12 @@
 
 A module ends with `guard(globals(), ItsError)`. From then on each public function, method and constructor of it looks
 at its arguments before it begins: heads are pairs of whole numbers, a tensor has as many dimensions as its annotation
-names, and the same length along a name wherever that occurs, a text is no list of texts, a population was made with the
-tokenizer of the model that it comes with. The same thing in another dress is taken: whole numbers of NumPy and torch, a
-generator in place of a list, a text in place of a path. All else is an error that names the argument.
+names, and the same length along a name wherever that occurs, neither a text nor a set is a list, a population was made
+with the tokenizer of the model that it comes with. The same thing in another dress is taken: whole numbers of NumPy and
+torch, a generator in place of a list, a text in place of a path. All else is an error that names the argument.
 
-So no function checks types of its own; what its numbers must be to make sense, it still says itself.
+So no function checks types of its own; what its numbers must be to make sense, it still says itself. A library that
+checks types, such as beartype, would refuse what can be taken, and speak to the reader in its own words.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import operator
 import os
 import sys
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping
+import weakref
+from collections.abc import Callable, Collection, ItemsView, Iterable, KeysView, Mapping, Set
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -51,6 +53,9 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     name: rule for names, rule in _WORDS.items() for name in names.split()
 }
 
+NOT_MEASURING = {f"labcode.{name}" for name in ("models", "prompts", "tasks", "corpus")}
+"""Modules that only load and describe a model, or take its tokenizer: they work with any precision."""
+
 _classes: dict[str, type] = {}  # the public classes of guarded modules, by name
 
 
@@ -61,6 +66,8 @@ def shown(value: object) -> str:
     name = type(value).__name__
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()
+    if isinstance(value, int) and value.bit_length() > 63:
+        return "a whole number of more than 64 bits"
     if hasattr(value, "shape"):
         return f"a {name} of {str(getattr(value, 'dtype', '')).removeprefix('torch.')} {tuple(value.shape)}"
     if isinstance(value, str | bool | int | float):
@@ -69,25 +76,30 @@ def shown(value: object) -> str:
 
 
 def whole(value: Any, call: dict[str, Any]) -> int:
-    """A whole number: of Python, NumPy or torch, no truth value and no 1.0."""
-    if type(value) is int:
+    """A whole number of at most 64 bits: of Python, NumPy or torch, no truth value and no 1.0."""
+    if type(value) is int and value.bit_length() < 64:
         return value
     if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
         raise Misfit(f"{shown(value)} is a truth value, and a whole number is asked for")
     try:
-        return operator.index(value)
+        found = operator.index(value)
     except (TypeError, RuntimeError, ValueError):
         raise Misfit(f"{shown(value)} is no whole number") from None
+    if found.bit_length() > 63:
+        raise Misfit(f"{shown(found)}: too large")
+    return found
 
 
 def number(value: Any, call: dict[str, Any]) -> float:
     """A number that may be NaN, as the entries of a table may."""
-    if type(value) in (int, float):
-        return float(value) if type(value) is float else value
+    if type(value) is float or (type(value) is int and value.bit_length() < 64):
+        return value
     if isinstance(value, bool | str | bytes) or "bool" in str(getattr(value, "dtype", "")):
         raise Misfit(f"{shown(value)} is no number")
     try:
         return float(value)
+    except OverflowError:
+        raise Misfit(f"{shown(value)}: too large") from None
     except (TypeError, RuntimeError, ValueError):
         raise Misfit(f"{shown(value)} is no number") from None
 
@@ -134,13 +146,13 @@ def function(value: Any, call: dict[str, Any]) -> Any:
 
 def model(value: Any, call: dict[str, Any]) -> Any:
     """A loaded model, which the call remembers."""
-    kind = type(
-        value
-    )  # of the value itself it would be asked at each call, and a bridge takes 15 ms to collect its hooks
+    kind = type(value)  # asked itself, a bridge would collect its hooks for 15 ms at each call
     if not hasattr(kind, "hook_dict") or not hasattr(value, "cfg"):
         raise Misfit(f"{shown(value)} is no loaded model: give models.load()")
     call["model"] = value
-    call |= {"d_model": value.cfg.d_model, "d_vocab": value.cfg.d_vocab}
+    for name, size in (("d_model", value.cfg.d_model), ("d_vocab", value.cfg.d_vocab)):
+        if call.setdefault(name, size) != size:
+            raise Misfit(f"its {name} is {size}, and another argument has {call[name]} entries along it")
     return value
 
 
@@ -174,7 +186,7 @@ def _of_head(value: Any, call: dict[str, Any]) -> int:
 
 def _entries(value: Any, n: int, what: str) -> tuple[Any, ...]:
     if type(value) is not tuple:
-        if isinstance(value, str | Mapping) or not hasattr(value, "__len__") or not hasattr(value, "__iter__"):
+        if isinstance(value, str | Mapping | Set) or not hasattr(value, "__len__") or not hasattr(value, "__iter__"):
             raise NoHead(f"{shown(value)}: {what}")
         value = value.tolist() if hasattr(value, "tolist") else value
         value = tuple(value) if isinstance(value, Iterable) else (value,)
@@ -212,7 +224,9 @@ def tensor(kind: str, dims: str) -> Check:
         if back:
             sizes += zip(names[-back:], shape[-back:], strict=True)
         for name, size in sizes:
-            if call.setdefault(name, size) != size:
+            if name.isdigit() and size != int(name):
+                raise Misfit(f"its shape is {shape}, and [{dims.strip()}] is asked for")
+            if not name.isdigit() and call.setdefault(name, size) != size:
                 raise Misfit(f"it has {size} entries along {name!r}, and another argument has {call[name]}")
         return value
 
@@ -239,18 +253,30 @@ def instance(kind: type) -> Check:
         if not isinstance(value, kind):
             raise Misfit(f"{shown(value)} is no {kind.__module__.removeprefix('labcode.')}.{kind.__name__}")
         if kind.__name__ == "Population":
-            population: Any = value
-            call.setdefault("populations", []).append(population)
-            call.setdefault("batch", len(population))
+            _remember(value, call)
         return value
 
     check.kind = kind  # type: ignore[attr-defined]
     return check
 
 
+def _remember(population: Any, call: dict[str, Any]) -> None:
+    """Note a population; all of one call are as long as each other, except the one that means are taken over."""
+    before = call.setdefault("populations", [])
+    if call["argument"] != "reference":
+        size, n = len(population), call.setdefault("batch", len(population))
+        if size != n and before:
+            raise Misfit(f"{size} prompts against {n}: each prompt needs one partner")
+        if size != n:
+            raise Misfit(f"{n} entries along 'batch' of another argument for {size} prompts: give one for each")
+    before.append(population)
+
+
 def _plain(each: Check | None) -> Callable[[Any], bool]:
     """A quick look: what needs no more than that, since lists of thousands are given."""
-    kinds = {whole: int, number: float, text: str}
+    kinds = {number: float, text: str}
+    if each is whole:
+        return lambda x: type(x) is int and x.bit_length() < 64
     if each in kinds:
         return lambda x: type(x) is kinds[each]
     if each is head:
@@ -265,7 +291,8 @@ def listed(each: Check | None, keep: bool) -> Check:
     """Several things in order: a list, or what can be made one.
 
     Args:
-        keep: sets and the like stay what they are.
+        keep: sets and the like stay what they are. Without it order counts: a set has none, and a dictionary would be
+            taken for its keys.
     """
 
     plain = _plain(each)
@@ -279,11 +306,13 @@ def listed(each: Check | None, keep: bool) -> Check:
             value = value.tolist()
         if not isinstance(value, Iterable):
             raise Misfit(f"{shown(value)} is no list")
+        if not keep and isinstance(value, Set | Mapping) and not isinstance(value, KeysView | ItemsView):
+            raise Misfit(f"{shown(value)} is no list: give its entries in the order that you mean")
         if not isinstance(value, list | tuple) and (not isinstance(value, Collection) or not keep):
             value = value if isinstance(value, range) else list(value)
         if each is None or (each is whole and isinstance(value, range)) or all(map(plain, value)):
             return value
-        found = [each(one, call) for one in value]
+        found = [each(one, {**call}) for one in value]  # they may differ in size
         same = all(a is b for a, b in zip(found, value, strict=True))
         return value if same else tuple(found) if isinstance(value, tuple) else found
 
@@ -296,8 +325,15 @@ def mapped(key: Check | None, each: Check | None) -> Check:
     def check(value: Any, call: dict[str, Any]) -> Any:
         if not isinstance(value, Mapping):
             raise Misfit(f"{shown(value)} is no dictionary")
-        found = {key(a, call) if key else a: each(b, {**call}) if each else b for a, b in value.items()}
-        return value if all(a is b for a, b in zip(found.values(), value.values(), strict=True)) else found
+        found: dict[Any, Any] = {}
+        same = True
+        for a, b in value.items():
+            name, entry = key(a, call) if key else a, each(b, {**call}) if each else b
+            if name in found:
+                raise Misfit(f"two of its keys are {name!r}")
+            found[name] = entry
+            same = same and name is a and entry is b
+        return value if same else found
 
     return check
 
@@ -383,7 +419,7 @@ def _compiled(of: ast.expr, names: Mapping[str, Any]) -> Check | None:
     if outer in ("Mapping", "dict"):
         return mapped(*(_compiled(one, names) for one in several))
     if outer == "tuple" and isinstance(several[-1], ast.Constant) and several[-1].value is ...:
-        return listed(_compiled(several[0], names), keep=True)
+        return listed(_compiled(several[0], names), keep=False)
     if outer == "tuple":
         return pair([_compiled(one, names) for one in several])
     return function if outer == "Callable" else None
@@ -431,6 +467,8 @@ def guarded(
     takes = list(inspect.signature(of).parameters.values())[method:]
     only = {one.name for one in takes if one.kind == inspect.Parameter.POSITIONAL_ONLY}  # `put(origin=...)` is a value
     order = [one.name for one in takes if one.kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    every = [one.name for one in takes if one.kind not in (0, 2, 4)]
+    measures = names["__name__"] not in NOT_MEASURING
     open_ = {one.name: one for one in takes if isinstance(one.annotation, str) and one.kind not in (2, 4)}
     checks: dict[str, Check] = {}
 
@@ -457,13 +495,15 @@ def guarded(
         __tracebackhide__ = True  # notebooks and pytest leave this frame out
         if open_:
             compiled()
-        call: dict[str, Any] = {}
+        call: dict[str, Any] = {"populations": []}
         own = args[:method]
         given = [taken(name, value, call) for name, value in zip(order, args[method:], strict=False)]
         rest = args[method + len(given) :]
+        if len(kwargs) > 1:  # the signature's order: sizes are compared with those that came before
+            kwargs = {name: kwargs[name] for name in every if name in kwargs} | kwargs
         named = {name: value if name in only else taken(name, value, call) for name, value in kwargs.items()}
         if "model" in call:
-            _check_model(call, dict(zip(order, given, strict=False)) | named, error)
+            _check_model(call, dict(zip(order, given, strict=False)) | named, error, measures)
         torch = sys.modules.get("torch")
         if torch is not None and torch.is_inference_mode_enabled():  # where no gradient can be had
             with torch.inference_mode(False), torch.no_grad():
@@ -473,10 +513,15 @@ def guarded(
     return checked
 
 
-def _check_model(call: Mapping[str, Any], given: Mapping[str, Any], error: type[LabError]) -> None:
-    """Whether prompts, tokens and a layer can be this model's."""
+def _check_model(call: Mapping[str, Any], given: Mapping[str, Any], error: type[LabError], measures: bool) -> None:
+    """Whether prompts, tokens and a layer can be this model's, and whether what it computes can be measured."""
     of, layer = call["model"], given.get("layer")
-    for population in call.get("populations", ()):
+    native = getattr(of, "original_model", None)  # the bridge itself would take much longer to find one
+    if measures and native is not None and (kind := str(next(native.parameters()).dtype)) != "torch.float32":
+        raise error(
+            f"this model computes in {kind.removeprefix('torch.')}, and the lab measures in float32: take models.load()"
+        )
+    for population in call["populations"]:
         if population.tokenizer and population.tokenizer != tokenizer_key(of.tokenizer):
             raise error(
                 f"these prompts were made with another tokenizer than that of {of.cfg.model_name}: their numbers stand "
@@ -485,6 +530,10 @@ def _check_model(call: Mapping[str, Any], given: Mapping[str, Any], error: type[
     if type(layer) is int and layer not in range(of.cfg.n_layers):
         raise error(f"no layer {layer}: this model has {of.cfg.n_layers} layers, counted from 0")
     several: list[Any] = [given.get(name) for name in ("tokens", "held", "ids")]
+    n_ctx = getattr(of.cfg, "n_ctx", math.inf)
+    for tokens in [*several, *(one.tokens for one in call["populations"])]:
+        if measures and getattr(tokens, "ndim", 0) == 2 and tokens.shape[1] > n_ctx:
+            raise error(f"contexts of {tokens.shape[1]} tokens: this model reads {n_ctx}, the start token included")
     for tokens in several:
         if hasattr(tokens, "numel") and tokens.numel():
             least, most = int(tokens.min()), int(tokens.max())
@@ -492,7 +541,7 @@ def _check_model(call: Mapping[str, Any], given: Mapping[str, Any], error: type[
                 raise error(f"tokens from {least} to {most}: this model knows {of.cfg.d_vocab}, counted from 0")
 
 
-_keys: dict[int, tuple[Any, str]] = {}
+_keys: weakref.WeakKeyDictionary[Any, tuple[int, str]] = weakref.WeakKeyDictionary()
 
 
 def tokenizer_key(tokenizer: Any) -> str:
@@ -500,10 +549,12 @@ def tokenizer_key(tokenizer: Any) -> str:
     import hashlib
     import json
 
-    if _keys.get(id(tokenizer), (None,))[0] is not tokenizer:
+    size, key = _keys.get(tokenizer, (-1, ""))
+    if size != len(tokenizer):  # tokens may have been added since
         vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-        _keys[id(tokenizer)] = tokenizer, hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
-    return _keys[id(tokenizer)][1]
+        key = hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
+        _keys[tokenizer] = len(tokenizer), key
+    return key
 
 
 def guard(module: dict[str, Any], error: type[LabError], but: Collection[str] = ()) -> None:

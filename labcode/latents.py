@@ -490,10 +490,18 @@ class Editor:
         """Change of each prompt's logit difference when its `delta` is added at a named position.
 
         Raises:
-            SaeError: unknown position.
+            SaeError: unknown position, or no vector for each prompt.
         """
+        self._check_edit(delta)
         rows = torch.arange(len(self.pop))
         return self.values(Edits(rows, place(self.pop, at), delta)) - self.base
+
+    def _check_edit(self, delta: Tensor) -> None:
+        if not delta.is_floating_point() or delta.shape != (len(self.pop), self.suffix.network.d_model):
+            raise SaeError(
+                f"edits of {str(delta.dtype).removeprefix('torch.')} {tuple(delta.shape)} for {len(self.pop)} prompts: "
+                "give a vector for each"
+            )
 
     def heard(
         self, delta: Float[Tensor, "batch d_model"], readers: Sequence[Node], into: str, through_mlps: bool = True
@@ -522,8 +530,7 @@ class Editor:
                     f"{layer}.{head} at {at} can't hear an edit at S2 after layer {self.layer}: give readers of later "
                     "layers, at S2 or END"
                 )
-        if delta.shape != (len(self.pop), self.suffix.network.d_model):
-            raise SaeError(f"edits of shape {tuple(delta.shape)} for {len(self.pop)} prompts: give a vector for each")
+        self._check_edit(delta)
         if not readers:
             raise SaeError("no readers: give at least one, as (layer, head, place)")
         values = torch.empty(len(self.pop))

@@ -48,7 +48,7 @@ def bars(
 
     if (low is None) != (high is None):
         raise ReportError("an interval has two ends: give both low=... and high=..., or neither")
-    _as_many(labels=labels, values=values, low=low, high=high)
+    _as_many(("labels", labels), ("values", values), ("low", low), ("high", high))
     error = None
     if low is not None and high is not None:
         error = {
@@ -122,7 +122,8 @@ def lines(
     fig = go.Figure()
     index = list(range(len(labels)))
     for name, values in series.items():
-        _as_many(labels=labels, **{name: values}, low=(low or {}).get(name), high=(high or {}).get(name))
+        ends = [("low", (low or {}).get(name)), ("high", (high or {}).get(name))]
+        _as_many(("labels", labels), (name, values), *ends)
     for (name, values), colour in zip(series.items(), _colours(series), strict=True):
         if low and high and name in low:
             edge = [*high[name], *reversed(low[name])]
@@ -177,9 +178,9 @@ def heatmap(
     import plotly.graph_objects as go
 
     rows = [list(map(float, row)) for row in values]
-    _as_many(y=y, rows=rows, hover=hover)
+    _as_many(("y", y), ("rows", rows), ("hover", hover))
     for number, row in enumerate(rows):
-        _as_many(x=x, row=row, hover=hover and hover[number])
+        _as_many(("x", x), ("row", row), ("hover", hover and hover[number]))
     largest = max((abs(v) for row in rows for v in row if not math.isnan(v)), default=1.0) or 1.0
     if math.isinf(largest):
         raise ReportError("an infinite value in a heat map: every other cell would have no colour beside it")
@@ -220,7 +221,7 @@ def scatter(
     """
     import plotly.graph_objects as go
 
-    _as_many(x=x, y=y, labels=labels, groups=groups)
+    _as_many(("x", x), ("y", y), ("labels", labels), ("groups", groups))
     _colours(dict.fromkeys(groups or ()))
 
     far = sorted(range(len(labels)), key=lambda i: -max(abs(x[i]), abs(y[i])))[:named]
@@ -264,7 +265,7 @@ def points(
     import plotly.graph_objects as go
 
     for name, values in series.items():
-        _as_many(labels=labels, **{name: values})
+        _as_many(("labels", labels), (name, values))
         _intervals(name, values)
     fig = go.Figure()
     for number, ((name, values), colour) in enumerate(zip(series.items(), _colours(series), strict=True)):
@@ -362,11 +363,11 @@ def _finish(fig: go.Figure, alt: str, height: int = 420) -> go.Figure:
     return fig
 
 
-def _as_many(**lists: Any) -> None:
+def _as_many(*lists: tuple[str, Any]) -> None:
     """Raises `ReportError` where lists that belong together differ in length; None is no list."""
-    sizes = {name: len(one) for name, one in lists.items() if one is not None}
-    if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{n} in {name}" for name, n in sizes.items())
+    sizes = [(name, len(one)) for name, one in lists if one is not None]
+    if len({n for _, n in sizes}) > 1:
+        told = ", ".join(f"{n} in {name}" for name, n in sizes)
         raise ReportError(f"what belongs together differs in length: {told}; give one for each")
 
 

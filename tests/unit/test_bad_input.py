@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import inspect
+import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -9,6 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from labcode import (
     attribution,
@@ -35,6 +43,7 @@ from labcode import (
     sae,
     superposition,
     tasks,
+    toy,
     transcoder,
     variants,
 )
@@ -51,7 +60,7 @@ from labcode.errors import (
     ReportError,
     SaeError,
 )
-from labcode.prompts import CANONICAL, Prompt
+from labcode.prompts import CANONICAL, Population, Prompt
 
 NAN, INF = float("nan"), float("inf")
 NODE = (1, 0, "END")
@@ -82,6 +91,9 @@ def lab(tiny_llama):
     logits = metrics.end_logits(model, pop)
     values, groups = torch.arange(8.0), torch.arange(8) // 2
     reference = circuit.references(model, pop)
+    half = copy.deepcopy(model).bfloat16()
+    long = torch.cat([text] * 11, dim=1)  # 132 tokens, and the model reads 128
+    pages = replace(pop, tokens=torch.cat([pop.tokens] * 20, dim=1))
     foreign, alike = replace(pop, tokenizer="another"), replace(grid, draws=torch.zeros(8).long())
     return SimpleNamespace(
         **{name: value for name, value in locals().items() if name != "tiny_llama"},
@@ -107,6 +119,8 @@ HEADS = {
     "(0, 99)": ((0, 99), "no head 0.99"),
     "1.1": ("1.1", "a head is (layer, head)"),
     "(1,)": ((1,), "a head is (layer, head)"),
+    "a set": ({2, 1}, "a set: a head is (layer, head)"),
+    "a dictionary's keys": ({2: 1, 1: 2}.keys(), "a head is (layer, head)"),
 }
 TAKES_HEADS = {
     "check_heads": lambda lab, head: heads.check_heads(lab.model, [head]),
@@ -591,6 +605,13 @@ BAD += [
         "give a vector for each",
     ),
     (
+        "delta of whole numbers",
+        lambda lab: lab.editor.change("S2", torch.ones(8, 48, dtype=torch.long)),
+        SaeError,
+        "edits of int64 (8, 48) for 8 prompts",
+    ),
+    ("delta, changed", lambda lab: lab.editor.change("S2", torch.ones(4, 48)), SaeError, "give a vector for each"),
+    (
         "place",
         lambda lab: latents.at_position(lab.model, lab.pop, lab.small, 1, "S3"),
         SaeError,
@@ -694,12 +715,54 @@ BAD += [
         ReportError,
         "is above 0",
     ),
+    ("low and labels", lambda lab: drawn_lines({"low": [1.0], "labels": [1.0, 2.0]}), ReportError, "1 in labels, 2 in"),
+    (
+        "a set of values",
+        lambda lab: plots.bars(["b", "a"], {3.0, 1.0}, alt="x", value_title="y"),
+        ReportError,
+        "a set is no list: give its entries in the order that you mean",
+    ),
+    (
+        "values in a dictionary",
+        lambda lab: plots.bars(["b", "a"], {3.0: 1.0, 1.0: 2.0}, alt="x", value_title="y"),
+        ReportError,
+        "a dict is no list",
+    ),
+    (
+        "too large for a figure",
+        lambda lab: plots.bars(["a"], [10**400], alt="x", value_title="y"),
+        ReportError,
+        "a whole number of more than 64 bits: too large",
+    ),
+    ("too large for a number", lambda lab: metrics.share(1, 10**400), MetricError, "more than 64 bits: too large"),
     # Models and records
+    ("a long text", lambda lab: sae.collect(lab.model, lab.long, 1), SaeError, "contexts of 132 tokens"),
+    (
+        "a long text, mapped",
+        lambda lab: transcoder.beyond_linear(lab.model, lab.long, lab.long),
+        SaeError,
+        "contexts of 132 tokens",
+    ),
+    ("long prompts", lambda lab: metrics.end_logits(lab.model, lab.pages), MetricError, "reads 128, the start token"),
+    ("long prompts, swept", lambda lab: patching.sweep(lab.model, lab.pages, lab.pages, "z"), PatchError, "reads 128"),
+    ("half precision", lambda lab: metrics.end_logits(lab.half, lab.pop), MetricError, "computes in bfloat16"),
+    (
+        "half precision, swept",
+        lambda lab: patching.sweep(lab.half, lab.pop, lab.other, "z"),
+        PatchError,
+        "the lab measures in float32",
+    ),
+    ("half precision, collected", lambda lab: sae.collect(lab.half, lab.text, 1), SaeError, "computes in bfloat16"),
+    ("half precision, copied", lambda lab: heads.copy_scores(lab.half), HeadError, "computes in bfloat16"),
     ("a model of 3", lambda lab: models.load(3), ModelError, "3 is no text"),
     ("a folder that isn't there", lambda lab: models.load("./nowhere"), ModelError, "doesn't exist"),
     ("prompts for a record", lambda lab: recorded.prompt_key(TEXT), EvidenceError, "is no prompts.Population"),
     ("a record", lambda lab: evidence.read("nowhere", "x"), EvidenceError, "can't be read"),
 ]
+
+
+def drawn_lines(series):
+    return plots.lines(["a"], series, alt="x", value_title="y", label_title="z")
 
 
 def heat(values):
@@ -756,6 +819,100 @@ def test_gradients_can_be_had_wherever_the_reader_calls(lab):
                 transcoder.train(lab.pairs, d_sae=8, k=2, samples=20, batch=20).transcoder.W_dec,
             ):
                 assert not training.is_inference()
+
+
+SIZES = {
+    "ids": (prompts.renamed, lambda lab: [lab.model, lab.pop, {"S2": lab.pop.io_ids[:1]}, "x"], PromptError),
+    "populations": (patching.sweep, lambda lab: [lab.model, lab.pop, lab.other.subset([0, 1, 2]), "z"], PatchError),
+    "logits": (metrics.logit_difference, lambda lab: [lab.logits[:3], lab.pop], MetricError),
+    "groups": (metrics.bootstrap, lambda lab: [lab.values, lab.groups[:3]], MetricError),
+    "width": (heads.ov_ranks, lambda lab: [lab.model, 1, torch.ones(8, 5), lab.pop.io_ids], HeadError),
+}
+
+
+@pytest.mark.parametrize(("call", "given", "error"), SIZES.values(), ids=SIZES)
+def test_sizes_are_compared_whatever_the_order_of_the_arguments(lab, call, given, error):
+    """The same sentence by place, by keyword, and with the keywords the other way round."""
+    named = dict(zip(inspect.signature(call).parameters, given(lab), strict=False))
+    told = []
+    for pairs in (named.items(), reversed(named.items())):
+        with pytest.raises(error, match="argument") as raised:
+            call(**dict(pairs))
+        told.append(str(raised.value))
+    with pytest.raises(error) as raised:
+        call(*given(lab))
+    assert {str(raised.value)} == set(told)
+
+
+def guarded(of):
+    return inputs.guarded(of, MetricError, {"__name__": "labcode.nowhere", **vars(patching)}, method=False)
+
+
+def test_a_model_and_populations_are_compared_as_tensors_are(lab):
+    def wide(x: Float[Tensor, "batch d_model"], model: TransformerBridge): ...
+
+    def two(a: Population, b: Population, reference: Population | None = None): ...
+
+    def rows(x: Float[Tensor, " batch"], pop: Population): ...
+
+    def one(x: Float[Tensor, "batch 1"]): ...
+
+    few = lab.pop.subset([0, 1, 2])
+    for call, args, said in (
+        (wide, [torch.zeros(2, 5), lab.model], "its d_model is 48, and another argument has 5"),
+        (two, [lab.pop, few], "3 prompts against 8"),
+        (rows, [lab.values[:3], lab.pop], "for 8 prompts"),
+        (one, [torch.zeros(3, 2)], r"its shape is \(3, 2\)"),
+    ):
+        with pytest.raises(MetricError, match=said):
+            guarded(call)(*args)
+    guarded(wide)(torch.zeros(2, 48), lab.model)
+    guarded(two)(few, few, lab.pop)  # means are taken over other prompts
+    guarded(one)(torch.zeros(3, 1))
+
+
+def test_a_dictionary_keeps_every_entry_under_a_plain_key():
+    seen = []
+
+    def table(x: Mapping[int, float]):
+        seen.append(x)
+
+    guarded(table)({torch.tensor(3): 1.0, np.int64(4): 2.0})
+    assert seen == [{3: 1.0, 4: 2.0}]
+    assert {type(key) for key in seen[0]} == {int}
+    for value in (2.0, 1.0):
+        with pytest.raises(MetricError, match="two of its keys are 3"):
+            guarded(table)({torch.tensor(3): 1.0, 3: value})
+
+
+def test_what_has_an_order_is_a_list():
+    """The views of a dictionary; a generator; a set where order doesn't count."""
+    table = {"a": 1.0, "b": -2.0}
+    fig = plots.bars(table.keys(), table.values(), alt="x", value_title="y")
+    assert fig.data[0].y == (1.0, -2.0)
+    assert drawn_lines({"low": [1.0], "high": [2.0], "labels": [3.0]}).data[0].name == "low"
+    assert families.jaccard({1, 2}, {2}) == 0.5
+    interval = metrics.Interval(1, 0, 2, 3)
+    plots.points(["a"], {"labels": [interval]}, alt="x", value_title="y")
+
+
+def test_a_vocabulary_that_grew_has_another_key():
+    tokenizer = toy.tokenizer()
+    before = inputs.tokenizer_key(tokenizer)
+    assert inputs.tokenizer_key(toy.tokenizer()) == before
+    tokenizer.add_tokens(["another"])
+    assert inputs.tokenizer_key(tokenizer) != before
+    kept = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert kept() is None
+
+
+def test_a_model_in_half_precision_can_be_described(lab):
+    """What only loads, counts or takes its tokenizer works with any."""
+    assert len(prompts.population(lab.half, 2, exact=True)) == 2
+    assert models.weights_key(lab.half) != models.weights_key(lab.model)
+    assert models.summary(lab.half)
 
 
 # What must not happen
@@ -1035,7 +1192,7 @@ def calls(lab, tmp_path):
         (latents.at_position, {"model": model, "pop": pop, "sae": small, "layer": 1, "at": "S2"}),
         (lab.codes.of, {"latent": 1}),
         (transcoder.collect, {"model": model, "tokens": text, "layer": 1, "batch_size": 4}),
-        (transcoder.effects, {"model": model, "pop": pop, "other": other, "layer": 1}),
+        (transcoder.effects, {"editor": lab.editor, "other": other}),
         (transcoder.beyond_linear, {"model": model, "tokens": text, "held": text, "batch_size": 4}),
         (transcoder.linear_map, {"pairs": lab.pairs, "ridge": 1e-3}),
         (transcoder.unexplained, {"pairs": lab.pairs, "predict": lambda x: x, "center": lab.pairs.center}),
@@ -1187,6 +1344,8 @@ HOSTILE = [
     torch.full((8,), NAN),
     torch.full((4, 12), -1),
     torch.ones(8, dtype=torch.bool),
+    10**400,
+    [10**400],
 ]
 
 
