@@ -34,7 +34,6 @@ def add_script(app: Sphinx, page: str, template: str, context: dict[str, Any], d
         context["metatags"] = context.get("metatags", "") + "".join(
             f'<meta name="{name}" content="{escape(str(value))}"/>' for name, value in facts.items()
         )
-    app.add_css_file("labbench.css")
     app.add_js_file("labbench.js", loading_method="defer")
 
 

@@ -120,7 +120,10 @@ def setup(app: Sphinx) -> dict[str, Any]:
     for name in ("lab", "labboard", "labdashboards", "labgame", "labgraph"):
         app.add_css_file(f"{name}.css")
         app.add_js_file(f"{name}.js", loading_method="defer")
-    app.add_css_file("labattention.css")  # it needs no script
+    # Of some pages alone, or without a script. Here all the same: the sheets are joined into one, and what a page adds
+    # while it is written is not in it.
+    for name in ("labattention", "labbench", "predictions"):
+        app.add_css_file(f"{name}.css")
     for part in PARTS:
         part.setup(app)
     app.connect("builder-inited", copy_assets)

@@ -85,7 +85,6 @@ def add_script(app: Sphinx, page: str, template: str, context: dict[str, Any], d
     context["metatags"] = context.get("metatags", "") + "".join(
         f'<meta name="{name}" content="{escape(str(value))}"/>' for name, value in facts.items()
     )
-    app.add_css_file("predictions.css")
     app.add_js_file("predictions.js", loading_method="defer")
 
 

@@ -35,6 +35,27 @@ def test_a_chapter_is_light(browser, site, name):
     assert sizes[f"/{name}"] < LATER, heaviest
 
 
+def test_each_of_our_style_sheets_is_in_the_one_that_pages_fetch():
+    joined = (SITE / "_static" / "book.css").read_text()
+    for path in (SITE / "_static").glob("*.css"):
+        if path.name.startswith(("lab", "course", "predictions")):
+            names = set(re.findall(r"^\.([\w-]+)", path.read_text(), re.M))
+            assert sum(f".{name}" in joined for name in names) > len(names) / 2, path.name
+
+
+def test_a_still_picture_fits_its_column(browser, site):
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    for name in CHAPTERS:
+        page.goto(f"{site}/{name}")
+        wide = page.evaluate(
+            "[...document.querySelectorAll('.lab-figure > .lab-wide')]"
+            ".filter(box => box.scrollWidth > box.clientWidth + 1).map(box => box.closest('[id]')?.id)"
+        )
+        assert wide == [], name
+    context.close()
+
+
 def test_no_rule_is_lost_for_a_class_that_a_script_puts_together():
     static = SITE / "_static"
     joined = (static / "book.css").read_text()
