@@ -179,7 +179,7 @@ def test_hooks_at_one_place_add_up(bench):
 
 def test_shifted_words_patch_another_token(bench):
     text = "When John and Mary went to the big store, Mary gave drinks to"
-    shifted = prompts.build(bench.model, [replace(bench.one.prompts[0], text=text, io="John", s="Mary")])
+    shifted = prompts.build(bench.model, [replace(bench.one.prompts[0], text=text, io="John", s="Mary", order="ABBA")])
     assert shifted.tokens.shape == bench.one.tokens.shape
     assert int((shifted.tokens != bench.one.tokens).sum()) > 1
     assert (bench.swapped.tokens != bench.one.tokens).nonzero().tolist() == [[0, bench.s2]]
