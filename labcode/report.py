@@ -197,7 +197,7 @@ def expected(rows: Sequence[Row]) -> None:
         f"{r.what}: expected {r.expected}; observed {r.observed} ({cell[-1]})"
         for r, cell in zip(rows, cells, strict=True)
     ]
-    _show(table(["", "expected", "observed on this run", ""], cells), "\n".join(lines))
+    _show(table(["what", "expected", "observed on this run", "verdict"], cells), "\n".join(lines))
     for row in rows:
         kept = {"what": row.what, "expected": row.expected, "observed": row.observed, "holds": row.as_expected}
         _record({"kind": "expected", **kept})

@@ -157,7 +157,7 @@ def _totals(reported: Sequence[tuple[str, Reported]], tables: Sequence[str]) -> 
     agreed, differed = compared.count("agrees"), compared.count("differs")
     rows.append(["Comparisons with a verdict", str(agreed + differed), str(agreed), str(differed)])
     rows.append(["Self-checks", str(len(checks)), str(sum(checks)), str(len(checks) - sum(checks))])
-    return [pages.table(["", "In all", "As said", "Otherwise"], rows, "lab-ledger-totals")]
+    return [pages.table(["Kind", "In all", "As said", "Otherwise"], rows, "lab-ledger-totals")]
 
 
 def table_of(claim: Mapping[str, Any]) -> str:
