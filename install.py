@@ -131,7 +131,7 @@ def broken(venv):
     with ThreadPoolExecutor() as pool:
         right = dict(zip(wanted, pool.map(matches, wanted, wanted.values()), strict=True))
     whole = {info for info, rows in records.items() if rows and all(right[path] for path, _ in rows)}
-    return [info for info in records if info not in whole or not starts(info, venv / "bin")]
+    return [info for info in records if info not in whole or not starts(info, records[info], venv / "bin")]
 
 
 def record(info):
@@ -162,8 +162,12 @@ def matches(path, marks):
     return "sha256=" + base64.urlsafe_b64encode(digest).rstrip(b"=").decode() in marks
 
 
-def starts(info, scripts):
-    """Whether the commands of a package are there, and start the Python that lies beside them."""
+def starts(info, rows, scripts):
+    """Whether the recorded commands of a package start the Python that lies beside them.
+
+    The record says which: the pip 23.2.1 of Python 3.12.1 names a command pip3.11, and is installed as pip3.12.
+    """
+    recorded = {path for path, _ in rows}
     entries = ConfigParser(delimiters=("=",), strict=False, interpolation=None)
     entries.optionxform = str
     with contextlib.suppress(OSError):
@@ -172,6 +176,8 @@ def starts(info, scripts):
     # A path with a space, or a long one, stands behind pip's `exec`. It may hold apostrophes itself.
     interpreter = re.compile(b"(?:#!|'''exec' \"?)" + re.escape(python))
     for name in entries["console_scripts"] if entries.has_section("console_scripts") else ():
+        if os.path.normpath(scripts / name) not in recorded:
+            continue
         try:
             with (scripts / name).open("rb") as script:
                 found = interpreter.search(script.read(len(python) + 64))

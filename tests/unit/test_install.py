@@ -101,6 +101,15 @@ def test_the_mend_that_an_error_proposes_works_without_a_record(venv, folder):
     assert install.broken(venv) == []
 
 
+def test_a_command_that_the_record_does_not_list_was_never_installed(venv, folder):
+    """Python 3.12.1 brings a pip that names its command pip3.11, and installs it as pip3.12."""
+    listed = site(venv) / "small-1.dist-info" / "RECORD"
+    listed.write_text("".join(row for row in listed.open() if "bin/small" not in row))
+    (venv / "bin" / "small").unlink()
+    assert install.broken(venv) == []
+    get(venv, folder, "--force-reinstall")
+
+
 def test_what_pip_put_aside_goes(venv):
     (site(venv) / "~mall-1.dist-info").mkdir()
     install.forget(venv, [])
@@ -157,7 +166,7 @@ def test_a_command_is_of_the_environment_whose_whole_path_it_names(tmp_path, lin
     (info / "entry_points.txt").write_text(FILES["small-1.dist-info/entry_points.txt"])
     for named, is_of_it in ((scripts, True), (f"/mnt{scripts}", False), (tmp_path / "bin", False)):
         (scripts / "small").write_text(line.format(named) + "\n")
-        assert install.starts(info, scripts) == is_of_it
+        assert install.starts(info, [(str(scripts / "small"), "")], scripts) == is_of_it
 
 
 def test_a_second_installation_waits_for_nothing(tmp_path, capsys):
