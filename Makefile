@@ -5,7 +5,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 # By the Python and not by their scripts, which name the folder that they were installed in.
 RUN := $(BIN)/python -m
-JUPYTER_BOOK := $(BIN)/python -c "from jupyter_book.cli.main import main; main()"
+# -P: files that a reader leaves in this folder are not taken for modules (Python 3.13's pdb asks for one named code).
+JUPYTER_BOOK := $(BIN)/python -P -c "from jupyter_book.cli.main import main; main()"
 STRICT := $(if $(LAB_STRICT),-W -n --keep-going)
 
 # The browser that prints the book.

@@ -22,6 +22,7 @@ from labbook._ext.weight import SCROLLERS, used
 ROOT = Path(__file__).parents[2]
 BUILD = [
     sys.executable,
+    "-P",
     "-c",
     "from jupyter_book.cli.main import main; main()",
     "build",
