@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +25,9 @@ def _is_here(app: Sphinx, doctree: nodes.document) -> bool:
 
 
 def add_script(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
-    """Load the script, and name the page and the model for it, where the bench stands."""
-    if page not in pages.collected(app.env, "benches"):
-        return
-    facts = {"lab-page": page, "lab-model": app.config.lab_subject.get("title", "")}
-    if 'name="lab-page"' not in context.get("metatags", ""):
-        context["metatags"] = context.get("metatags", "") + "".join(
-            f'<meta name="{name}" content="{escape(str(value))}"/>' for name, value in facts.items()
-        )
-    app.add_js_file("labbench.js", loading_method="defer")
+    """Load the script where the bench stands."""
+    if page in pages.collected(app.env, "benches"):
+        pages.add_script(app, page, context, "labbench.js")
 
 
 def write_data(app: Sphinx, error: Exception | None) -> None:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import gc
 import shutil
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
+from myst_nb.sphinx_ import HideCodeCellNode, depart_HideCellInput
 from pybtex.plugin import find_plugin, register_plugin
+from sphinx.writers.html5 import HTML5Translator
 
 from labbook._ext import (
     addresses,
@@ -85,12 +88,22 @@ def typeset(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             pasted["classes"].append("lab-whole")
 
 
-def mend_roles(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
-    """What other extensions tell a screen reader wrongly: names that hide the words shown, roles that are no more."""
-    if body := context.get("body"):
-        body = body.replace(' aria-label="Toggle hidden content"', "").replace(' role="doc-biblioentry"', "")
-        body = body.replace('<div role="list" class="citation-list"', '<div class="citation-list"')
-        context["body"] = body
+def visit_fold(translator: Any, node: nodes.Element) -> None:
+    """Begin a cell or an output that is folded: as MyST-NB does, without a name that hides the words shown."""
+    classes = " ".join(["admonition", "hide", *node["classes"]])
+    words = (
+        (f"{state} admonition-title", node[f"prompt_{verb}"])
+        for state, verb in (("collapsed", "show"), ("expanded", "hide"))
+    )
+    shown = "".join(f'<p class="{kind}">{escape(text)}</p>\n' for kind, text in words)
+    translator.body.append(f'<details class="{classes}">\n<summary>\n{shown}</summary>\n')
+
+
+def visit_citation(translator: Any, node: nodes.Element) -> None:
+    """Begin an entry of the bibliography: as docutils does, without roles that are no more."""
+    if not isinstance(node.previous_sibling(), nodes.citation):
+        translator.body.append('<div class="citation-list">\n')
+    translator.body.append(translator.starttag(node, "div", classes=[node.tagname]))
 
 
 def write_font(app: Sphinx, error: Exception | None) -> None:
@@ -128,6 +141,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         part.setup(app)
     app.connect("builder-inited", copy_assets)
     app.connect("doctree-resolved", typeset)
-    app.connect("html-page-context", mend_roles)
+    app.add_node(HideCodeCellNode, override=True, html=(visit_fold, depart_HideCellInput))
+    app.add_node(nodes.citation, override=True, html=(visit_citation, HTML5Translator.depart_citation))
     app.connect("build-finished", write_font)
     return {"version": __version__, "env_version": 2, "parallel_read_safe": False, "parallel_write_safe": True}

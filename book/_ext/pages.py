@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -60,6 +61,15 @@ def collected(env: BuildEnvironment, name: str) -> dict[str, Any]:
     """What is kept of each page under this name, by docname."""
     stored: dict[str, dict[str, Any]] = env.__dict__.setdefault("lab_collected", {})
     return stored.setdefault(name, {})
+
+
+def add_script(app: Sphinx, page: str, context: dict[str, Any], script: str) -> None:
+    """Load a script on this page, and name the page and the model for it."""
+    facts = {"lab-page": page, "lab-model": app.config.lab_subject.get("title", "")}
+    tags = "".join(f'<meta name="{name}" content="{escape(str(value))}"/>' for name, value in facts.items())
+    if tags not in context.get("metatags", ""):
+        context["metatags"] = context.get("metatags", "") + tags
+    app.add_js_file(script, loading_method="defer")
 
 
 def in_order(env: BuildEnvironment, name: str) -> list[tuple[str, Any]]:

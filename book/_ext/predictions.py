@@ -78,14 +78,9 @@ def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
 
 
 def add_script(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
-    """Name the page and the model for the script, and load it only where there is something to do."""
-    if not any(page in pages.collected(app.env, name) for name in ("predictions", "prediction lists")):
-        return
-    facts = {"lab-page": page, "lab-model": app.config.lab_subject.get("title", "")}
-    context["metatags"] = context.get("metatags", "") + "".join(
-        f'<meta name="{name}" content="{escape(str(value))}"/>' for name, value in facts.items()
-    )
-    app.add_js_file("predictions.js", loading_method="defer")
+    """Load the script where there is something to do."""
+    if any(page in pages.collected(app.env, name) for name in ("predictions", "prediction lists")):
+        pages.add_script(app, page, context, "predictions.js")
 
 
 def setup(app: Sphinx) -> None:

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 import tinycss2
 from pygments.formatters import HtmlFormatter
 from pygments.token import Name, Punctuation, Text, Whitespace
+from sphinx.errors import ExtensionError
 from sphinx.highlighting import PygmentsBridge
+
+from labbook._ext import pages
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -26,6 +29,7 @@ THEME = ("basic.css", "styles/pydata-sphinx-theme.css")  # what the theme's temp
 PAGE_OF_RESULTS = "search"  # its scripts stand in the text and need those of the head at once
 PLAIN = {Name, Punctuation, Text, Whitespace}  # both colour schemes print them as they print code
 # How the theme lets the keyboard reach boxes that scroll: a layout for each box. `lab.js` does it with one for all.
+THEME_SCRIPT = ("pydata_sphinx_theme", "theme/pydata_sphinx_theme/static/scripts/pydata-sphinx-theme.js")
 SCROLLERS = re.compile(r'"complete"===document\.readyState\?(\w+)\(\):window\.addEventListener\("load",\1\)')
 LINK = re.compile(r"_static/book\.css(\?v=\w*)?")
 
@@ -107,11 +111,18 @@ class Sparse(HtmlFormatter):  # type: ignore[type-arg]
 
 
 def trim_theme(app: Sphinx, error: Exception | None) -> None:
-    """Take out of the theme's script what one of ours does in less time."""
+    """Take out of the theme's script what one of ours does in less time.
+
+    Raises:
+        ExtensionError: it isn't there: the theme has changed.
+    """
     if error or app.builder.format != "html":
         return
-    script = Path(app.outdir) / "_static" / "scripts" / "pydata-sphinx-theme.js"
-    script.write_text(SCROLLERS.sub("void 0", script.read_text(encoding="utf8")), encoding="utf8")
+    source = pages.carried(THEME_SCRIPT)
+    text, n = SCROLLERS.subn("void 0", source.read_text(encoding="utf8"))
+    if n != 1:
+        raise ExtensionError(f"{source} begins {n} times to make boxes scroll, and once is known: look at it anew")
+    (Path(app.outdir) / "_static" / "scripts" / source.name).write_text(text, encoding="utf8")
 
 
 def write_sheet(app: Sphinx, error: Exception | None) -> None:
@@ -119,8 +130,8 @@ def write_sheet(app: Sphinx, error: Exception | None) -> None:
     if error or app.builder.format != "html":
         return
     out = Path(app.outdir)
-    pages = {path: path.read_text(encoding="utf8") for path in sorted(out.rglob("*.html"))}
-    known = set().union(*map(words, pages.values()))
+    written = {path: path.read_text(encoding="utf8") for path in sorted(out.rglob("*.html"))}
+    known = set().union(*map(words, written.values()))
     for script in (out / "_static").rglob("*.js"):  # any word of theirs may be a class
         if script.name != "plotly.min.js":  # it brings its own styles
             text = script.read_text(encoding="utf8")
@@ -132,7 +143,7 @@ def write_sheet(app: Sphinx, error: Exception | None) -> None:
     joined = "\n".join(sheets)
     (out / SHEET).write_text(joined, encoding="utf8")
     link = f"{SHEET}?v={zlib.crc32(joined.encode()):08x}"
-    for path, page in pages.items():
+    for path, page in written.items():
         if (new := LINK.sub(link, page)) != page:
             path.write_text(new, encoding="utf8")
 
