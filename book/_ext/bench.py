@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from docutils import nodes
 
@@ -20,16 +20,6 @@ def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
     return [nodes.raw("", bench.to_html(bench.load(), subject=subject), format="html")]
 
 
-def _is_here(app: Sphinx, doctree: nodes.document) -> bool:
-    return any(place["name"] == "patchbench" for place in doctree.findall(pages.Place))
-
-
-def add_script(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
-    """Load the script where the bench stands."""
-    if page in pages.collected(app.env, "benches"):
-        pages.add_script(app, page, context, "labbench.js")
-
-
 def write_data(app: Sphinx, error: Exception | None) -> None:
     """Each pair as a file of its own, if a page shows the bench."""
     if error or app.builder.format != "html" or not pages.collected(app.env, "benches"):
@@ -43,6 +33,6 @@ def write_data(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> None:
     """Register the directive, its script and its data."""
     pages.add_directive(app, "patchbench", fill)
-    pages.collect(app, "benches", _is_here)
-    app.connect("html-page-context", add_script)
+    pages.collect(app, "benches", pages.has("patchbench"))
+    pages.load_script(app, "labbench.js", "benches")
     app.connect("build-finished", write_data)

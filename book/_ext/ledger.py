@@ -218,19 +218,9 @@ def _value(value: Any) -> str:
     return "" if value is None else report.SIGN.sub("−", str(value))
 
 
-def _has_ledger(app: Sphinx, doctree: nodes.document) -> bool:
-    return any(place["name"] == "ledger" for place in doctree.findall(pages.Place))
-
-
-def add_script(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
-    """The filter belongs to the page that has the tables."""
-    if page in pages.collected(app.env, "ledger pages"):
-        app.add_js_file("labledger.js", loading_method="defer")
-
-
 def setup(app: Sphinx) -> None:
     """Register the directive, and keep each page's records."""
-    pages.collect(app, "ledger pages", _has_ledger)
-    app.connect("html-page-context", add_script)
+    pages.collect(app, "ledger pages", pages.has("ledger"))
+    pages.load_script(app, "labledger.js", "ledger pages")
     pages.add_directive(app, "ledger", fill)
     pages.collect(app, "ledger", _read)

@@ -63,13 +63,24 @@ def collected(env: BuildEnvironment, name: str) -> dict[str, Any]:
     return stored.setdefault(name, {})
 
 
-def add_script(app: Sphinx, page: str, context: dict[str, Any], script: str) -> None:
-    """Load a script on this page, and name the page and the model for it."""
-    facts = {"lab-page": page, "lab-model": app.config.lab_subject.get("title", "")}
-    tags = "".join(f'<meta name="{name}" content="{escape(str(value))}"/>' for name, value in facts.items())
-    if tags not in context.get("metatags", ""):
-        context["metatags"] = context.get("metatags", "") + tags
-    app.add_js_file(script, loading_method="defer")
+def has(name: str) -> Callable[[Sphinx, nodes.document], bool]:
+    """To collect the pages with a place of this name."""
+    return lambda app, doctree: any(place["name"] == name for place in doctree.findall(Place))
+
+
+def load_script(app: Sphinx, script: str, *names: str) -> None:
+    """Load a script, and name the page and the model for it, on pages of which something is kept under these names."""
+
+    def load(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+        if not any(page in collected(app.env, name) for name in names):
+            return
+        facts = {"lab-page": page, "lab-model": app.config.lab_subject.get("title", "")}
+        tags = "".join(f'<meta name="{name}" content="{escape(str(value))}"/>' for name, value in facts.items())
+        if tags not in context.get("metatags", ""):
+            context["metatags"] = context.get("metatags", "") + tags
+        app.add_js_file(script, loading_method="defer")
+
+    app.connect("html-page-context", load)
 
 
 def in_order(env: BuildEnvironment, name: str) -> list[tuple[str, Any]]:

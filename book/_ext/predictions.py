@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from docutils import nodes
 
@@ -53,10 +53,6 @@ def _read(app: Sphinx, doctree: nodes.document) -> list[PredictionBox]:
     return name_boxes(doctree) if number(app.env.docname) is not None else []
 
 
-def _is_list(app: Sphinx, doctree: nodes.document) -> bool:
-    return any(place["name"] == "predictions" for place in doctree.findall(pages.Place))
-
-
 def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
     """Each question under its chapter, with a link to its box."""
     content: list[nodes.Node] = [nodes.raw("", '<div id="lab-log"></div>', format="html")]
@@ -77,15 +73,9 @@ def fill(app: Sphinx, here: str, argument: str) -> list[nodes.Node]:
     return content
 
 
-def add_script(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
-    """Load the script where there is something to do."""
-    if any(page in pages.collected(app.env, name) for name in ("predictions", "prediction lists")):
-        pages.add_script(app, page, context, "predictions.js")
-
-
 def setup(app: Sphinx) -> None:
     """Register the directive and the collection of boxes."""
     pages.add_directive(app, "predictions", fill)
     pages.collect(app, "predictions", _read)
-    pages.collect(app, "prediction lists", _is_list)
-    app.connect("html-page-context", add_script)
+    pages.collect(app, "prediction lists", pages.has("predictions"))
+    pages.load_script(app, "predictions.js", "predictions", "prediction lists")
