@@ -1,6 +1,7 @@
 """The tested module behind the chapters of Interp Lab: science only. In order of import, each from those above it:
 
 errors, inputs, progress                   what every module may raise; what it asks of its arguments; what it may show
+sealed                                     recorded data in JSON, and whether it is what was recorded
 forward, models, toy                       arithmetic of a decoder; loading one; one wired by hand, with a known circuit
 prompts, tasks, variants                   populations with named positions; tasks of your own; the task, changed
 frames                                     sentences of the recorded evidence: one half to find with, one to judge on

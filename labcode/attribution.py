@@ -93,10 +93,10 @@ class Graph:
     gap: float
     answer: Float[Tensor, " batch"]
 
-    def strongest(self, n: int, prompt: int = 0) -> list[Edge]:
-        """The edges of largest absolute value on one prompt, strongest first; none that is 0."""
-        found = sorted(self.edges, key=lambda edge: -abs(float(self.edges[edge][prompt])))
-        return [edge for edge in found[:n] if float(self.edges[edge][prompt]) != 0.0]
+    def strongest(self, n: int) -> list[Edge]:
+        """The edges of largest absolute value on the first prompt, strongest first; none that is 0."""
+        found = sorted(self.edges, key=lambda edge: -abs(float(self.edges[edge][0])))
+        return [edge for edge in found[:n] if float(self.edges[edge][0]) != 0.0]
 
     def into(self, node: Node) -> Float[Tensor, " batch"]:
         """The sum of the edges into a node, over its inputs."""
@@ -184,18 +184,13 @@ class Local:
             self.other_start, self.other_z, self.other_mlp = self._below(other)
         self.n_pos = self.start.shape[1]
         self.allowed = torch.tril(torch.ones(self.n_pos, self.n_pos, dtype=torch.bool))[None]
-        self.heads = [
+        every = [
             Node("head", f"{at}.{head}", place, at, family, head=(at, head))
             for family, nodes in families.items()
             for at, head, place in nodes
-            if at > layer and place in PLACES
         ]
-        self.early = [
-            Node("head", f"{at}.{head}", place, at, family, head=(at, head))
-            for family, nodes in families.items()
-            for at, head, place in nodes
-            if at <= layer and place == "S2"
-        ]
+        self.heads = [node for node in every if node.height > layer and node.place in PLACES]
+        self.early = [node for node in every if node.height <= layer and node.place == "S2"]
         self.points = [self._point(share) for share in points]
         made = dict(zip(points, self.points, strict=True))
         if like is not None and same:  # values are the same, whatever gradients see
@@ -447,12 +442,10 @@ class Local:
         edges |= before
         edges = {edge: value for edge, value in edges.items() if value.abs().max() > 0}
         nodes = dict.fromkeys([n for edge in edges for n in (edge.source, edge.target)])
-        return Graph(tuple(nodes), edges, self.totals(), max(gap, upstream), self._lost())
-
-    def _lost(self) -> Tensor:
         assert self.clean.logits is not None
         assert self.changed.logits is not None
-        return self.clean.logits - self.changed.logits
+        lost = self.clean.logits - self.changed.logits
+        return Graph(tuple(nodes), edges, self.totals(), max(gap, upstream), lost)
 
     def totals(self) -> dict[Node, Tensor]:
         """What leaves each latent, and the error, by all ways: its difference times the gradient at S2."""

@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn.functional import pad
 
 from labcode import patching
 from labcode.errors import PatchError
@@ -119,18 +118,15 @@ def ablate(
     heads: Sequence[Head] = (),
     how: How = "zero",
     *,
-    mlps: Sequence[int] = (),
     at: str = "all",
     reference: Population | None = None,
     seed: int = 0,
-    batch_size: int = 16,
 ) -> Float[Tensor, " batch"]:
-    """The logit difference of each prompt with heads and MLPs ablated, all of them together.
+    """The logit difference of each prompt with heads ablated, all of them together.
 
     Args:
         heads: (layer, head) each.
         how: what takes the place of their output, see above.
-        mlps: layers whose MLP output is ablated in the same way.
         at: "all" positions or one named position. Only "zero" changes the first position too: its token is the same in
             every prompt, so there is nothing to average out.
         reference: the prompts that stand for "no information", such as `corrupt(model, pop, "abc")`. "zero" needs none.
@@ -146,27 +142,22 @@ def ablate(
     Limits: other heads may take over what was taken out (Wang et al. 2022, section 3.4), so a small drop does not mean
     a small role.
     """
-    outputs = _outputs(model, heads, mlps)
-    _check_how(how, reference)
+    heads_at: dict[int, list[int]] = {}
+    for layer, head in sorted(set(check_heads(model, heads))):
+        heads_at.setdefault(layer, []).append(head)
     if at != "all" and at not in pop.positions:
         raise PatchError(f"unknown position {at!r}: choose 'all' or among {', '.join(pop.positions)}")
-    baseline = None
-    if reference is not None and how != "zero":
-        stored = _outputs_of(model, reference, outputs, batch_size)
-        baseline = Baseline(stored, reference, _partners(pop, reference, how, seed))
-    results = []
-    for first in range(0, len(pop), batch_size):
-        index = range(first, min(first + batch_size, len(pop)))
-        piece = pop.subset(index)
+    means, results = Means(model, pop, reference, how=how, least=1, seed=seed), []
+    for piece in pop.chunks(PROMPTS_AT_ONCE):
         columns = torch.arange(piece.tokens.shape[1])
         start = 0 if how == "zero" else 1
         where = columns >= start if at == "all" else columns == piece.positions[at][:, None]  # [(batch) pos]
         hooks = []
-        for name, chosen in outputs.items():
-            value = torch.tensor(0.0) if baseline is None else baseline.values(name, index, len(columns))
-            hooks.append((name, partial(_replace, heads=chosen, where=where, value=value)))
+        for layer, chosen in heads_at.items():
+            value = means.of(piece, layer, len(columns))[:, :, chosen]
+            hooks.append((f"blocks.{layer}.attn.hook_z", partial(_replace, heads=chosen, where=where, value=value)))
         with model.hooks(fwd_hooks=hooks):
-            results.append(logit_difference(end_logits(model, piece, batch_size), piece))
+            results.append(logit_difference(end_logits(model, piece, len(piece)), piece))
     return torch.cat(results)
 
 
@@ -192,91 +183,22 @@ def ablate_each(
     need_cpu(model, "ablations of each head")
     if not hows:
         raise PatchError("no way to ablate: give at least one, such as 'zero'", see="nothing-chosen")
-    for how in hows:
-        _check_how(how, reference)
-    outputs = dict.fromkeys(_outputs(model, heads, ()))  # of all heads
+    baselines = [(how, Means(model, pop, reference, how=how, least=1, seed=seed)) for how in hows]
     cells = patching.cells_of(model, pop, heads)
-    stored = {} if reference is None else _outputs_of(model, reference, outputs, PROMPTS_AT_ONCE)
-    baselines: list[Baseline | None] = []
-    for how in hows:
-        if reference is None or how == "zero":
-            baselines.append(None)
-        else:
-            baselines.append(Baseline(stored, reference, _partners(pop, reference, how, seed)))
     network, pieces = Network(model), []
     for index in torch.arange(len(pop)).split(PROMPTS_AT_ONCE):
-        piece, rows = pop.subset(index.tolist()), index.tolist()
+        piece = pop.subset(index.tolist())
         base = record(model, piece.tokens, piece.end, [*Suffix.hooks(model), "attn.hook_z"])
         suffix, found = Suffix.proven(network, base, piece.end, torch.zeros_like(piece.end)), []
-        for baseline in baselines:
+        for how, means in baselines:
             put = dict(base.activations)
-            for name in outputs:
-                value = torch.tensor(0.0) if baseline is None else baseline.values(name, rows, suffix.n_pos)
-                put[name] = value.expand(len(piece), suffix.n_pos, model.cfg.n_heads, model.cfg.d_head)
-            start = torch.full_like(piece.end, 0 if baseline is None else 1)
+            for layer in {layer for layer, _ in heads}:
+                put[f"blocks.{layer}.attn.hook_z"] = means.of(piece, layer, suffix.n_pos)
+            start = torch.full_like(piece.end, 0 if how == "zero" else 1)
             part = patching.Part(index, piece, start, suffix, Run(put, base.logits))
             found.append(patching.values_of(model, part, cells))
         pieces.append(torch.stack(found))
     return torch.cat(pieces, dim=-1)
-
-
-class Baseline:
-    """What takes the place of ablated outputs.
-
-    Args:
-        stored: for each hook the outputs of the reference prompts, [batch pos ... d].
-        partners: for each ablated prompt, the reference prompts whose outputs are averaged, position by position; None
-            to average over all prompts and positions.
-    """
-
-    def __init__(self, stored: dict[str, Tensor], reference: Population, partners: list[list[int]] | None) -> None:
-        self.stored, self.partners = stored, partners
-        columns = torch.arange(reference.tokens.shape[1])
-        self.counted = (columns > 0) & (columns < reference.lengths[:, None])  # [batch pos]
-
-    def values(self, name: str, prompts: Sequence[int], n_pos: int) -> Tensor:
-        """Replacements for some of the ablated prompts: [batch pos ... d], or [... d] where they are all the same."""
-        stored = self.stored[name]
-        if self.partners is None:
-            return stored[self.counted].mean(0)
-        rows = torch.stack([stored[self.partners[prompt]].mean(0) for prompt in prompts])
-        missing = max(0, n_pos - rows.shape[1])  # columns that are padding in each of these prompts
-        return pad(rows, (0, 0) * (rows.ndim - 2) + (0, missing))[:, :n_pos]
-
-
-def _check_how(how: str, reference: Population | None) -> None:
-    if how != "zero" and reference is None:
-        raise PatchError(f"{how!r} needs a reference population, such as corrupt(model, pop, 'abc')")
-
-
-def _outputs(model: TransformerBridge, heads: Sequence[Head], mlps: Sequence[int]) -> dict[str, list[int] | None]:
-    """Names of the hooks, with the heads that are ablated at each; None for an MLP."""
-    cfg = model.cfg
-    heads_at: dict[str, list[int]] = {}
-    for layer, head in sorted(set(check_heads(model, heads))):
-        heads_at.setdefault(f"blocks.{layer}.attn.hook_z", []).append(head)
-    for layer in mlps:
-        if f"blocks.{layer}.hook_mlp_out" not in model.hook_dict:
-            raise PatchError(f"no MLP in layer {layer}: this model has {cfg.n_layers} layers, counted from 0")
-    return {**heads_at, **{f"blocks.{layer}.hook_mlp_out": None for layer in mlps}}
-
-
-def _outputs_of(
-    model: TransformerBridge, pop: Population, outputs: dict[str, list[int] | None], batch_size: int
-) -> dict[str, Tensor]:
-    """The outputs in a plain run, [batch pos head d_head] or [batch pos d_model], padded to one width."""
-    stored: dict[str, list[Tensor]] = {name: [] for name in outputs}
-    width = pop.tokens.shape[1]
-    above = 1 + max((int(name.split(".")[1]) for name in outputs), default=0)
-    for piece in pop.chunks(batch_size):
-        with torch.no_grad():
-            _, cache = model.run_with_cache(
-                piece.tokens.to(model.cfg.device), names_filter=list(outputs), stop_at_layer=above
-            )
-        for name, heads in outputs.items():
-            kept = cache[name] if heads is None else cache[name][:, :, heads]
-            stored[name].append(pad(kept, (0, 0) * (kept.ndim - 2) + (0, width - kept.shape[1])))
-    return {name: torch.cat(pieces) for name, pieces in stored.items()}
 
 
 def _partners(pop: Population, reference: Population, how: str, seed: int) -> list[list[int]] | None:
@@ -318,11 +240,9 @@ def shape_of(pop: Population, number: int) -> tuple[object, ...]:
     return template, int(pop.positions["S2"][number]), int(pop.end[number])
 
 
-def _replace(activation: Tensor, hook: Any, heads: list[int] | None, where: Tensor, value: Tensor) -> Tensor:
-    if heads is None:
-        return torch.where(where[..., None], value, activation)
-    changed = activation.clone()
-    changed[:, :, heads] = torch.where(where[..., None, None], value, activation[:, :, heads])
+def _replace(z: Tensor, hook: Any, heads: list[int], where: Tensor, value: Tensor) -> Tensor:
+    changed = z.clone()
+    changed[:, :, heads] = torch.where(where[..., None, None], value, z[:, :, heads])
     return changed
 
 
@@ -346,7 +266,8 @@ class Means:
     Args:
         pop: the prompts that will be run.
         reference: the prompts whose outputs are averaged, such as `references(model, pop)`; "zero" needs none.
-        how: see the top of this module. "resample" and "corrupted" are means of a single prompt.
+        how: see the top of this module. "resample" and "corrupted" are means of a single prompt, the same one for
+            prompts of the same text.
         least: so many reference prompts a mean has at least, for each template where it is by template.
         seed: of the draw for "resample".
 
@@ -366,7 +287,8 @@ class Means:
         least: int = LEAST,
         seed: int = 0,
     ) -> None:
-        _check_how(how, reference)
+        if how != "zero" and reference is None:
+            raise PatchError(f"{how!r} needs a reference population, such as corrupt(model, pop, 'abc')")
         cfg, self.how = model.cfg, how
         keys = [self._key(pop, number) for number in range(len(pop))]
         self._group = {key: number for number, key in enumerate(dict.fromkeys(keys))}
@@ -747,16 +669,12 @@ def _attention(
         keys[:, 0], values[:, 0] = first[0][prompt], first[1][prompt]
         mine = number[_long(step.source)[asking]]
         q = network.queries(layer, normed[mine], suffix.rotation(layer, place))
-        z = network.attend(q, keys, values, _allowed(n_pos, place))[:, 0]  # [asking head d_head]
+        allowed = torch.arange(n_pos) <= place[..., None]  # [asking 1 pos]: its own position and those before it
+        z = network.attend(q, keys, values, allowed)[:, 0]  # [asking head d_head]
         own = (_long(step.kept)[chunk, None] >> heads) & 1
         z = torch.where(own[..., None] > 0, z, means[prompt, place[:, 0]])
         parts.append(network.project(layer, z))
     return torch.cat(parts)
-
-
-def _allowed(n_pos: int, place: Tensor) -> Tensor:
-    """[asking 1 pos]: a query sees its own position and those before it."""
-    return torch.arange(n_pos) <= place[..., None]
 
 
 def _long(array: object) -> Tensor:

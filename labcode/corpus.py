@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from labcode import sealed
 from labcode.errors import SaeError
 from labcode.inputs import guard, tokenizer_key
 from labcode.models import build_once, cache_dir, must_be_clean, quiet, say, weights_key
@@ -104,7 +105,8 @@ def load_corpus(model: TransformerBridge) -> Corpus:
     The environment variable LAB_TOKENS caps its size, for a quick look; the held-out contexts stay the same ones.
 
     Raises:
-        SaeError: the shipped corpus can't be read, or LAB_TOKENS is no number from 1024 on.
+        EvidenceError: the shipped corpus can't be read.
+        SaeError: LAB_TOKENS is no number from 1024 on.
     """
     contexts, record = read_corpus(DATA, "smollm2")
     live = record["tokenizer"] != tokenizer_key(model.tokenizer)
@@ -123,17 +125,12 @@ def read_corpus(folder: Path, name: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Stored contexts [context pos], without start tokens, and their record.
 
     Raises:
-        SaeError: files that are missing or damaged.
+        EvidenceError: files that are missing, damaged or changed.
     """
     path = folder / f"corpus-{name}.npy.xz"
-    try:
-        record = json.loads((folder / f"corpus-{name}.json").read_text())
-        with lzma.open(path) as packed:
-            return np.lib.format.read_array(packed, allow_pickle=False), record
-    except (OSError, ValueError, lzma.LZMAError, EOFError) as error:
-        raise SaeError(
-            f"{path} can't be read ({error}): restore it, or write it with `python -m labbook.data.make.corpus`"
-        ) from error
+    record = sealed.read(folder / f"corpus-{name}.json", path)
+    with lzma.open(path) as packed:
+        return np.lib.format.read_array(packed, allow_pickle=False), record
 
 
 def write_corpus(

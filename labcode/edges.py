@@ -482,8 +482,6 @@ def eap_ig(
 
     Limits: embeddings between two words are none that the model was trained on.
     """
-    if steps < 1:
-        raise PatchError(f"steps = {steps}: the mean gradient needs at least one run", see="nothing-chosen")
     return _attribute(model, clean, corrupted, [k / steps for k in range(1, steps + 1)], known)
 
 
@@ -494,7 +492,6 @@ def prune(
     ranking: Sequence[Edge],
     tau: float,
     block: int = 1000,
-    by: Literal["kl", "difference"] = "kl",
     *,
     known: Recorded | None = None,
 ) -> list[Edge]:
@@ -505,25 +502,21 @@ def prune(
 
     Args:
         ranking: the edges to begin with, best first.
-        tau: a block is dropped if the measure changes by less than this.
-        by: "kl": the mean divergence of P(IO against S) from that of the clean run, in nats, may rise by less than
-            tau. "difference": the mean logit difference may change by less than tau, in either direction.
+        tau: a block is dropped if the mean divergence of P(IO against S) from that of the clean run, in nats, rises by
+            less than this.
         known: what is recorded; only what it lacks is measured.
 
     Returns:
         The edges that are left, in the order of the ranking, without those on no path from the embedding to the logits.
 
     Raises:
-        PatchError: no edges, an unknown one, tau or block not positive, unknown `by`; as for `run`.
+        PatchError: no edges, an unknown one, tau or block not positive; as for `run`.
 
     Limits: greedy, so another order gives another circuit. The corrupted outputs of all prompts are held, 14 MB for
     each prompt of the embedded model.
     """
-    if not ranking or not tau > 0 or block < 1:
-        raise PatchError(
-            f"{len(ranking)} edges, tau={tau}, block={block}: give edges, a tau above 0 and a block of 1 edge or more",
-            see="nothing-chosen",
-        )
+    if not ranking:
+        raise PatchError("no edges to prune: give at least one", see="nothing-chosen")
     graph = Graph(model)
     kept = graph.mask(ranking)
     pieces: list[Piece] = []
@@ -531,16 +524,12 @@ def prune(
     def run(mask: Tensor) -> Tensor:
         return _run_masks(graph, clean, corrupted, [mask], known, pieces)[0]
 
-    def measure(mask: Tensor) -> float:
-        value = run(mask)
-        return float(value.mean() if by == "difference" else divergence(whole, value).mean())
-
     whole = run(graph.possible)
-    now = measure(kept)
+    now = float(divergence(whole, run(kept)).mean())
     for stop in progress(range(len(ranking), 0, -block), "blocks of edges", -(-len(ranking) // block)):
         without = kept & ~graph.mask(ranking[max(0, stop - block) : stop])
-        after = measure(without)
-        if (after - now if by == "kl" else abs(after - now)) < tau:
+        after = float(divergence(whole, run(without)).mean())
+        if after - now < tau:
             kept, now = without, after
     left = set(graph.chosen(graph.connected(kept)))
     return [edge for edge in ranking if edge in left]

@@ -128,15 +128,13 @@ def faithfulness(runner: Runner, circuits: Mapping[str, Sequence[Node]]) -> dict
     }
 
 
-def within(value: Float[Tensor, " batch"], model: Float[Tensor, " batch"], far: float = NEAR) -> Bool[Tensor, " batch"]:
-    """Where |value - model| is at most `far` times |model|, prompt by prompt."""
-    return (value - model).abs() <= far * model.abs()
+def within(value: Float[Tensor, " batch"], model: Float[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
+    """Where |value - model| is at most `NEAR` times |model|, prompt by prompt."""
+    return (value - model).abs() <= NEAR * model.abs()
 
 
-def correlation(
-    a: Float[Tensor, " batch"], b: Float[Tensor, " batch"], draws: Int[Tensor, " batch"], level: float = 0.95
-) -> Interval:
-    """Pearson's correlation over prompts, with Fisher's interval for as many observations as there are draws.
+def correlation(a: Float[Tensor, " batch"], b: Float[Tensor, " batch"], draws: Int[Tensor, " batch"]) -> Interval:
+    """Pearson's correlation over prompts, with Fisher's interval of 95 % for as many observations as there are draws.
 
     Draws are counted as in `metrics.share_of`; three or fewer tell nothing.
     """
@@ -149,7 +147,7 @@ def correlation(
     if n < 4:
         return Interval(found, -1.0, 1.0, len(a))
     middle = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, found)))
-    half = float(norm.ppf((1 + level) / 2)) / math.sqrt(n - 3)
+    half = float(norm.ppf(0.975)) / math.sqrt(n - 3)
     return Interval(found, math.tanh(middle - half), math.tanh(middle + half), len(a))
 
 
@@ -381,7 +379,7 @@ def equivalence_test(
     """
     from scipy.stats import binom
 
-    ahead = _by_draw(circuit - model, draws)
+    ahead = torch.stack([(circuit - model)[draws == draw].mean() for draw in draws.unique()])
     ahead = ahead[ahead != 0]
     n, k = len(ahead), int((ahead > 0).sum())
     if not n:
@@ -502,17 +500,7 @@ def minimality_test(
     return rows
 
 
-def _by_draw(values: Float[Tensor, " batch"], draws: Int[Tensor, " batch"]) -> Float[Tensor, " draw"]:
-    """The mean of each draw."""
-    return torch.stack([values[draws == draw].mean() for draw in draws.unique()])
-
-
-def ratio(
-    part: Float[Tensor, " batch"],
-    whole: Float[Tensor, " batch"],
-    groups: Int[Tensor, " batch"],
-    level: float = 0.95,
-) -> Interval:
+def ratio(part: Float[Tensor, " batch"], whole: Float[Tensor, " batch"], groups: Int[Tensor, " batch"]) -> Interval:
     """The ratio of two means over the same prompts, with a studentised bootstrap over groups.
 
     Raises:
@@ -522,7 +510,7 @@ def ratio(
         raise PatchError(
             "a share of nothing: the whole model's mean logit difference is 0 on these prompts", see="share-of-nothing"
         )
-    return bootstrap_ratios(part[None], whole, groups, level)[0]
+    return bootstrap_ratios(part[None], whole, groups)[0]
 
 
 def _without(circuit: Sequence[Node], removed: Iterable[Node]) -> tuple[Out, Keep]:

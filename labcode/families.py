@@ -277,17 +277,14 @@ def measure(
         alone, still = (decompose(model, run, batch_size=len(run)) for run in (pop, corrupted))
     clean, other = (by_name(model, parts, pop, here.scale) for parts in (alone, still))
     found["for IO, alone"] = clean[0] - other[0]
-    return found | {"OV": _copying(model, pop), "writers": torch.tensor(writers)}
+    scores = copy_scores(model, names_in(pop))
+    copies = (scores.ranks < 5).float() - (scores.negated < 5).float()  # [layer head name]
+    return found | {"OV": copies, "writers": torch.tensor(writers)}
 
 
 def names_in(pop: Population) -> list[str]:
     """The names of these prompts, in alphabetical order: the last axis of "OV"."""
     return sorted({name for prompt in pop.prompts for name in (prompt.io, prompt.s)})
-
-
-def _copying(model: TransformerBridge, pop: Population) -> Float[Tensor, "layer head name"]:
-    scores = copy_scores(model, names_in(pop))
-    return (scores.ranks < 5).float() - (scores.negated < 5).float()
 
 
 def writing(

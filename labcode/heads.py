@@ -73,13 +73,9 @@ class RandomScores:
         """The mean score over the sequences."""
         return self.values[kind].mean(-1)
 
-    def intervals(self, kind: str, level: float = 0.95) -> list[Interval]:
+    def intervals(self, kind: str) -> list[Interval]:
         """The bootstrap interval of each head's mean over the sequences, in the order of (layer, head)."""
-        return bootstrap_cells(self.values[kind].flatten(0, 1), level=level)
-
-    def seed_means(self, kind: str) -> Float[Tensor, "layer head seed"]:
-        """The mean score for each seed by itself: they should agree."""
-        return torch.stack([self.values[kind][..., self.seeds == seed].mean(-1) for seed in self.seeds.unique()], -1)
+        return bootstrap_cells(self.values[kind].flatten(0, 1))
 
 
 def random_token_scores(
@@ -268,14 +264,8 @@ class CopyScores:
         """The copy score: the share of names that come among the first `k` tokens."""
         return (self.ranks < k).float().mean(-1)
 
-    def suppresses(self, k: int = 5) -> Float[Tensor, "layer head"]:
-        """The negated copy score: the share of names that come among the last `k` tokens."""
-        return (self.negated < k).float().mean(-1)
 
-
-def copy_scores(
-    model: TransformerBridge, n: int | Sequence[str] | None = 24, layers: Sequence[int] | None = None, seed: int = 0
-) -> CopyScores:
+def copy_scores(model: TransformerBridge, n: int | Sequence[str] | None = 24, seed: int = 0) -> CopyScores:
     """Whether each head, reading a name, would write that name: weights only, no sentence.
 
     A name is fed in as it stands after the first block, behind the start token; that stream goes through the norm and
@@ -284,10 +274,9 @@ def copy_scores(
     Args:
         n: so many of the book's names, drawn at random; None for all, or the names themselves. All heads and names
             together cost a minute.
-        layers: all by default. Rows of `ranks` are in their order.
 
     Raises:
-        HeadError: no names, or no layers; a layer that does not exist.
+        HeadError: no names.
 
     Source: Wang et al. 2022 (arXiv 2211.00593), section 3.1. Limits: the paper reads its names within sentences, we
     by themselves; and a head deep in a model reads a stream that has changed since the first block, so a low score
@@ -298,12 +287,11 @@ def copy_scores(
         names = known
     else:
         names = random.Random(seed).sample(known, min(n, len(known))) if isinstance(n, int) else list(n)
-    chosen = list(range(model.cfg.n_layers)) if layers is None else list(layers)
-    if not names or not chosen:
-        raise HeadError(f"{len(names)} names and {len(chosen)} layers: take at least one of each")
+    if not names:
+        raise HeadError("no names to read: take at least one")
     ids = torch.tensor([prompts.token_id(model, " " + name) for name in names])
     stream = name_streams(model, ids)
-    found = [ov_ranks(model, layer, stream, ids) for layer in progress(chosen, "OV circuits")]
+    found = [ov_ranks(model, layer, stream, ids) for layer in progress(range(model.cfg.n_layers), "OV circuits")]
     ranks, negated = (torch.stack(one) for one in zip(*found, strict=True))
     return CopyScores(ranks, negated, tuple(names))
 

@@ -6,8 +6,10 @@ names, and the same length along a name wherever that occurs, neither a text nor
 with the tokenizer of the model that it comes with. The same thing in another dress is taken: whole numbers of NumPy and
 torch, a generator in place of a list, a text in place of a path. All else is an error that names the argument.
 
-So no function checks types of its own; what its numbers must be to make sense, it still says itself. A library that
-checks types, such as beartype, would refuse what can be taken, and speak to the reader in its own words.
+Only what comes from outside is looked at: modules of the lab call each other freely, and what a reader gives to be
+called, a metric say, is outside. So no function checks types of its own; what its numbers must be to make sense, it
+still says itself. A library that checks types, such as beartype, would refuse what can be taken, and speak to the
+reader in its own words.
 """
 
 from __future__ import annotations
@@ -39,15 +41,14 @@ class NoHead(Misfit):
     """A value that can be no head of any model."""
 
 
+ONE = "is 1 or more"
 _WORDS = {  # arguments whose name says everywhere what they can be
-    "level quantile": (lambda x: 0 < x < 1, "lies between 0 and 1, as 0.95 does"),
+    "quantile": (lambda x: 0 < x < 1, "lies between 0 and 1, as 0.95 does"),
     "epsilon": (lambda x: 0 < x < 0.5, "lies between 0 and a half"),
-    "lr factor bin_width height": (lambda x: x > 0, "is above 0"),
+    "lr factor bin_width height tau": (lambda x: x > 0, "is above 0"),
     "seed seeds more ridge": (lambda x: x >= 0, "is 0 or more"),
-    "n size batch batch_size n_resamples n_flips n_shuffles n_permutations every steps few candidates top d_sae": (
-        lambda x: x >= 1,
-        "is 1 or more",
-    ),
+    "n size batch batch_size n_resamples n_flips n_shuffles n_permutations every steps": (lambda x: x >= 1, ONE),
+    "few candidates top d_sae block contexts": (lambda x: x >= 1, ONE),
 }
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     name: rule for names, rule in _WORDS.items() for name in names.split()
@@ -67,11 +68,13 @@ def shown(value: object) -> str:
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()
     if isinstance(value, int) and value.bit_length() > 63:
-        return "a whole number of more than 64 bits"
+        return "a whole number of more than 64 bits"  # more than 4,300 digits Python itself refuses to write
     if hasattr(value, "shape"):
         return f"a {name} of {str(getattr(value, 'dtype', '')).removeprefix('torch.')} {tuple(value.shape)}"
     if isinstance(value, str | bool | int | float):
         return repr(value) if len(repr(value)) < 60 else f"a {name} of {len(repr(value))} characters"
+    if type(value) is tuple and len(value) < 5:
+        return f"({', '.join(map(shown, value))})"
     return "a function" if isinstance(value, types.FunctionType) else f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
 
 
@@ -123,11 +126,15 @@ def truth(value: Any, call: dict[str, Any]) -> bool:
     return found
 
 
-def text(value: Any, call: dict[str, Any]) -> str:
-    """A string."""
-    if not isinstance(value, str):
-        raise Misfit(f"{shown(value)} is no text")
-    return value
+def needs(fits: Callable[[Any], bool], said: str) -> Check:
+    """What is taken as it is, if it fits."""
+
+    def check(value: Any, call: dict[str, Any]) -> Any:
+        if not fits(value):
+            raise Misfit(f"{shown(value)} {said}")
+        return value
+
+    return check
 
 
 def path(value: Any, call: dict[str, Any]) -> Path:
@@ -135,13 +142,6 @@ def path(value: Any, call: dict[str, Any]) -> Path:
     if not isinstance(value, str | os.PathLike) or not str(value):
         raise Misfit(f"{shown(value)} is no path")
     return Path(value)
-
-
-def function(value: Any, call: dict[str, Any]) -> Any:
-    """Something that can be called."""
-    if not callable(value):
-        raise Misfit(f"{shown(value)} is no function")
-    return value
 
 
 def model(value: Any, call: dict[str, Any]) -> Any:
@@ -156,24 +156,15 @@ def model(value: Any, call: dict[str, Any]) -> Any:
     return value
 
 
-def dictionary(value: Any, call: dict[str, Any]) -> Any:
-    """An autoencoder or a transcoder, of sae-lens or shaped like one."""
-    if isinstance(value, str) or not any(hasattr(value, part) for part in ("cfg", "encode", "W_dec")):
-        raise Misfit(f"{shown(value)} has neither weights nor settings of an autoencoder")
-    return value
-
-
 def head(value: Any, call: dict[str, Any]) -> tuple[int, int]:
     """A head: layer and number, whole."""
-    layer, number_ = found = _entries(value, 2, "a head is (layer, head), such as (9, 6)")
-    return found if type(layer) is type(number_) is int else (_of_head(layer, call), _of_head(number_, call))
+    layer, number_ = _entries(value, 2, "a head is (layer, head), such as (9, 6)")
+    return _of_head(layer, call), _of_head(number_, call)
 
 
 def node(value: Any, call: dict[str, Any]) -> tuple[int, int, str]:
     """A head at a position."""
-    layer, number_, place = found = _entries(value, 3, 'a node is (layer, head, position), such as (9, 6, "END")')
-    if type(layer) is type(number_) is int and type(place) is str:
-        return found
+    layer, number_, place = _entries(value, 3, 'a node is (layer, head, position), such as (9, 6, "END")')
     return _of_head(layer, call), _of_head(number_, call), text(place, call)
 
 
@@ -191,7 +182,7 @@ def _entries(value: Any, n: int, what: str) -> tuple[Any, ...]:
         value = value.tolist() if hasattr(value, "tolist") else value
         value = tuple(value) if isinstance(value, Iterable) else (value,)
     if len(value) != n:
-        raise NoHead(f"{value!r}: {what}")
+        raise NoHead(f"{shown(value)}: {what}")
     return value
 
 
@@ -201,22 +192,15 @@ def tensor(kind: str, dims: str) -> Check:
     open_ = next((i for i, name in enumerate(names) if name.startswith(("*", "..."))), None)
     back = 0 if open_ is None else len(names) - open_ - 1
     front = len(names) if open_ is None else open_
+    asked = {"Bool": "truth values", "Int": "whole numbers", "Float": "real numbers"}[kind]
 
     def check(value: Any, call: dict[str, Any]) -> Any:
         torch = sys.modules.get("torch")
         if torch is None or not isinstance(value, torch.Tensor):
             raise Misfit(f"{shown(value)} is no tensor: give torch.as_tensor(...)")
-        real = not value.is_complex() and value.dtype != torch.bool
-        if kind == "Bool":
-            fits = value.dtype == torch.bool
-        else:
-            fits = real and (kind == "Float" or not value.is_floating_point())
-        if not fits:
-            raise Misfit(
-                f"{shown(value)}: {'truth values' if kind == 'Bool' else 'whole numbers'} are asked for"
-                if kind in ("Bool", "Int")
-                else f"{shown(value)}: real numbers are asked for"
-            )
+        binary = value.dtype == torch.bool
+        if binary != (kind == "Bool") or value.is_complex() or (kind == "Int" and value.is_floating_point()):
+            raise Misfit(f"{shown(value)}: {asked} are asked for")
         shape = tuple(value.shape)
         if len(shape) < front + back or (open_ is None and len(shape) != front):
             raise Misfit(f"its shape is {shape}, and [{dims.strip()}] is asked for")
@@ -240,7 +224,7 @@ def options(every: tuple[Any, ...]) -> Check:
         if not isinstance(value, str | int):
             raise Misfit(f"{shown(value)} is none of {', '.join(map(str, every))}")
         if value not in every:
-            raise Misfit(f"unknown {call['argument']} {value!r}: choose one of {', '.join(map(str, every))}")
+            raise Misfit(f"unknown {call['argument']} {shown(value)}: choose one of {', '.join(map(str, every))}")
         return value
 
     return check
@@ -256,7 +240,6 @@ def instance(kind: type) -> Check:
             _remember(value, call)
         return value
 
-    check.kind = kind  # type: ignore[attr-defined]
     return check
 
 
@@ -272,21 +255,6 @@ def _remember(population: Any, call: dict[str, Any]) -> None:
     before.append(population)
 
 
-def _plain(each: Check | None) -> Callable[[Any], bool]:
-    """A quick look: what needs no more than that, since lists of thousands are given."""
-    kinds = {number: float, text: str}
-    if each is whole:
-        return lambda x: type(x) is int and x.bit_length() < 64
-    if each in kinds:
-        return lambda x: type(x) is kinds[each]
-    if each is head:
-        return lambda x: isinstance(x, tuple) and len(x) == 2 and type(x[0]) is type(x[1]) is int
-    if each is node:
-        return lambda x: isinstance(x, tuple) and len(x) == 3 and type(x[0]) is type(x[1]) is int and type(x[2]) is str
-    kind = getattr(each, "kind", ())
-    return lambda x: isinstance(x, kind)
-
-
 def listed(each: Check | None, keep: bool) -> Check:
     """Several things in order: a list, or what can be made one.
 
@@ -294,8 +262,6 @@ def listed(each: Check | None, keep: bool) -> Check:
         keep: sets and the like stay what they are. Without it order counts: a set has none, and a dictionary would be
             taken for its keys.
     """
-
-    plain = _plain(each)
 
     def check(value: Any, call: dict[str, Any]) -> Any:
         if isinstance(value, str | bytes):
@@ -310,7 +276,7 @@ def listed(each: Check | None, keep: bool) -> Check:
             raise Misfit(f"{shown(value)} is no list: give its entries in the order that you mean")
         if not isinstance(value, list | tuple) and (not isinstance(value, Collection) or not keep):
             value = value if isinstance(value, range) else list(value)
-        if each is None or (each is whole and isinstance(value, range)) or all(map(plain, value)):
+        if each is None or (each is whole and isinstance(value, range)):
             return value
         found = [each(one, {**call}) for one in value]  # they may differ in size
         same = all(a is b for a, b in zip(found, value, strict=True))
@@ -326,14 +292,12 @@ def mapped(key: Check | None, each: Check | None) -> Check:
         if not isinstance(value, Mapping):
             raise Misfit(f"{shown(value)} is no dictionary")
         found: dict[Any, Any] = {}
-        same = True
         for a, b in value.items():
-            name, entry = key(a, call) if key else a, each(b, {**call}) if each else b
+            name = key(a, call) if key else a
             if name in found:
-                raise Misfit(f"two of its keys are {name!r}")
-            found[name] = entry
-            same = same and name is a and entry is b
-        return value if same else found
+                raise Misfit(f"two of its keys are {shown(name)}")
+            found[name] = each(b, {**call}) if each else b
+        return found
 
     return check
 
@@ -364,20 +328,20 @@ def either(parts: list[Check]) -> Check:
     return check
 
 
-def hashable(value: Any, call: dict[str, Any]) -> Any:
-    """What a set can hold."""
+def _in_a_set(value: Any) -> bool:
     try:
-        hash(value)
+        return bool({value})
     except TypeError:
-        raise Misfit(f"{shown(value)} can be in no set: give tuples in place of lists") from None
-    return value
+        return False
 
 
-def nothing(value: Any, call: dict[str, Any]) -> None:
-    """None."""
-    if value is not None:
-        raise Misfit(f"{shown(value)} is not None")
-
+text = needs(lambda x: isinstance(x, str), "is no text")
+nothing = needs(lambda x: x is None, "is not None")
+function = needs(callable, "is no function")
+dictionary = needs(  # an autoencoder or a transcoder, of sae-lens or shaped like one
+    lambda x: not isinstance(x, str) and any(hasattr(x, part) for part in ("cfg", "encode", "W_dec")),
+    "has neither weights nor settings of an autoencoder",
+)
 
 _NAMED: dict[str, Check] = {
     "int": whole,
@@ -386,7 +350,7 @@ _NAMED: dict[str, Check] = {
     "str": text,
     "Path": path,
     "Callable": function,
-    "Hashable": hashable,
+    "Hashable": needs(_in_a_set, "can be in no set: give tuples in place of lists"),
     "TransformerBridge": model,
     "Head": head,
     "Node": node,
@@ -459,56 +423,47 @@ def _ranged(name: str, check: Check | None) -> Check | None:
     return checked
 
 
-def guarded(
-    of: Callable[..., Any], error: type[LabError], names: Mapping[str, Any], method: bool
-) -> Callable[..., Any]:
-    """A function that looks at its arguments first."""
+def guarded(of: Callable[..., Any], error: type[LabError], names: Mapping[str, Any]) -> Callable[..., Any]:
+    """A function that looks at its arguments first, unless another module of the lab calls it."""
     made = of.__code__.co_filename == "<string>"  # the constructor of a dataclass: its fields hold what was measured
-    takes = list(inspect.signature(of).parameters.values())[method:]
-    only = {one.name for one in takes if one.kind == inspect.Parameter.POSITIONAL_ONLY}  # `put(origin=...)` is a value
-    order = [one.name for one in takes if one.kind <= inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    every = [one.name for one in takes if one.kind not in (0, 2, 4)]
-    measures = names["__name__"] not in NOT_MEASURING
-    open_ = {one.name: one for one in takes if isinstance(one.annotation, str) and one.kind not in (2, 4)}
+    signature = inspect.signature(of)
+    takes = [one for one in signature.parameters.values() if isinstance(one.annotation, str)]
     checks: dict[str, Check] = {}
 
-    def compiled() -> dict[str, Check]:
-        for name, one in open_.items():
-            check = _compiled(ast.parse(one.annotation, mode="eval").body, names)
-            if not made:
-                check = _ranged(name, check)
-            if check is not None:
-                checks[name] = check
-        open_.clear()
-        return checks
-
-    def taken(name: str, value: Any, call: dict[str, Any]) -> Any:
-        call["argument"] = name
-        try:
-            return checks[name](value, {"argument": name} if made else call) if name in checks else value
-        except Misfit as misfit:
-            kind = HeadError if isinstance(misfit, NoHead) else error
-            raise kind(f"{of.__qualname__.removesuffix('.__init__')}, argument {name}: {misfit}") from None
+    def compiled() -> None:
+        for one in takes:
+            check = None if one.kind in (2, 4) else _compiled(ast.parse(one.annotation, mode="eval").body, names)
+            if (check := check if made else _ranged(one.name, check)) is not None:
+                checks[one.name] = check
+        takes.clear()
 
     @functools.wraps(of)
     def checked(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True  # notebooks and pytest leave this frame out
-        if open_:
+        if str(sys._getframe(1).f_globals.get("__name__")).startswith("labcode."):
+            return of(*args, **kwargs)
+        if takes:
             compiled()
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:  # Python says it better
+            return of(*args, **kwargs)
         call: dict[str, Any] = {"populations": []}
-        own = args[:method]
-        given = [taken(name, value, call) for name, value in zip(order, args[method:], strict=False)]
-        rest = args[method + len(given) :]
-        if len(kwargs) > 1:  # the signature's order: sizes are compared with those that came before
-            kwargs = {name: kwargs[name] for name in every if name in kwargs} | kwargs
-        named = {name: value if name in only else taken(name, value, call) for name, value in kwargs.items()}
+        given = bound.arguments  # in the signature's order: sizes are compared with those that came before
+        for name in [name for name in given if name in checks]:
+            call["argument"] = name
+            try:
+                given[name] = checks[name](given[name], {"argument": name} if made else call)
+            except Misfit as misfit:
+                kind = HeadError if isinstance(misfit, NoHead) else error
+                raise kind(f"{of.__qualname__.removesuffix('.__init__')}, argument {name}: {misfit}") from None
         if "model" in call:
-            _check_model(call, dict(zip(order, given, strict=False)) | named, error, measures)
+            _check_model(call, given, error, names["__name__"] not in NOT_MEASURING)
         torch = sys.modules.get("torch")
         if torch is not None and torch.is_inference_mode_enabled():  # where no gradient can be had
             with torch.inference_mode(False), torch.no_grad():
-                return of(*own, *given, *rest, **named)
-        return of(*own, *given, *rest, **named)
+                return of(*bound.args, **bound.kwargs)
+        return of(*bound.args, **bound.kwargs)
 
     return checked
 
@@ -557,22 +512,21 @@ def tokenizer_key(tokenizer: Any) -> str:
     return key
 
 
-def guard(module: dict[str, Any], error: type[LabError], but: Collection[str] = ()) -> None:
+def guard(module: dict[str, Any], error: type[LabError]) -> None:
     """Let the public functions, methods and constructors of a module look at their arguments.
 
     Args:
         module: its `globals()`, at its end.
         error: what it raises.
-        but: names that stay as they are, where arguments come from the lab alone and time counts.
     """
     here = module["__name__"]
     for name, one in list(module.items()):
-        if name.startswith("_") or name in but or getattr(one, "__module__", "") != here:
+        if name.startswith("_") or getattr(one, "__module__", "") != here:
             continue
         if isinstance(one, types.FunctionType):
-            module[name] = guarded(one, error, module, method=False)
+            module[name] = guarded(one, error, module)
         elif isinstance(one, type) and not getattr(one, "_is_protocol", False):
             _classes[name] = one
             for part, value in list(vars(one).items()):
                 if isinstance(value, types.FunctionType) and (part == "__init__" or not part.startswith("_")):
-                    setattr(one, part, guarded(value, error, module, method=True))
+                    setattr(one, part, guarded(value, error, module))

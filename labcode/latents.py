@@ -375,7 +375,7 @@ def words(tokenizer: Any) -> Bool[Tensor, " d_vocab"]:
 
 
 @contextmanager
-def edited(model: TransformerBridge, sae: Any, change: Change, layer: int | None = None) -> Iterator[None]:
+def edited(model: TransformerBridge, sae: Any, change: Change) -> Iterator[None]:
     """Inside: at the output of the autoencoder's block, the code of every token is what `change` makes of it.
 
     Args:
@@ -394,7 +394,7 @@ def edited(model: TransformerBridge, sae: Any, change: Change, layer: int | None
         difference[:, 0] = 0.0
         return h + difference @ sae.W_dec
 
-    with model.hooks(fwd_hooks=[(hook(_layer(model, sae, layer)), edit)]):
+    with model.hooks(fwd_hooks=[(hook(_layer(model, sae, None)), edit)]):
         yield
 
 

@@ -54,7 +54,6 @@ def logit_difference(logits: Float[Tensor, "batch d_vocab"], pop: Population) ->
     Raises:
         MetricError: rows and prompts differ in number, or a logit that is needed is NaN.
     """
-    _check_rows(logits, pop)
     rows = torch.arange(len(pop))
     difference = logits[rows, pop.io_ids] - logits[rows, pop.s_ids]
     if torch.isnan(difference).any():
@@ -67,7 +66,6 @@ def logit_difference(logits: Float[Tensor, "batch d_vocab"], pop: Population) ->
 
 def p_io(logits: Float[Tensor, "batch d_vocab"], pop: Population) -> Float[Tensor, " batch"]:
     """The probability that the model gives to IO at END, over the whole vocabulary."""
-    _check_rows(logits, pop)
     return logits.softmax(dim=-1)[torch.arange(len(pop)), pop.io_ids]
 
 
@@ -123,13 +121,11 @@ class Interval:
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def bootstrap(
-    values: Float[Tensor, " batch"],
-    groups: Int[Tensor, " batch"] | None = None,
-    level: float = 0.95,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
+RESAMPLES, LEVEL = 2000, 0.95
+"""Of every bootstrap: how often it draws, and what its intervals are to cover."""
+
+
+def bootstrap(values: Float[Tensor, " batch"], groups: Int[Tensor, " batch"] | None = None) -> Interval:
     """Studentised bootstrap of the mean over prompts (Efron and Tibshirani 1993, section 12.5).
 
     With `groups` (for instance `Population.draws`) whole groups are resampled, since prompts that share their names are
@@ -140,27 +136,16 @@ def bootstrap(
     Raises:
         MetricError: no values, NaN or infinite ones, groups of another length, or one group alone.
     """
-    return bootstrap_cells(values[None], groups, level, n_resamples, seed)[0]
+    return bootstrap_cells(values[None], groups)[0]
 
 
-def bootstrap_cells(
-    values: Float[Tensor, "cell batch"],
-    groups: Int[Tensor, " batch"] | None = None,
-    level: float = 0.95,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> list[Interval]:
+def bootstrap_cells(values: Float[Tensor, "cell batch"], groups: Int[Tensor, " batch"] | None = None) -> list[Interval]:
     """`bootstrap` for each row of a table. The values of one prompt stay together over all cells."""
-    return bootstrap_ratios(values, torch.ones(values.shape[-1]), groups, level, n_resamples, seed)
+    return bootstrap_ratios(values, torch.ones(values.shape[-1]), groups)
 
 
 def bootstrap_ratios(
-    parts: Float[Tensor, "cell batch"],
-    whole: Float[Tensor, " batch"],
-    groups: Int[Tensor, " batch"] | None = None,
-    level: float = 0.95,
-    n_resamples: int = 2000,
-    seed: int = 0,
+    parts: Float[Tensor, "cell batch"], whole: Float[Tensor, " batch"], groups: Int[Tensor, " batch"] | None = None
 ) -> list[Interval]:
     """For each row, the ratio of its mean to the mean of `whole`, with a studentised bootstrap interval.
 
@@ -198,13 +183,15 @@ def bootstrap_ratios(
         )
     mean, error = _ratio(sums, size, np.ones((1, n_groups)))  # [cell 1] each
     if n_groups < FEW_GROUPS:
-        ends = np.outer((-1, 1), np.full(len(table), _student(n_groups, level)))
+        from scipy.stats import t as student
+
+        ends = np.outer((-1, 1), np.full(len(table), student.ppf((1 + LEVEL) / 2, n_groups - 1)))
     else:
-        draws = np.random.default_rng(seed).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples)
+        draws = np.random.default_rng(0).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=RESAMPLES)
         again, its_error = _ratio(sums, size, draws)  # [cell resample]
         with np.errstate(divide="ignore", invalid="ignore"):
             t = np.where(its_error > 1e-12 * np.abs(mean), (again - mean) / its_error, 0.0)
-        ends = -np.quantile(t, [(1 + level) / 2, (1 - level) / 2], axis=-1)  # [2 cell]
+        ends = -np.quantile(t, [(1 + LEVEL) / 2, (1 - LEVEL) / 2], axis=-1)  # [2 cell]
     low, high = mean[:, 0] + ends * error[:, 0]
     return [Interval(float(m), float(lo), float(hi), n) for m, lo, hi in zip(mean[:, 0], low, high, strict=True)]
 
@@ -217,13 +204,6 @@ def _member(groups: Int[Tensor, " batch"] | None, n: int) -> Int[np.ndarray, " b
     """The group of each of `n` values, counted from 0; each value is a group of its own where none are given."""
     labels = np.arange(n) if groups is None else groups.cpu().numpy()
     return np.unique(labels, return_inverse=True)[1]
-
-
-def _student(n_groups: int, level: float) -> float:
-    """Half the width of Student's interval in standard errors."""
-    from scipy.stats import t
-
-    return float(t.ppf((1 + level) / 2, n_groups - 1))
 
 
 def _ratio(
@@ -261,11 +241,7 @@ class Screen:
 
 
 def screen(
-    values: Float[Tensor, "cell batch"],
-    groups: Int[Tensor, " batch"] | None = None,
-    level: float = 0.95,
-    n_flips: int = 2000,
-    seed: int = 0,
+    values: Float[Tensor, "cell batch"], groups: Int[Tensor, " batch"] | None = None, n_flips: int = RESAMPLES
 ) -> Screen:
     """Look for means that differ from 0 among many cells: flip signs, and take the largest |t| of the table.
 
@@ -283,18 +259,15 @@ def screen(
     """
     means = _group_means(values, groups)
     n = means.shape[-1]
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(n_flips, n))
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(n_flips, n))
     observed = _t_of(means, np.ones((1, n)))[:, 0]
     largest = np.abs(_t_of(means, signs)).max(0)  # [flip]
     at_least = 1 + (largest >= np.abs(observed)[:, None] - 1e-9).sum(-1)
-    return Screen(observed, float(np.quantile(largest, level)), at_least / (n_flips + 1), n)
+    return Screen(observed, float(np.quantile(largest, LEVEL)), at_least / (n_flips + 1), n)
 
 
 def tossed(
-    values: Float[Tensor, "cell batch"],
-    groups: Int[Tensor, " batch"],
-    signs: Int[Tensor, "toss group"],
-    level: float = 0.95,
+    values: Float[Tensor, "cell batch"], groups: Int[Tensor, " batch"], signs: Int[Tensor, "toss group"]
 ) -> tuple[Float[Tensor, "toss cell"], Bool[Tensor, "toss cell"]]:
     """The means once the signs of whole groups are tossed, and which of them a `screen` would choose.
 
@@ -307,7 +280,7 @@ def tossed(
     if signs_.shape[1] != means.shape[1]:
         raise MetricError(f"signs of {signs_.shape[1]} groups for {means.shape[1]}: toss one for each")
     t = _t_of(means, signs_)  # [cell toss]
-    chosen = np.abs(t) > np.quantile(np.abs(t).max(0), level) * (1 + 1e-9)
+    chosen = np.abs(t) > np.quantile(np.abs(t).max(0), LEVEL) * (1 + 1e-9)
     size = np.bincount(_member(groups, values.shape[-1])) / values.shape[-1]
     return torch.from_numpy(signs_ @ (means * size).T).float(), torch.from_numpy(chosen.T)
 
@@ -361,13 +334,6 @@ def _wilson(found: float, n: int) -> tuple[float, float]:
     middle = (found + z * z / (2 * n)) / (1 + z * z / n)
     half = z * (found * (1 - found) / n + (z / (2 * n)) ** 2) ** 0.5 / (1 + z * z / n)
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def _check_rows(logits: Tensor, pop: Population) -> None:
-    if logits.ndim != 2 or len(logits) != len(pop):
-        raise MetricError(
-            f"logits of shape {tuple(logits.shape)} for {len(pop)} prompts: expected [batch, d_vocab], logits at END"
-        )
 
 
 guard(globals(), MetricError)

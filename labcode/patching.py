@@ -16,7 +16,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -114,18 +115,18 @@ class Grid:
         """Mean effect of each cell over the prompts."""
         return self.effect().mean(-1)
 
-    def intervals(self, level: float = 0.95) -> list[Interval]:
+    def intervals(self) -> list[Interval]:
         """Bootstrap interval of the mean effect of each cell, in row-major order of the cells.
 
         The mean gap, its unit, is that of the same resampled prompts: a cell that restores every prompt has no width.
         """
         start, goal = self._ends
         whole = restoration(goal, goal, start)  # each prompt's own gap, in units of the mean gap
-        return bootstrap_ratios(self.effect().flatten(0, -2), whole, self.draws, level)
+        return bootstrap_ratios(self.effect().flatten(0, -2), whole, self.draws)
 
-    def bounds(self, level: float = 0.95) -> tuple[Float[Tensor, "*cells"], Float[Tensor, "*cells"]]:
+    def bounds(self) -> tuple[Float[Tensor, "*cells"], Float[Tensor, "*cells"]]:
         """Lower and upper bound of `intervals`, shaped like `mean()`."""
-        intervals = self.intervals(level)
+        intervals = self.intervals()
         shape = self.values.shape[:-1]
         low = torch.tensor([i.low for i in intervals]).reshape(shape)
         return low, torch.tensor([i.high for i in intervals]).reshape(shape)
@@ -268,9 +269,7 @@ def path_patches(
     inputs: Mapping[Input, str],
     receivers: Sequence[Head],
     *,
-    sender_at: str = "all",
     layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
     only: Sequence[Head] | None = None,
 ) -> dict[Input, Grid]:
     """`path_patch` into several inputs of the same receivers; the two unpatched runs are made once for all of them.
@@ -281,8 +280,7 @@ def path_patches(
     Raises:
         PatchError, HeadError: as `path_patch`.
     """
-    options: tuple[Any, ...] = (sender_at, "noising", layers, heads, only, False, logit_difference)
-    return _path_grids(model, clean, corrupted, inputs, receivers, *options)
+    return _path_grids(model, clean, corrupted, inputs, receivers, layers=layers, only=only)
 
 
 def _path_grids(
@@ -291,13 +289,13 @@ def _path_grids(
     corrupted: Population,
     inputs: Mapping[Input, str],
     receivers: Sequence[Head],
-    sender_at: str,
-    direction: Direction,
-    layers: Sequence[int] | None,
-    heads: Sequence[int] | None,
-    only: Sequence[Head] | None,
-    freeze_mlps: bool,
-    metric: Metric,
+    sender_at: str = "all",
+    direction: Direction = "noising",
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    only: Sequence[Head] | None = None,
+    freeze_mlps: bool = False,
+    metric: Metric = logit_difference,
     runs: Runs | None = None,
 ) -> dict[Input, Grid]:
     wanted = {into: _receivers(model, into, receivers) for into in inputs}
@@ -378,13 +376,6 @@ class Part:
     start: Int[Tensor, " batch"]
     suffix: Suffix
     source: Run
-
-
-class Engine(Protocol):
-    """What computes patched runs: `Patched` or `Paths`."""
-
-    def final(self, runs: PatchedRuns, width: int) -> Float[Tensor, "run d_model"]:
-        """The residual stream at END after the last block, of runs that share a window width."""
 
 
 class Runs:
@@ -490,11 +481,11 @@ def values_of(model: TransformerBridge, part: Part, cells: Cells) -> Float[Tenso
 
 
 def _values(
-    part: Part, cells: Cells, runs: PatchedRuns, engine: Engine, metric: Metric, what: str
+    part: Part, cells: Cells, runs: PatchedRuns, engine: Patched | Paths, metric: Metric, what: str
 ) -> tuple[Float[Tensor, "cell batch"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """The value of every cell, of the base run and of the source run; a cell without a run is worth the base run."""
     suffix, clean = part.suffix, part.clean
-    at_base, at_source = (_judged(metric, run.logits, clean) for run in (suffix.base, part.source))
+    at_base, at_source = (_one_each(metric(run.logits, clean), clean) for run in (suffix.base, part.source))
     values = at_base.repeat(len(cells.layer), 1)
     widths = suffix.end[runs.prompt] - runs.start + 1
     batches = [
@@ -507,15 +498,11 @@ def _values(
             x = engine.final(batch, width)
         judged = clean.subset(batch.prompt.tolist())
         if metric is logit_difference:  # needs two logits only
-            found = _one_each(suffix.network.logit_difference(x, judged.io_ids, judged.s_ids), judged)
+            found = suffix.network.logit_difference(x, judged.io_ids, judged.s_ids)
         else:
-            found = _judged(metric, suffix.network.logits(x), judged)
-        values[batch.cell, batch.prompt] = found
+            found = metric(suffix.network.logits(x), judged)
+        values[batch.cell, batch.prompt] = _one_each(found, judged)
     return values, at_base, at_source
-
-
-def _judged(metric: Metric, logits: Float[Tensor, "run d_vocab"], clean: Population) -> Float[Tensor, " run"]:
-    return _one_each(metric(logits, clean), clean)
 
 
 def _one_each(values: Tensor, clean: Population) -> Float[Tensor, " run"]:
@@ -610,47 +597,28 @@ def _cells(
     if f"blocks.0.{HOOKS[kind]}" not in model.hook_dict:
         raise PatchError(f"this model has no {kind}: its blocks are without it")
     n_heads = (cfg.n_key_value_heads or cfg.n_heads) if kind in GROUPED_KINDS else cfg.n_heads
-    name = "head" if n_heads == cfg.n_heads else "key/value head"
-    if only is not None:
-        return _cells_of(model, clean, kind, at, only, n_heads, name, (layers, heads))
-    chosen_layers = _chosen("layer", layers, cfg.n_layers)
-    axes, chosen_heads = [Axis("layer", tuple(map(str, chosen_layers)))], [ALL]
-    if kind not in STREAM_KINDS:
-        chosen_heads = _chosen(name, heads, n_heads)
-        axes.append(Axis(name, tuple(map(str, chosen_heads))))
-    elif heads is not None:
-        raise PatchError(f"{kind} belongs to no head: leave `heads` out, or choose one of z, q, k, v, pattern")
-    labels, positions = _places(clean, at)
-    if labels:
-        axes.append(Axis("position", labels))
-    choices = torch.tensor(chosen_layers), torch.tensor(chosen_heads), torch.arange(len(positions))
-    layer, head, place = torch.cartesian_prod(*choices).unbind(-1)
-    return Cells(tuple(axes), layer, head, place, positions)
-
-
-def _cells_of(
-    model: TransformerBridge,
-    clean: Population,
-    kind: str,
-    at: str | Sequence[str],
-    only: Sequence[Head],
-    n_heads: int,
-    name: str,
-    product: tuple[Sequence[int] | None, Sequence[int] | None],
-) -> Cells:
-    if kind in STREAM_KINDS:
-        raise PatchError(f"{kind} belongs to no head: leave `only` out and give layers, or choose z, q, k, v, pattern")
-    if product != (None, None):
+    name, of_stream = "head" if n_heads == cfg.n_heads else "key/value head", kind in STREAM_KINDS
+    if of_stream and (heads, only) != (None, None):
+        raise PatchError(
+            f"{kind} belongs to no head: leave `heads` and `only` out and give layers, or choose z, q, k, v or pattern"
+        )
+    if only is None:
+        of_layers = _chosen("layer", layers, cfg.n_layers)
+        of_heads = [ALL] if of_stream else _chosen(name, heads, n_heads)
+        axes = [Axis("layer", tuple(map(str, of_layers))), Axis(name, tuple(map(str, of_heads)))][: 2 - of_stream]
+        chosen = list(product(of_layers, of_heads))
+    elif (layers, heads) != (None, None):
         raise PatchError("give either `only`, a list of (layer, head), or layers and heads, not both")
-    if not only:
+    elif not only:
         raise PatchError("no head chosen: give at least one in `only`, or leave it out for all", see="nothing-chosen")
-    _no_twice("head", check_heads(model, only, n_heads))
+    else:
+        _no_twice("head", check_heads(model, only, n_heads))
+        axes, chosen = [Axis(name, tuple(f"{layer}.{head}" for layer, head in only))], list(only)
     labels, positions = _places(clean, at)
-    axes = [Axis(name, tuple(f"{layer}.{head}" for layer, head in only))]
     if labels:
         axes.append(Axis("position", labels))
-    cell, place = torch.cartesian_prod(torch.arange(len(only)), torch.arange(len(positions))).unbind(-1)
-    layer, head = torch.tensor(list(only)).T
+    cell, place = torch.cartesian_prod(torch.arange(len(chosen)), torch.arange(len(positions))).unbind(-1)
+    layer, head = torch.tensor(chosen).T
     return Cells(tuple(axes), layer[cell], head[cell], place, positions)
 
 
@@ -665,8 +633,6 @@ def first_difference(base: Population, source: Population) -> Int[Tensor, " batc
     """
     if not len(base):
         raise PatchError("an empty population: give at least one prompt")
-    if len(base) != len(source):
-        raise PatchError(f"{len(base)} prompts against {len(source)}: each prompt needs one partner")
     for row in (base.lengths != source.lengths).nonzero()[:, 0].tolist():
         raise PatchError(_misaligned(row, base.str_tokens[row], source.str_tokens[row]), see="misaligned-prompts")
     # As many tokens, but shifted words. The order of the two first names may differ on purpose.

@@ -51,14 +51,7 @@ def bars(
     _as_many(("labels", labels), ("values", values), ("low", low), ("high", high))
     error = None
     if low is not None and high is not None:
-        error = {
-            "type": "data",
-            "symmetric": False,
-            "array": [h - v for h, v in zip(high, values, strict=True)],
-            "arrayminus": [v - lo for lo, v in zip(low, values, strict=True)],
-            "color": NEUTRAL,  # the page draws it in the colour of its text
-            "thickness": 1.5,
-        }
+        error = _whiskers(NEUTRAL, values, low, high)  # the page draws it in the colour of its text
     colours = [TOWARDS if v >= 0 else AGAINST for v in values]
     ends = zip(low, high, strict=True) if low is not None and high is not None else ()
     spans = [f" [{lo:.2f}, {hi:.2f}]" for lo, hi in ends] or [""] * len(values)
@@ -84,9 +77,6 @@ def histogram(groups: Mapping[str, Sequence[float]], *, alt: str, value_title: s
         ReportError: a bin without a width, or more groups than there are colours.
     """
     import plotly.graph_objects as go
-
-    if not bin_width > 0:
-        raise ReportError(f"bin_width = {bin_width}: a bin needs a width above 0")
 
     fig = go.Figure()
     for (name, values), colour in zip(groups.items(), _colours(groups), strict=True):
@@ -127,10 +117,11 @@ def lines(
     for (name, values), colour in zip(series.items(), _colours(series), strict=True):
         if low and high and name in low:
             edge = [*high[name], *reversed(low[name])]
+            red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
             band = {
                 "mode": "lines",
                 "fill": "toself",
-                "fillcolor": _faint(colour),
+                "fillcolor": f"rgba({red},{green},{blue},0.18)",
                 "line_width": 0,
                 "hoverinfo": "skip",
             }
@@ -277,13 +268,7 @@ def points(
                 name=name,
                 mode="markers",
                 marker={"color": colour, "size": 9, "symbol": number},
-                error_x={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [v.high - v.mean for v in values],
-                    "arrayminus": [v.mean - v.low for v in values],
-                    "color": colour,
-                },
+                error_x=_whiskers(colour, *_ends(values)),
                 hovertext=[f"{_text(label)}, {name}: {v}" for label, v in zip(labels, values, strict=True)],
                 hoverinfo="text",
             )
@@ -312,7 +297,6 @@ def fronts(
     fig = go.Figure()
     for number, ((name, points), colour) in enumerate(zip(series.items(), _colours(series), strict=True)):
         found = [value for _, value in points]
-        error = {"type": "data", "symmetric": False, "color": colour, "thickness": 1.5}
         fig.add_trace(
             go.Scatter(
                 x=[math.log2(at) for at, _ in points],
@@ -321,11 +305,7 @@ def fronts(
                 mode="lines+markers",
                 line_color=colour,
                 marker={"color": colour, "size": 8, "symbol": number},
-                error_y={
-                    **error,
-                    "array": [value.high - value.mean for value in found],
-                    "arrayminus": [value.mean - value.low for value in found],
-                },
+                error_y=_whiskers(colour, *_ends(found)),
                 hovertext=[f"{_text(name)}, {at:.1f}: {value}" for at, value in points],
                 hoverinfo="text",
             )
@@ -371,6 +351,16 @@ def _as_many(*lists: tuple[str, Any]) -> None:
         raise ReportError(f"what belongs together differs in length: {told}; give one for each")
 
 
+def _ends(intervals: Sequence[Any]) -> list[list[float]]:
+    return [[getattr(one, part) for one in intervals] for part in ("mean", "low", "high")]
+
+
+def _whiskers(colour: str, middle: Sequence[float], low: Sequence[float], high: Sequence[float]) -> dict[str, Any]:
+    up = [h - m for h, m in zip(high, middle, strict=True)]
+    down = [m - lo for lo, m in zip(low, middle, strict=True)]
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "color": colour, "thickness": 1.5}
+
+
 def _intervals(name: str, values: Sequence[Any]) -> None:
     for value in values:
         if not all(hasattr(value, part) for part in ("mean", "low", "high")):
@@ -394,11 +384,6 @@ def _colours(names: Mapping[str, Any]) -> list[str]:
     if len(set(names) - set(POSITION_COLOURS)) > len(SERIES):
         raise ReportError(f"{len(names)} series, and {len(SERIES)} colours that can be told apart: draw fewer")
     return [POSITION_COLOURS[name] if name in POSITION_COLOURS else next(free) for name in names]
-
-
-def _faint(colour: str) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.18)"
 
 
 guard(globals(), ReportError)

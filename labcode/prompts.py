@@ -95,7 +95,6 @@ class Population:
         positions: for each name in `POSITIONS`, its index in each prompt, BOS counted as 0.
         io_ids: token id of each prompt's indirect object. s_ids: of its subject.
         str_tokens: the tokens as strings, without padding.
-        dropped_names: names of `NAMES` that this tokenizer does not hold as one token.
         corruption: "" for the clean prompts, else the `how` of `corrupt`.
         tokenizer: whose numbers `tokens` are, its `inputs.tokenizer_key`; "" where that isn't known.
     """
@@ -107,7 +106,6 @@ class Population:
     io_ids: Int[Tensor, " batch"]
     s_ids: Int[Tensor, " batch"]
     str_tokens: tuple[tuple[str, ...], ...]
-    dropped_names: tuple[str, ...] = ()
     corruption: str = ""
     tokenizer: str = ""
 
@@ -199,7 +197,7 @@ def single_token_names(model: TransformerBridge) -> tuple[list[str], list[str]]:
     return kept, dropped
 
 
-def build(model: TransformerBridge, prompts: Sequence[Prompt], dropped: Sequence[str] = ()) -> Population:
+def build(model: TransformerBridge, prompts: Sequence[Prompt]) -> Population:
     """Tokenise prompts and find their named positions.
 
     The start token comes first, as the model's tokenizer defines it; positions count it. What a prompt says of itself
@@ -227,7 +225,7 @@ def build(model: TransformerBridge, prompts: Sequence[Prompt], dropped: Sequence
         rows.append(row)
         found.append(dict(zip(POSITIONS, (at_io[0], at_s[0], at_s[0] + 1, at_s[1], len(row) - 1), strict=True)))
         answers.append((io, s))
-    return padded(model, prompts, rows, found, answers, dropped)
+    return padded(model, prompts, rows, found, answers)
 
 
 def _misplaced(prompt: Prompt, io: int, s1: int, s2: int, end: int) -> str:
@@ -248,7 +246,6 @@ def padded(
     rows: Sequence[list[int]],
     places: Sequence[Mapping[str, int]],
     answers: Sequence[tuple[int, int]],
-    dropped: Sequence[str] = (),
     corruption: str = "",
 ) -> Population:
     """One batch of prompts whose tokens, named positions and right answers (ids of IO and of S) are known."""
@@ -261,7 +258,6 @@ def padded(
         io_ids=torch.tensor([io for io, _ in answers]),
         s_ids=torch.tensor([s for _, s in answers]),
         str_tokens=tuple(tuple(model.tokenizer.decode([i]) for i in row) for row in rows),
-        dropped_names=tuple(dropped),
         corruption=corruption,
         tokenizer=tokenizer_key(model.tokenizer),
     )
@@ -306,8 +302,7 @@ def population(
     n = n if exact else _asked(n)
     if n < 2 or n % 2:
         raise PromptError(f"n = {n}: prompts come in pairs with swapped roles, so n has to be even and at least 2")
-    known, dropped = single_token_names(model)
-    names = known if names is None else list(names)
+    names = single_token_names(model)[0] if names is None else list(names)
     if len(names) < 2:
         raise PromptError(f"this tokenizer holds {len(names)} of our {len(NAMES)} names as one token: two are needed")
     if len(set(names)) < len(names):
@@ -333,7 +328,7 @@ def population(
         for s, io in ((first, second), (second, first)):
             text = filled(A=first, B=second, S=s)
             prompts.append(Prompt(text, io, s, "BABA" if s == first else "ABBA", template, draw))
-    return build(model, prompts, dropped)
+    return build(model, prompts)
 
 
 def _fillings(template: str) -> int:

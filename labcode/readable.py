@@ -13,7 +13,6 @@ meaning. The count is one of simple rules, no more. Families of words are those 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import string
 from collections.abc import Callable, Iterable, Sequence
@@ -24,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from labcode import sealed
 from labcode.corpus import DATA, masked
 from labcode.errors import MetricError
 from labcode.inputs import guard
 from labcode.latents import Codes, repeated
-from labcode.metrics import Interval
+from labcode.metrics import LEVEL, RESAMPLES, Interval
 from labcode.models import weights_key
 from labcode.prompts import NAMES
 
@@ -435,18 +435,11 @@ class Scores:
         return 2 * hit / (said + true).clamp(min=1)
 
 
-def interval(
-    scores: Scores,
-    less: Scores | None = None,
-    level: float = 0.95,
-    n: int = 2000,
-    seed: int = 0,
-    passing: bool = False,
-) -> Interval:
+def interval(scores: Scores, less: Scores | None = None, passing: bool = False) -> Interval:
     """The mean F1 with a bootstrap interval over contexts *and* rules: other text, and other latents.
 
     Tokens of a context are not independent, and all rules are scored on the same contexts: so whole contexts are drawn
-    anew, for all rules together, and rules too. Percentiles of `n` such draws, which errs to the wide side.
+    anew, for all rules together, and rules too. Percentiles of such draws, which errs to the wide side.
 
     Args:
         less: other rules, one for each, scored on the same contexts: then of the difference.
@@ -455,12 +448,12 @@ def interval(
     Raises:
         MetricError: nothing to average, or not one for each.
     """
-    size, contexts = scores.hit.shape
+    (size, contexts), n = scores.hit.shape, RESAMPLES
     if not size or (less is not None and less.hit.shape != scores.hit.shape):
         raise MetricError(
             "no scores, or not one for each: an interval of a difference needs pairs on the same contexts"
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(contexts, (n, contexts), generator=generator)
     weight = torch.zeros(n, contexts).scatter_add_(1, drawn, torch.ones(n, contexts))
     rules = torch.randint(size, (n, size), generator=generator)
@@ -474,7 +467,7 @@ def interval(
     draws, mean = means(scores), float(counted(scores.f1).mean())
     if less is not None:
         draws, mean = draws - means(less), mean - float(counted(less.f1).mean())
-    low, high = draws.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2])).tolist()
+    low, high = draws.quantile(torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2])).tolist()
     return Interval(mean, low, high, size)
 
 
@@ -608,27 +601,22 @@ def recorded(model: TransformerBridge, sae: Any, path: Path = DATA / RECORD) -> 
     """The fits that come with the book, if there are any, of this model and this autoencoder; else None.
 
     Raises:
-        MetricError: the file can't be read.
+        EvidenceError: the file can't be read.
     """
     if not path.exists():
         return None
-    try:
-        kept = json.loads(path.read_text(encoding="utf8"))
-        if (kept["weights"], kept["sae"]) != (weights_key(model), sae_key(sae)):
-            return None
-        return Fits(
-            n_contexts=kept["n_contexts"],
-            recorded=True,
-            rules={int(i): _unpacked(rule) for i, rule in kept["rules"].items()},
-            narrow={name: {int(i): _unpacked(rule) for i, rule in of.items()} for name, of in kept["narrow"].items()},
-            sample=kept["sample"],
-            n_testable=kept["n_testable"],
-            shuffled=kept["shuffled"],
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MetricError(
-            f"{path} can't be read ({error}): restore it, or make it with `python -m labbook.data.make.readability`"
-        ) from error
+    kept = sealed.read(path)
+    if (kept["weights"], kept["sae"]) != (weights_key(model), sae_key(sae)):
+        return None
+    return Fits(
+        n_contexts=kept["n_contexts"],
+        recorded=True,
+        rules={int(i): _unpacked(rule) for i, rule in kept["rules"].items()},
+        narrow={name: {int(i): _unpacked(rule) for i, rule in of.items()} for name, of in kept["narrow"].items()},
+        sample=kept["sample"],
+        n_testable=kept["n_testable"],
+        shuffled=kept["shuffled"],
+    )
 
 
 def _packed(rule: Rule) -> dict[str, Any]:

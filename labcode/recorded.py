@@ -244,9 +244,7 @@ def remember(
         warnings.warn(f"this measurement is not kept: {why}", stacklevel=3)
         return measure()
     weights, device = weights_key(model), next(model.parameters()).device.type
-    file = Path(getattr(getattr(measure, "__code__", None), "co_filename", ""))
-    of_its_own = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
-    parts = [name, weights, tokenizer_key(model.tokenizer), device, SOURCE, of_its_own, doing(measure)]
+    parts = [name, weights, tokenizer_key(model.tokenizer), device, SOURCE, doing(measure)]
     parts += map(prompt_key, of)
     folder = cache_dir() / "measured" / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     made: dict[str, Tensor] = {}
@@ -384,4 +382,4 @@ SOURCE = source_key(Path(__file__).parent)
 """Of the files as this process has imported them."""
 
 
-guard(globals(), EvidenceError, but=("stale",))  # a gap may be no number
+guard(globals(), EvidenceError)

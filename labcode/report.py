@@ -21,7 +21,7 @@ from itertools import count
 from typing import Any, Literal
 
 from labcode.errors import ReportError
-from labcode.inputs import guard
+from labcode.inputs import guard, shown
 
 Method = Literal["observed", "denoised", "noised", "ablated"]
 Origin = Literal["measured", "recorded"]
@@ -49,7 +49,7 @@ def put(origin: Origin = "measured", /, **values: Any) -> None:
     Raises:
         ReportError: a NaN or infinite number, or anything but a number, truth value, string or interval.
     """
-    names = []
+    names, told = [], []
     for name, value in values.items():
         if all(hasattr(value, part) for part in ("mean", "low", "high")):
             put(origin, **{name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high})
@@ -58,14 +58,15 @@ def put(origin: Origin = "measured", /, **values: Any) -> None:
         plain = value.item() if one and hasattr(value, "item") else value
         if not isinstance(plain, bool | int | float | str):
             raise ReportError(f"put({name}=...): a sentence takes a number or a string, not {type(value).__name__}")
-        if isinstance(plain, float) and not math.isfinite(plain):
-            raise ReportError(f"put({name}={plain}): no sentence can carry it; look for its cause in the run")
+        if not isinstance(plain, str) and not (abs(plain) < 2**63):
+            raise ReportError(f"put({name}={shown(plain)}): no sentence can carry it; look for its cause in the run")
         _glue(name, plain)
         names.append(name)
+        told.append(f"{name} = {plain:.4g}" if isinstance(plain, float) else f"{name} = {plain}")
     if origin == "recorded" and names:
         _record({"kind": "recorded", "names": names})
     if names and not os.environ.get("LAB_BUILD"):
-        print("; ".join(f"{name} = {_short(values[name])}" for name in names))
+        print("; ".join(told))
 
 
 def claim(
@@ -116,11 +117,6 @@ def check(text: str, holds: bool) -> None:
     )
     _show(page, f"{mark}: {text} (self-check)")
     _record({"kind": "check", "text": text, "holds": holds, "method": "self-check"})
-
-
-def _short(value: Any) -> str:
-    plain = value.item() if hasattr(value, "item") else value
-    return f"{plain:.4g}" if isinstance(plain, float) else str(plain)
 
 
 def _how(method: str, more: Mapping[str, str]) -> str:

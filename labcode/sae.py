@@ -9,8 +9,6 @@ times the median; a layer without the latter is preferred.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
 import os
 import re
@@ -25,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from labcode import sealed
 from labcode.corpus import DATA, Corpus, hub_answers, load_corpus
 from labcode.errors import SaeError
 from labcode.forward import Network
 from labcode.inputs import guard
-from labcode.models import build_once, cache_dir, edition, must_be_clean, quiet, say, sha256, weights_key
+from labcode.models import build_once, cache_dir, edition, must_be_clean, quiet, say, weights_key
 from labcode.progress import progress
 from labcode.recorded import remember
 
@@ -42,6 +41,7 @@ RES_JB = "gpt2-small-res-jb"  # Bloom 2024; residual stream before each block, 2
 MASSIVE = 3.0  # times the median norm
 LARGEST_HALF = 60_000.0  # float16 ends at 65,504
 DEAD_AFTER = 50  # batches without firing
+SPLICED_AT_ONCE = 8  # contexts
 
 PLACE = re.compile(r"blocks\.(\d+)\.(hook_out|hook_resid_post|hook_in|hook_resid_pre)")
 
@@ -202,6 +202,12 @@ def check_contexts(tokens: Int[Tensor, "context pos"]) -> None:
         raise SaeError(f"tokens of shape {tuple(tokens.shape)}: give contexts of at least two tokens, [context pos]")
 
 
+def check_layer(model: TransformerBridge, layer: int) -> None:
+    """Raises `SaeError` where a file names a layer that the model does not have."""
+    if layer not in range(model.cfg.n_layers):
+        raise SaeError(f"no layer {layer}: this model has {model.cfg.n_layers} layers, counted from 0")
+
+
 def check_fits(sae: Any, model: TransformerBridge, layer: int) -> None:
     """Is this autoencoder one for the output of this layer of this model, and in order?
 
@@ -212,6 +218,7 @@ def check_fits(sae: Any, model: TransformerBridge, layer: int) -> None:
     Raises:
         SaeError: another width, layer, place or model, more active latents than there are, or NaN among the weights.
     """
+    check_layer(model, layer)
     if sae.cfg.d_in != model.cfg.d_model:
         raise SaeError(
             f"this autoencoder is for residual vectors of {sae.cfg.d_in} numbers, the model has {model.cfg.d_model}: "
@@ -355,8 +362,10 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         trainer = _trainer(data, d_sae, k, steps, batch, lr, model_name)
-        if frozen is not None:
-            _freeze(trainer.sae, frozen)
+        if frozen is not None:  # the encoder at full length: no row of it could grow into what its partner is
+            rows = torch.nn.functional.normalize(frozen.float(), dim=-1)
+            trainer.sae.W_enc.data, trainer.sae.W_dec.data = rows.T.contiguous(), rows.clone()
+            trainer.sae.W_dec.requires_grad_(False)
         history = []
         for step, chosen in progress(enumerate(batches(n, batch, steps, seed)), "training", steps):
             out = trainer.step(data.values[chosen].float())
@@ -402,13 +411,6 @@ def _trainer(data: Activations, d_sae: int, k: int, steps: int, batch: int, lr: 
     trainer = SAETrainer(cfg=cfg, sae=sae, data_provider=iter(()))
     trainer.activation_scaler.scaling_factor = scale  # exact; sae-lens would estimate it from some batches
     return trainer
-
-
-def _freeze(sae: Any, directions: Float[Tensor, "d_sae d_model"]) -> None:
-    """The encoder starts at the decoder's transpose, as in sae-lens, but at full length: no row could grow into it."""
-    rows = torch.nn.functional.normalize(directions.float(), dim=-1)
-    sae.W_enc.data, sae.W_dec.data = rows.T.contiguous(), rows.clone()
-    sae.W_dec.requires_grad_(False)
 
 
 def batches(n: int, batch: int, steps: int, seed: int) -> Iterator[Int[Tensor, " batch"]]:
@@ -461,13 +463,13 @@ class Quality:
     cross_entropy: dict[str, Float[Tensor, " context"]]
     n: int
 
-    def recovered(self, against: str, which: str = "spliced") -> float:
-        """Cross-entropy recovered, of means over contexts: (CE_against - CE_which) / (CE_against - CE_clean).
+    def recovered(self, against: str) -> float:
+        """Cross-entropy recovered, of means over contexts: (CE_against - CE_spliced) / (CE_against - CE_clean).
 
         1 where nothing is lost, 0 where it is as bad as `against` ("mean" or "zero"), and 0 where replacing the stream
         by that costs less than a thousandth of a nat: nothing is there to recover.
         """
-        worst, clean, found = self.ce(against), self.ce("clean"), self.ce(which)
+        worst, clean, found = self.ce(against), self.ce("clean"), self.ce("spliced")
         return 0.0 if worst - clean < 1e-3 else (worst - found) / (worst - clean)
 
     def ce(self, which: str) -> float:
@@ -485,7 +487,6 @@ def evaluate(
     *,
     center: Float[Tensor, " d_model"],
     contexts: int = 16,
-    also: Mapping[str, Replace] | None = None,
 ) -> Quality:
     """Judge an autoencoder on held-out contexts.
 
@@ -496,15 +497,12 @@ def evaluate(
         tokens: contexts that were not trained on.
         center: mean vector of the training data: variance is measured around it, and "mean" puts it in.
         contexts: on so many of them the cross-entropy is measured, the slow part.
-        also: further replacements of the residual stream, by name, whose cross-entropy is measured too.
 
     Raises:
         SaeError: an autoencoder that does not fit, no contexts, or no such layer.
     """
     check_fits(sae, model, layer)
     check_weights(sae, model)
-    if contexts < 1:
-        raise SaeError(f"{contexts} contexts to splice on: at least one is needed")
     found = collect(model, tokens, layer)
     x = found.values.float()
     with torch.no_grad():
@@ -514,7 +512,6 @@ def evaluate(
         "spliced": lambda h: sae.decode(sae.encode(h)),
         "mean": lambda h: center.expand_as(h),
         "zero": torch.zeros_like,
-        **(also or {}),
     }
     return Quality(
         explained=explained(x, replacements["spliced"], center),
@@ -542,7 +539,6 @@ def splice(
     layer: int,
     replacements: Mapping[str, Replace],
     median: float,
-    batch_size: int = 8,
 ) -> dict[str, Float[Tensor, " context"]]:
     """Cross-entropy of each context with the output of `layer` replaced, and "clean", as it is.
 
@@ -559,7 +555,7 @@ def splice(
     if tokens.shape[1] < 3:
         raise SaeError("contexts of two tokens predict nothing that counts: take contexts of at least three")
     rows: dict[str, list[Tensor]] = {name: [] for name in ("clean", *replacements)}
-    for piece in progress(tokens.split(batch_size), "splicing", -(-len(tokens) // batch_size)):
+    for piece in progress(tokens.split(SPLICED_AT_ONCE), "splicing"):
         with torch.no_grad():
             logits, stream, rest = _lower(model, piece, layer)
             rows["clean"].append(cross_entropy(logits, piece))
@@ -616,7 +612,6 @@ def pursue(
     k: int,
     *,
     at_once: bool = False,
-    batch_size: int = 256,
 ) -> Float[Tensor, "sample d_model"]:
     """The best that k of these directions give for each vector, found greedily: orthogonal matching pursuit.
 
@@ -637,7 +632,7 @@ def pursue(
     atoms = torch.nn.functional.normalize(directions.detach(), dim=-1)
     gram = atoms @ atoms.T
     found = []
-    for piece in x.split(batch_size):
+    for piece in x.split(256):
         near = piece @ atoms.T  # [sample d_sae]
         left, chosen = near, torch.empty(len(piece), 0, dtype=torch.long)
         while chosen.shape[1] < k:
@@ -672,7 +667,7 @@ def save(sae: Any, folder: Path, record: dict[str, Any]) -> None:
             aside = Path(beside) / folder.name
             weights, _ = half.save_model(aside)
             weights.chmod(0o644)  # safetensors writes for the owner only
-            (aside / RECORD).write_text(json.dumps(record | {"checksum": _seal(aside, record)}, indent=1) + "\n")
+            sealed.write(aside / RECORD, record, *_beside(aside))
             if folder.exists():
                 os.replace(folder, old)
             os.replace(aside, folder)
@@ -728,18 +723,13 @@ def layer_of(sae: Any) -> int:
 
 def _record(folder: Path) -> dict[str, Any]:
     try:
-        record = dict(json.loads((folder / RECORD).read_text()))
-        if record.pop("checksum", "") != _seal(folder, record):
-            raise ValueError("its checksum is another: a file is damaged or was changed")
+        return sealed.opened(folder / RECORD, *_beside(folder))
     except (OSError, ValueError, TypeError) as error:
         raise _unreadable(folder, error) from error
-    return record
 
 
-def _seal(folder: Path, record: dict[str, Any]) -> str:
-    """A hash of weights, settings and record, the same whatever line ends a text file has."""
-    files = [json.loads((folder / "cfg.json").read_text()), sha256(folder / "sae_weights.safetensors")]
-    return hashlib.sha256(json.dumps([record, *files], sort_keys=True).encode()).hexdigest()
+def _beside(folder: Path) -> tuple[Path, Path]:
+    return folder / "cfg.json", folder / "sae_weights.safetensors"
 
 
 def _unreadable(folder: Path, error: Exception) -> SaeError:
@@ -797,6 +787,12 @@ def _own(model: TransformerBridge, text: Corpus, mark: str) -> tuple[Any, dict[s
         record = {"trained_on": text.written_by, "tokens": len(data), "settings": made.settings}
         save(made.sae, aside, record | {"center": [round(value, 5) for value in data.center.tolist()]})
 
+    return load(made_here(target, load, build), model)
+
+
+def made_here(target: Path, load: Callable[[Path], Any], build: Callable[[Path], None]) -> Path:
+    """A folder of the cache with an autoencoder or a transcoder, which is trained now if none can be loaded there."""
+
     def readable(folder: Path) -> bool:
         try:
             load(folder)
@@ -804,8 +800,7 @@ def _own(model: TransformerBridge, text: Corpus, mark: str) -> tuple[Any, dict[s
             return False
         return True
 
-    build_once(target, readable, build, needs=2**24)
-    return load(target, model)
+    return build_once(target, readable, build, needs=2**24)
 
 
 def res_jb(model: TransformerBridge, block: int = 9) -> tuple[Any, int] | None:

@@ -25,7 +25,7 @@ from labcode.corpus import DATA, Corpus, load_corpus
 from labcode.errors import SaeError
 from labcode.inputs import guard
 from labcode.latents import Editor
-from labcode.models import build_once, cache_dir, edition, must_be_clean, weights_key
+from labcode.models import cache_dir, edition, must_be_clean, weights_key
 from labcode.progress import progress
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ def collect(model: TransformerBridge, tokens: Int[Tensor, "context pos"], layer:
         SaeError: no such layer, a block without an MLP, no contexts, or a NaN.
     """
     check_mlp(model, layer)
-    if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] < 2:
-        raise SaeError(f"tokens of shape {tuple(tokens.shape)}: give contexts of at least two tokens, [context pos]")
+    sae.check_contexts(tokens)
     names = [*hooks(layer), sae.hook(layer)]
     pieces = []
     for piece in progress(tokens.split(batch_size), f"MLP of layer {layer}", -(-len(tokens) // batch_size)):
@@ -109,6 +108,7 @@ def collect(model: TransformerBridge, tokens: Int[Tensor, "context pos"], layer:
 
 def check_mlp(model: TransformerBridge, layer: int) -> None:
     """Raises `SaeError` unless the model has this layer, and an MLP in it."""
+    sae.check_layer(model, layer)
     if hooks(layer)[0] not in model.hook_dict:
         raise SaeError(f"layer {layer} of this model has no MLP that a transcoder could imitate")
 
@@ -140,7 +140,7 @@ def effects(editor: Editor, other: Population) -> dict[str, Float[Tensor, " batc
 
 
 def beyond_linear(
-    model: TransformerBridge, tokens: Int[Tensor, "context pos"], held: Int[Tensor, "held pos"], batch_size: int = 8
+    model: TransformerBridge, tokens: Int[Tensor, "context pos"], held: Int[Tensor, "held pos"]
 ) -> list[float]:
     """For the MLP of each layer the FVU that the least-squares linear map from input to output leaves on `held`.
 
@@ -148,24 +148,24 @@ def beyond_linear(
     """
     layers, width = range(model.cfg.n_layers), model.cfg.d_model + 1
     gram, cross = torch.zeros(len(layers), width, width), torch.zeros(len(layers), width, width - 1)
-    for layer, x, y in _everywhere(model, tokens, batch_size):
+    for layer, x, y in _everywhere(model, tokens):
         gram[layer] += x.T @ x
         cross[layer] += x.T @ y
     ridge = 1e-3 * gram.diagonal(dim1=1, dim2=2).mean(-1)
     weight = torch.linalg.solve(gram + ridge[:, None, None] * torch.eye(width), cross)
     center = cross[:, -1] / gram[:, -1, -1, None]
     error, total = torch.zeros(len(layers)), torch.zeros(len(layers))
-    for layer, x, y in _everywhere(model, held, batch_size):
+    for layer, x, y in _everywhere(model, held):
         error[layer] += (y - x @ weight[layer]).pow(2).sum()
         total[layer] += (y - center[layer]).pow(2).sum()
     return (error / total).tolist()
 
 
-def _everywhere(model: TransformerBridge, tokens: Tensor, batch_size: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _everywhere(model: TransformerBridge, tokens: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Layer, inputs with a 1 behind them, and outputs; without position 0 and massive vectors."""
     layers = range(model.cfg.n_layers)
     names = [name for layer in layers for name in (*hooks(layer), sae.hook(layer))]
-    for piece in progress(tokens.split(batch_size), "all MLPs", -(-len(tokens) // batch_size)):
+    for piece in progress(tokens.split(sae.SPLICED_AT_ONCE), "all MLPs"):
         with torch.no_grad():
             _, cache = model.run_with_cache(piece, names_filter=names, stop_at_layer=len(layers))
         for layer in layers:
@@ -306,7 +306,8 @@ def train(
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        code.rows_of_norm_1()
+        with torch.no_grad():
+            code.W_dec.copy_(F.normalize(code.W_dec, dim=-1))
         fired = (acts > 0).any(0)
         quiet = (quiet + 1).masked_fill(fired, 0)
         if step % every == 0 or step == steps - 1:
@@ -382,10 +383,6 @@ class _Code:
         acts = torch.zeros(len(before), len(found)).scatter(1, top.indices, top.values)
         return (error - acts @ self.W_dec[found]).pow(2).sum() / error.pow(2).sum()
 
-    def rows_of_norm_1(self) -> None:
-        with torch.no_grad():
-            self.W_dec.copy_(F.normalize(self.W_dec, dim=-1))
-
     def finished(self, pairs: Pairs, model_name: str) -> Any:
         """The transcoder of sae-lens, scales folded in."""
         import sae_lens
@@ -432,7 +429,6 @@ def evaluate(
     layer: int,
     predict: Mapping[str, Predict],
     median: float,
-    batch_size: int = 8,
 ) -> dict[str, Float[Tensor, " context"]]:
     """Cross-entropy of each context with the MLP replaced by each prediction of it, and "clean", as it is.
 
@@ -447,7 +443,7 @@ def evaluate(
     check_mlp(model, layer)
     conditions: dict[str, Predict | None] = {"clean": None, **predict}
     rows: dict[str, list[Tensor]] = {name: [] for name in conditions}
-    for piece in progress(tokens.split(batch_size), "splicing", -(-len(tokens) // batch_size)):
+    for piece in progress(tokens.split(sae.SPLICED_AT_ONCE), "splicing"):
         ordinary = sae.ordinary(sae.residual(model, piece, layer), median)
         for name, prediction in conditions.items():
             with torch.no_grad(), model.hooks(fwd_hooks=_replaced(prediction, layer, ordinary)):
@@ -575,15 +571,7 @@ def _own(model: TransformerBridge, text: Corpus, mark: str) -> tuple[Any, dict[s
         made = train(pairs, d_sae=512, k=16, samples=LIVE_SAMPLES, batch=batch, lr=4e-3, linear=linear)
         sae.save(made.transcoder, aside, record_of(model, pairs, linear, made) | {"trained_on": text.written_by})
 
-    def readable(folder: Path) -> bool:
-        try:
-            load(folder)
-        except SaeError:
-            return False
-        return True
-
-    build_once(target, readable, build, needs=2**24)
-    return load(target, model)
+    return load(sae.made_here(target, load, build), model)
 
 
 def record_of(model: TransformerBridge, pairs: Pairs, linear: LinearMap, made: Training) -> dict[str, Any]:

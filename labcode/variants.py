@@ -153,7 +153,7 @@ def vary(model: TransformerBridge, pop: Population, name: str, seed: int = 0) ->
         prompts.append(replace(prompt, text=text, io=io, s=s))
         thirds.append(third)
     space = "" if name == "trailing space" else " "
-    return _build(model, prompts, thirds, variant, pop.dropped_names, name, space)
+    return _build(model, prompts, thirds, variant, name, space)
 
 
 def gap(model: TransformerBridge, pop: Population, sentences: int) -> Population:
@@ -169,7 +169,7 @@ def gap(model: TransformerBridge, pop: Population, sentences: int) -> Population
         edit = _between(" ".join(FILLERS[:sentences]))
         prompts = [replace(prompt, text=edit(prompt.text, prompt.io, prompt.s, "")) for prompt in prompts]
     variant = VARIANTS["plain"]
-    return _build(model, prompts, [""] * len(prompts), variant, pop.dropped_names, f"{sentences} fillers")
+    return _build(model, prompts, [""] * len(prompts), variant, f"{sentences} fillers")
 
 
 def _fit(pop: Population) -> list[Prompt]:
@@ -193,7 +193,6 @@ def _build(
     prompts: Sequence[Prompt],
     thirds: Sequence[str],
     variant: Variant,
-    dropped: tuple[str, ...],
     name: str,
     space: str = " ",
 ) -> Population:
@@ -219,7 +218,7 @@ def _build(
         rows.append(row)
         found.append(places | {"END": len(row) - 1})
         answers.append((ids(space + prompt.io)[0], ids(space + prompt.s)[0]))
-    return padded(model, prompts, rows, found, answers, dropped, name)
+    return padded(model, prompts, rows, found, answers, name)
 
 
 def _places(row: list[int], name: list[int]) -> list[int]:

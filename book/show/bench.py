@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from labcode import sealed
 from labcode.errors import ReportError
 from labcode.report import table
 
@@ -43,8 +44,9 @@ def load(names: Sequence[str] = NAMES) -> list[Record]:
 
     Raises:
         ReportError: a pair that is not recorded.
+        EvidenceError: a record that is damaged or was changed.
     """
-    found = []
+    found: list[Record] = []
     for name in names:
         path = FOLDER / f"{name}.json"
         if not path.is_file():
@@ -53,10 +55,7 @@ def load(names: Sequence[str] = NAMES) -> list[Record]:
     return found
 
 
-@cache
-def _read(path: Path) -> Record:
-    made: Record = json.loads(path.read_text(encoding="utf8"))
-    return made
+_read = cache(sealed.read)
 
 
 @dataclass(frozen=True)

@@ -105,9 +105,10 @@ def same_shape(a, i, b, j):
 
 @pytest.mark.parametrize("at", ["all", "S2"])
 @pytest.mark.parametrize("how", ["zero", "mean", "template-mean"])
-def test_heads_and_mlps_equal_plain_hooks(tiny, pair, how, at):
+def test_heads_equal_plain_hooks(tiny, pair, how, at, monkeypatch):
     pop, reference = pair
-    heads, mlps = [(0, 1), (1, 0), (1, 3)], [2]
+    monkeypatch.setattr("labcode.circuit.PROMPTS_AT_ONCE", 3)  # several portions
+    heads = [(0, 1), (1, 0), (1, 3)]
     alone = [tiny.run_with_cache(reference.subset([j]).tokens)[1] for j in range(len(reference))]
 
     def replacement(i, name):
@@ -127,17 +128,13 @@ def test_heads_and_mlps_equal_plain_hooks(tiny, pair, how, at):
         def replace(x, hook, name, head):
             x = x.clone()
             for place in places:
-                if head is None:
-                    x[0, place] = replacement(i, name)[place]
-                else:
-                    x[0, place, head] = replacement(i, name)[place, head]
+                x[0, place, head] = replacement(i, name)[place, head]
             return x
 
         todo = [(f"blocks.{layer}.attn.hook_z", head) for layer, head in heads]
-        todo += [(f"blocks.{layer}.hook_mlp_out", None) for layer in mlps]
         return [(name, lambda x, hook, name=name, head=head: replace(x, hook, name, head)) for name, head in todo]
 
-    found = ablate(tiny, pop, heads, how, mlps=mlps, at=at, reference=reference, batch_size=3)
+    found = ablate(tiny, pop, heads, how, at=at, reference=reference)
     torch.testing.assert_close(found, by_hand(tiny, pop, hooks), atol=1e-5, rtol=0)
     assert (found - ablate(tiny, pop)).abs().max() > 1e-3
 
@@ -159,7 +156,6 @@ def test_resampling_takes_another_prompt_of_the_template_and_keeps_to_its_seed(t
     [
         ({"heads": [(3, 0)]}, "no head 3.0: this model has 3 layers of 4 heads"),
         ({"heads": [(0, 4)]}, "no head 0.4"),
-        ({"mlps": [7]}, "no MLP in layer 7"),
         ({"how": "median"}, "unknown how 'median'"),
         ({"at": "S3"}, "unknown position 'S3'"),
         ({"how": "mean"}, "'mean' needs a reference population"),

@@ -7,6 +7,7 @@ import gc
 import inspect
 import weakref
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -63,6 +64,7 @@ from labcode.errors import (
 from labcode.prompts import CANONICAL, Population, Prompt
 
 NAN, INF = float("nan"), float("inf")
+HUGE = 10**5_000  # Python refuses to write its digits
 NODE = (1, 0, "END")
 TEXT = "When John and Mary went to the store, John gave a drink to"
 SENTENCE = {"text": TEXT, "io": "Mary", "s": "John", "order": "BABA"}
@@ -173,8 +175,6 @@ TAKES_INDICES = {
     "subset": (PromptError, lambda lab, i: lab.pop.subset([i])),
     "sweep, layers": (PatchError, lambda lab, i: patching.sweep(lab.model, lab.pop, lab.other, "z", layers=[i])),
     "sweep, heads": (PatchError, lambda lab, i: patching.sweep(lab.model, lab.pop, lab.other, "z", heads=[i])),
-    "ablate, mlps": (PatchError, lambda lab, i: circuit.ablate(lab.model, lab.pop, mlps=[i])),
-    "copy_scores": (HeadError, lambda lab, i: heads.copy_scores(lab.model, ["Mary"], [i])),
     "collect": (SaeError, lambda lab, i: sae.collect(lab.model, lab.text, i)),
     "transcoder.collect": (SaeError, lambda lab, i: transcoder.collect(lab.model, lab.text, i)),
     "Editor": (SaeError, lambda lab, i: latents.Editor(lab.model, lab.pop, i)),
@@ -200,6 +200,10 @@ def built(lab, **more):
 
 def drawn(lab, *templates, **more):
     return prompts.population(lab.model, 2, templates=templates, exact=True, **more)
+
+
+def minimal(lab, **more):
+    return faithful.minimality_test(lab.runner, [NODE], **more)
 
 
 def swept(lab, *args, **more):
@@ -382,11 +386,10 @@ BAD += [
     ("NaN", lambda lab: metrics.bootstrap(torch.full((8,), NAN)), MetricError, "NaN or infinite numbers"),
     ("infinite", lambda lab: metrics.bootstrap(torch.full((8,), INF)), MetricError, "NaN or infinite numbers"),
     ("infinite, screened", lambda lab: metrics.screen(torch.full((1, 8), INF)), MetricError, "NaN or infinite ones"),
-    ("a level of 95", lambda lab: metrics.bootstrap(lab.values, level=95), MetricError, "lies between 0 and 1"),
-    ("a level of 1", lambda lab: metrics.bootstrap(lab.values, level=1), MetricError, "lies between 0 and 1"),
-    ("a level of 0", lambda lab: lab.grid.intervals(0.0), PatchError, "lies between 0 and 1"),
-    ("a level of NaN", lambda lab: metrics.screen(lab.values[None], level=NAN), MetricError, "nan is no finite number"),
-    ("no resamples", lambda lab: metrics.bootstrap(lab.values, n_resamples=0), MetricError, "1 or more"),
+    ("a quantile of 95", lambda lab: minimal(lab, quantile=95), PatchError, "lies between 0 and 1"),
+    ("a quantile of 1", lambda lab: minimal(lab, quantile=1), PatchError, "lies between 0 and 1"),
+    ("a quantile of NaN", lambda lab: minimal(lab, quantile=NAN), PatchError, "nan is no finite number"),
+    ("no flips", lambda lab: metrics.screen(lab.values[None], n_flips=0), MetricError, "1 or more"),
     (
         "a list of values",
         lambda lab: metrics.bootstrap([1.0, 2.0]),
@@ -734,6 +737,16 @@ BAD += [
         ReportError,
         "a whole number of more than 64 bits: too large",
     ),
+    ("too large for a head", lambda lab: circuit.ablate(lab.model, lab.pop, [(HUGE, 0)]), HeadError, "too large"),
+    ("too large for a node", lambda lab: lab.runner.values([Keep([(1, HUGE, "END")])]), HeadError, "too large"),
+    (
+        "too large and alone",
+        lambda lab: circuit.ablate(lab.model, lab.pop, [(HUGE,)]),
+        HeadError,
+        "more than 64 bits): a",
+    ),
+    ("too large for a choice", lambda lab: swept(lab, HUGE), PatchError, "unknown kind a whole number of more than 64"),
+    ("too large for a sentence", lambda lab: report.put(x=HUGE), ReportError, "no sentence can carry it"),
     ("too large for a number", lambda lab: metrics.share(1, 10**400), MetricError, "more than 64 bits: too large"),
     # Models and records
     ("a long text", lambda lab: sae.collect(lab.model, lab.long, 1), SaeError, "contexts of 132 tokens"),
@@ -845,7 +858,19 @@ def test_sizes_are_compared_whatever_the_order_of_the_arguments(lab, call, given
 
 
 def guarded(of):
-    return inputs.guarded(of, MetricError, {"__name__": "labcode.nowhere", **vars(patching)}, method=False)
+    return inputs.guarded(of, MetricError, {"__name__": "labcode.nowhere", **vars(patching)})
+
+
+def test_only_what_comes_from_outside_is_looked_at(lab, monkeypatch):
+    """A sweep calls a dozen functions of the lab; what a reader gives to be called, and other threads, are outside."""
+    looked, check = [], inputs._check_model
+    monkeypatch.setattr(inputs, "_check_model", lambda *args: (looked.append(args), check(*args)))
+    swept(lab, "z", at="END", layers=[1])
+    assert len(looked) == 1
+    with pytest.raises(MetricError, match="argument pop: 1 entries along 'batch'"):
+        swept(lab, "z", metric=lambda logits, pop: metrics.logit_difference(logits[:1], pop))
+    with ThreadPoolExecutor(1) as pool, pytest.raises(MetricError, match="argument n: 0"):
+        pool.submit(metrics.share, 0, 0).result()
 
 
 def test_a_model_and_populations_are_compared_as_tensors_are(lab):
@@ -957,17 +982,17 @@ def calls(lab, tmp_path):
         (metrics.restoration, {"patched": lab.values, "clean": lab.values, "corrupted": -lab.values}),
         (
             metrics.bootstrap,
-            {"values": lab.values, "groups": lab.groups, "level": 0.9, "n_resamples": 20, "seed": 0},
+            {"values": lab.values, "groups": lab.groups},
         ),
-        (metrics.bootstrap_cells, {"values": lab.values[None], "groups": lab.groups, "level": 0.9, "n_resamples": 20}),
+        (metrics.bootstrap_cells, {"values": lab.values[None], "groups": lab.groups}),
         (
             metrics.bootstrap_ratios,
-            {"parts": lab.values[None], "whole": lab.values, "groups": lab.groups, "level": 0.9, "n_resamples": 20},
+            {"parts": lab.values[None], "whole": lab.values, "groups": lab.groups},
         ),
-        (metrics.screen, {"values": lab.values[None], "groups": lab.groups, "level": 0.9, "n_flips": 20, "seed": 0}),
+        (metrics.screen, {"values": lab.values[None], "groups": lab.groups, "n_flips": 20}),
         (
             metrics.tossed,
-            {"values": lab.values[None], "groups": lab.groups, "signs": torch.ones(3, 4).long(), "level": 0.9},
+            {"values": lab.values[None], "groups": lab.groups, "signs": torch.ones(3, 4).long()},
         ),
         (metrics.share, {"passed": 1, "n": 2}),
         (metrics.share_of, {"passed": lab.values > 3, "groups": lab.groups}),
@@ -982,13 +1007,12 @@ def calls(lab, tmp_path):
         (heads.position_attention, {"model": model, "pop": pop, "source": "END", "target": "IO", "batch_size": 8}),
         (heads.position_attentions, {"model": model, "pop": pop, "pairs": [("END", "IO")]}),
         (heads.same_layer_heads, {"model": model, "heads": [(1, 0)], "exclude": [(0, 0)], "seed": 0}),
-        (heads.copy_scores, {"model": model, "n": ["Mary"], "layers": [1], "seed": 0}),
+        (heads.copy_scores, {"model": model, "n": ["Mary"], "seed": 0}),
         (heads.name_streams, {"model": model, "ids": pop.io_ids}),
         (
             heads.ov_ranks,
             {"model": model, "layer": 1, "stream": torch.ones(8, model.cfg.d_model), "ids": pop.io_ids},
         ),
-        (lab.grid.intervals, {"level": 0.9}),
         (lab.grid.top, {"n": 1}),
         (lab.grid.label, {"cell": 0}),
         (
@@ -1033,9 +1057,7 @@ def calls(lab, tmp_path):
                 "corrupted": other,
                 "inputs": {"q": "END"},
                 "receivers": [(2, 0)],
-                "sender_at": "END",
                 "layers": [1],
-                "heads": [0],
             },
         ),
         (patching.exchange, {"model": model, "pop": pop, "source": other, "heads": [(2, 0)]}),
@@ -1057,11 +1079,9 @@ def calls(lab, tmp_path):
                 "pop": pop,
                 "heads": [(1, 0)],
                 "how": "zero",
-                "mlps": [1],
                 "at": "END",
                 "reference": other,
                 "seed": 0,
-                "batch_size": 8,
             },
         ),
         (circuit.ablate_each, {"model": model, "pop": pop, "heads": [(2, 0)], "hows": ["zero"], "seed": 0}),
@@ -1083,7 +1103,6 @@ def calls(lab, tmp_path):
                 "ranking": ranking[:2],
                 "tau": 9.0,
                 "block": 5,
-                "by": "kl",
             },
         ),
         (edges.divergence, {"p": lab.values, "q": lab.values}),
@@ -1103,8 +1122,8 @@ def calls(lab, tmp_path):
         ),
         (edges.composition, {"model": model, "sender": (0, 0), "receiver": (2, 0), "kind": "q"}),
         (faithful.faithfulness, {"runner": lab.runner, "circuits": circuits}),
-        (faithful.within, {"value": lab.values, "model": lab.values, "far": 0.25}),
-        (faithful.correlation, {"a": lab.values, "b": lab.values, "draws": lab.groups, "level": 0.9}),
+        (faithful.within, {"value": lab.values, "model": lab.values}),
+        (faithful.correlation, {"a": lab.values, "b": lab.values, "draws": lab.groups}),
         (faithful.standard_sets, {"families": circuits}),
         (faithful.completeness, {"runner": lab.runner, "circuit": [NODE], "sets": {"one": [NODE]}}),
         (
@@ -1128,7 +1147,7 @@ def calls(lab, tmp_path):
             },
         ),
         (faithful.minimality_test, {"runner": lab.runner, "circuit": [NODE], "n": 2, "quantile": 0.9, "seed": 0}),
-        (faithful.ratio, {"part": lab.values, "whole": lab.values, "groups": lab.groups, "level": 0.9}),
+        (faithful.ratio, {"part": lab.values, "whole": lab.values, "groups": lab.groups}),
         (families.measure, {"model": model, "pop": None, "corrupted": None, "writers": [(2, 0)]}),
         (families.writing, {"direct": torch.rand(3, 4, 8), "gap": lab.values, "groups": lab.groups}),
         (families.jaccard, {"a": [1], "b": [2]}),
@@ -1160,7 +1179,7 @@ def calls(lab, tmp_path):
         ),
         (sae.explained, {"x": found, "reconstruct": lambda x: x, "center": found[0]}),
         (sae.splice, {"model": model, "tokens": text[:1], "layer": 1, "replacements": {}, "median": 1.0}),
-        (sae.pursue, {"x": found, "directions": found, "k": 2, "at_once": False, "batch_size": 4}),
+        (sae.pursue, {"x": found, "directions": found, "k": 2, "at_once": False}),
         (sae.save, {"sae": small, "folder": tmp_path / "saved", "record": {}}),
         (sae.load, {"folder": tmp_path / "none", "model": model}),
         (sae.layer_of, {"sae": small}),
@@ -1193,7 +1212,7 @@ def calls(lab, tmp_path):
         (lab.codes.of, {"latent": 1}),
         (transcoder.collect, {"model": model, "tokens": text, "layer": 1, "batch_size": 4}),
         (transcoder.effects, {"editor": lab.editor, "other": other}),
-        (transcoder.beyond_linear, {"model": model, "tokens": text, "held": text, "batch_size": 4}),
+        (transcoder.beyond_linear, {"model": model, "tokens": text, "held": text}),
         (transcoder.linear_map, {"pairs": lab.pairs, "ridge": 1e-3}),
         (transcoder.unexplained, {"pairs": lab.pairs, "predict": lambda x: x, "center": lab.pairs.center}),
         (
@@ -1346,6 +1365,10 @@ HOSTILE = [
     torch.ones(8, dtype=torch.bool),
     10**400,
     [10**400],
+    HUGE,
+    [(HUGE, 0)],
+    [(1, HUGE, "END")],
+    {HUGE: 1},
 ]
 
 

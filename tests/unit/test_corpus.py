@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
 from labbook.data.make.corpus import pack
-from labcode import corpus, prompts
-from labcode.errors import SaeError
+from labcode import corpus, prompts, sealed
+from labcode.errors import EvidenceError, SaeError
 
 
 def test_contexts_start_with_their_opening_and_hold_no_special_token(tiny):
@@ -134,14 +132,14 @@ def test_a_damaged_or_missing_corpus_is_an_error(stored, tmp_path, tiny):
     path = tmp_path / "corpus-smollm2.npy.xz"
     path.write_bytes(path.read_bytes()[:-40])
     for _ in range(2):
-        with pytest.raises(SaeError, match=r"labbook\.data\.make\.corpus"):
+        with pytest.raises(EvidenceError, match=r"corpus-smollm2\.json can't be read .*restore it"):
             corpus.load_corpus(tiny)
         path.unlink(missing_ok=True)
 
 
 def test_a_model_of_another_tokenizer_writes_its_own_text(stored, small, tmp_path, tiny, monkeypatch):
-    record = json.loads((tmp_path / "corpus-smollm2.json").read_text())
-    (tmp_path / "corpus-smollm2.json").write_text(json.dumps({**record, "tokenizer": "another"}))
+    files = tmp_path / "corpus-smollm2.json", tmp_path / "corpus-smollm2.npy.xz"
+    sealed.write(files[0], {**sealed.read(*files), "tokenizer": "another"}, files[1])
     monkeypatch.setenv("LAB_TOKENS", "1024")
     text = corpus.load_corpus(tiny)
     assert text.live

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from labbook.data.make import front
-from labcode import corpus, sae
+from labcode import corpus, sae, sealed
 
 WIDTH, LATENTS = 32, 64
 
@@ -80,19 +80,19 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path):
 
     one, two = ("topk", 16, 1e-3), ("topk", 32, 1e-3)
     again({"versions": 1}, one, two)
-    assert len(json.loads((tmp_path / "front.json").read_text())["rows"]) == 2, "kept as they are made"
+    assert len(sealed.read(tmp_path / "front.json")["rows"]) == 2, "kept as they are made"
     record, rows = again({"versions": 1}, two)
     assert len(calls) == 2, "nothing is made twice"
     assert rows[0]["value"] == 0.33333
     record.finish()
-    kept = json.loads((tmp_path / "front.json").read_text())
+    kept = sealed.read(tmp_path / "front.json")
     assert [row["dial"] for row in kept["rows"]] == [32], "and nothing is left that nobody asks for"
     again({"versions": 2}, two)
     assert len(calls) == 3, "made by other code, it is made again"
 
 
 def test_the_file_is_what_the_command_would_write():
-    record = json.loads((corpus.DATA / "sae-front.json").read_text())
+    record = sealed.read(corpus.DATA / "sae-front.json")
     assert record["command"].startswith("python -m labbook.data.make.front --contexts ")
     assert set(record["versions"]) >= {"torch", "sae-lens"}
     assert record["architectures"] == json.loads(json.dumps({k: front.described(k) for k in front.ARCHITECTURES}))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from itertools import chain, combinations
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from labcode import readable
-from labcode.errors import MetricError
+from labcode import readable, sealed
+from labcode.errors import EvidenceError, MetricError
 from labcode.latents import Codes, repeated
 from labcode.sae import Activations, shipped
 
@@ -294,7 +293,7 @@ def test_what_is_recorded_comes_back(fits, tmp_path, monkeypatch):
     monkeypatch.setattr(readable, "weights_key", lambda _: "w")
     model = type("Model", (), {"hook_dict": {}, "cfg": SimpleNamespace(d_model=2, d_vocab=2)})()
     path = tmp_path / "r.json"
-    path.write_text(json.dumps(readable.pack(fits) | {"weights": "w", "sae": readable.sae_key(sae)}))
+    sealed.write(path, readable.pack(fits) | {"weights": "w", "sae": readable.sae_key(sae)})
     again = readable.recorded(model, sae, path)
     assert again.recorded
     assert again.rules == fits.rules
@@ -303,7 +302,7 @@ def test_what_is_recorded_comes_back(fits, tmp_path, monkeypatch):
     assert readable.recorded(model, sae, path) is None, "rules of another autoencoder"
     assert readable.recorded(model, sae, tmp_path / "none.json") is None
     path.write_text("{")
-    with pytest.raises(MetricError, match="restore it"):
+    with pytest.raises(EvidenceError, match="restore it"):
         readable.recorded(model, sae, path)
 
 

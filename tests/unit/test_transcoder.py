@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from labcode import prompts, sae, transcoder
+from labcode import prompts, sae, sealed, transcoder
 from labcode.corpus import DATA
 from labcode.errors import SaeError
 from labcode.latents import Editor
@@ -197,7 +197,7 @@ def test_hooks_that_are_not_those_of_one_mlp_are_errors(saved, tiny, reads, writ
     (folder / "cfg.json").write_text(json.dumps(config))
     record = json.loads((folder / sae.RECORD).read_text())
     record.pop("checksum")
-    (folder / sae.RECORD).write_text(json.dumps(record | {"checksum": sae._seal(folder, record)}))
+    sealed.write(folder / sae.RECORD, record, *sae._beside(folder))
     with pytest.raises(SaeError, match=says):
         transcoder.load(folder, tiny)
 

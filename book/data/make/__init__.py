@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 from labcode.errors import LabError
 
@@ -29,10 +26,3 @@ def command(name: str, options: Namespace, *left_out: str) -> str:
     """The command line that gives these options, for the record."""
     given = [f"--{key.replace('_', '-')} {value}" for key, value in vars(options).items() if key not in left_out]
     return " ".join([f"python -m labbook.data.make.{name}", *given])
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record beside its place and rename it into it, so that it is never half there."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf8")
-    aside.replace(path)

@@ -7,7 +7,6 @@ those of a reader's own task, and what is made is one page that holds all it nee
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from argparse import ArgumentParser, Namespace
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from labbook.data.make import command, run
-from labcode import corpus, models, patching, prompts, tasks
+from labcode import corpus, models, patching, prompts, sealed, tasks
 from labcode.errors import PromptError
 from labcode.models import say
 
@@ -192,11 +191,6 @@ def averages(model: TransformerBridge, pair: Pair, draws: int, seed: int = 41) -
     return {"prompts": len(pop), "pairs": len(pop.draws.unique()), "kinds": kinds}
 
 
-def compact(record: dict[str, Any]) -> str:
-    """A record as JSON without spaces."""
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-
-
 def made_by(model: TransformerBridge, how: str) -> dict[str, Any]:
     """What a record says about where it comes from."""
     return {
@@ -218,22 +212,15 @@ def make(options: Namespace) -> None:
     pairs = [pair for pair in book_pairs(model) if not options.only or pair.name in options.only]
     OUT.mkdir(exist_ok=True)
     for pair in pairs:
-        write(OUT / f"{pair.name}.json", {**made_by(model, how), **record(model, pair)})
+        sealed.write(OUT / f"{pair.name}.json", {**made_by(model, how), **record(model, pair)}, indent=None)
         say(f"recorded {pair.title}")
     for pair in pairs:
         if pair.frame < 0 or not options.draws:
             continue
         path = OUT / f"{pair.name}.json"
-        known = json.loads(path.read_text(encoding="utf8"))
-        write(path, {**known, "average": averages(model, pair, options.draws)})
+        known = sealed.read(path)
+        sealed.write(path, {**known, "average": averages(model, pair, options.draws)}, indent=None)
         say(f"averaged over sentences like {pair.title}")
-
-
-def write(path: Path, found: dict[str, Any]) -> None:
-    """Write a record beside its place and rename it into it, so that it is never half there."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(compact(found) + "\n", encoding="utf8")
-    aside.replace(path)
 
 
 def write_page(model: TransformerBridge, task: tasks.Task, out: Path) -> None:

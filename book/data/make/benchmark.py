@@ -14,8 +14,6 @@ The table goes to standard output, the numbers to _build/benchmark/patching.json
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import platform
 import sys
 import tempfile
@@ -32,7 +30,7 @@ from transformer_lens import patching as tl
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tests"))  # they can make a random model
 import folders
 
-from labcode import models, prompts
+from labcode import models, prompts, sealed
 from labcode.metrics import logit_difference
 from labcode.patching import Grid, sweep
 
@@ -121,9 +119,7 @@ def write(rows: list[dict[str, Any]]) -> None:
         "transformer_lens": version("transformer-lens"),
         "machine": platform.machine(),
     }
-    draft = OUT.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(json.dumps({"threads": 1, **about, "rows": rows}, indent=1) + "\n")
-    draft.replace(OUT)
+    sealed.write(OUT, {"threads": 1, **about, "rows": rows})
 
 
 def main() -> None:

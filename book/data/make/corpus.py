@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from labbook.data.make import command, run, write_json
-from labcode import corpus, models
+from labbook.data.make import command, run
+from labcode import corpus, models, sealed
 
 
 def make(options: Namespace) -> None:
@@ -34,7 +34,7 @@ def pack(contexts: np.ndarray, record: dict[str, Any], folder: Path, name: str) 
     with lzma.open(aside, "wb", preset=9 | lzma.PRESET_EXTREME) as packed:
         np.lib.format.write_array(packed, contexts, allow_pickle=False)
     aside.replace(path)
-    write_json(folder / f"corpus-{name}.json", record)
+    sealed.write(folder / f"corpus-{name}.json", record, path)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ already are kept if they were made in the same way, so that a run that was cut o
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from labbook.data.make import command, run
-from labcode import corpus, models, sae
+from labcode import corpus, models, sae, sealed
 from labcode.errors import SaeError
 from labcode.models import say
 
@@ -291,7 +290,7 @@ class Record:
 
     def __init__(self, path: Path, head: dict[str, Any], shown: dict[str, Any]):
         self.path, self.head = path, rounded(head)
-        old = json.loads(path.read_text()) if path.exists() else {}
+        old = sealed.read(path) if path.exists() else {}
         same = {key: old.get(key) for key in self.head} == self.head
         self.head |= rounded(shown)
         self.known = {part: old[part] if same else [] for part in ("rows", "searched")}
@@ -315,22 +314,13 @@ class Record:
             say(f"{part}: {setting}")
             row = setting | rounded(measure(setting))
             self.known[part].append(row)
-            self.write(self.known)
+            sealed.write(self.path, self.head | self.known, indent=None)
         self.asked[part].append(row)
         return row
 
     def finish(self) -> None:
         """Write the file with the rows that were asked for, in their order, and no others."""
-        self.write(self.asked)
-
-    def write(self, tables: dict[str, list[Any]]) -> None:
-        """One line for each row: the lists of contexts are long."""
-        aside = self.path.with_suffix(".tmp")
-        parts = [f'"{key}": {json.dumps(value)}' for key, value in self.head.items()]
-        for key, rows in tables.items():
-            parts.append(f'"{key}": [\n ' + ",\n ".join(json.dumps(row) for row in rows) + "\n]")
-        aside.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf8")
-        aside.replace(self.path)
+        sealed.write(self.path, self.head | self.asked, indent=None)
 
 
 def rounded(value: Any) -> Any:

@@ -10,8 +10,8 @@ import sys
 from argparse import ArgumentParser, Namespace
 from importlib import metadata
 
-from labbook.data.make import command, run, write_json
-from labcode import corpus, latents, metrics, models, prompts, transcoder
+from labbook.data.make import command, run
+from labcode import corpus, latents, metrics, models, prompts, sealed, transcoder
 
 OUT = corpus.DATA / "mlps-smollm2.json"
 
@@ -38,7 +38,7 @@ def make(options: Namespace) -> None:
         "versions": {name: metadata.version(name) for name in ("torch", "transformer-lens")},
         "layers": rows,
     }
-    write_json(OUT, record)
+    sealed.write(OUT, record)
 
 
 if __name__ == "__main__":

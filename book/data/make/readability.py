@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from labbook.data.make import command, run, write_json
-from labcode import corpus, latents, models, prompts, readable, sae
+from labbook.data.make import command, run
+from labcode import corpus, latents, models, prompts, readable, sae, sealed
 from labcode.models import say
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def make(options: Namespace) -> None:
             name: metadata.version(name) for name in ("torch", "transformer-lens", "sae-lens", "snowballstemmer")
         },
     }
-    write_json(options.out, record | readable.pack(fits))
+    sealed.write(options.out, record | readable.pack(fits))
 
 
 def shuffle(model: TransformerBridge, seed: int = 0) -> None:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from labbook.data.make import command, run, write_json
-from labcode import corpus, latents, metrics, models, prompts, sae
+from labbook.data.make import command, run
+from labcode import corpus, latents, metrics, models, prompts, sae, sealed
 from labcode.models import say
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def make(options: Namespace) -> None:
         "versions": {name: metadata.version(name) for name in ("torch", "transformer-lens", "sae-lens")},
         "rows": rows,
     }
-    write_json(options.out, record)
+    sealed.write(options.out, record)
 
 
 def _at_s2(model: Any, pop: prompts.Population, layer: int) -> Tensor:
