@@ -15,6 +15,7 @@ reader in its own words.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import inspect
 import math
@@ -444,9 +445,10 @@ def guarded(of: Callable[..., Any], error: type[LabError], names: Mapping[str, A
             return of(*args, **kwargs)
         if takes:
             compiled()
-        try:
+        bound = None
+        with contextlib.suppress(TypeError):
             bound = signature.bind(*args, **kwargs)
-        except TypeError:  # Python says it better
+        if bound is None:  # Python says it better
             return of(*args, **kwargs)
         call: dict[str, Any] = {"populations": []}
         given = bound.arguments  # in the signature's order: sizes are compared with those that came before

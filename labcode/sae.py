@@ -41,7 +41,7 @@ RES_JB = "gpt2-small-res-jb"  # Bloom 2024; residual stream before each block, 2
 MASSIVE = 3.0  # times the median norm
 LARGEST_HALF = 60_000.0  # float16 ends at 65,504
 DEAD_AFTER = 50  # batches without firing
-SPLICED_AT_ONCE = 8  # contexts
+AT_ONCE = 8  # contexts of a splice
 
 PLACE = re.compile(r"blocks\.(\d+)\.(hook_out|hook_resid_post|hook_in|hook_resid_pre)")
 
@@ -539,6 +539,7 @@ def splice(
     layer: int,
     replacements: Mapping[str, Replace],
     median: float,
+    batch_size: int = AT_ONCE,
 ) -> dict[str, Float[Tensor, " context"]]:
     """Cross-entropy of each context with the output of `layer` replaced, and "clean", as it is.
 
@@ -555,7 +556,7 @@ def splice(
     if tokens.shape[1] < 3:
         raise SaeError("contexts of two tokens predict nothing that counts: take contexts of at least three")
     rows: dict[str, list[Tensor]] = {name: [] for name in ("clean", *replacements)}
-    for piece in progress(tokens.split(SPLICED_AT_ONCE), "splicing"):
+    for piece in progress(tokens.split(batch_size), "splicing"):
         with torch.no_grad():
             logits, stream, rest = _lower(model, piece, layer)
             rows["clean"].append(cross_entropy(logits, piece))

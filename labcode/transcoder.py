@@ -165,7 +165,7 @@ def _everywhere(model: TransformerBridge, tokens: Tensor) -> Iterator[tuple[int,
     """Layer, inputs with a 1 behind them, and outputs; without position 0 and massive vectors."""
     layers = range(model.cfg.n_layers)
     names = [name for layer in layers for name in (*hooks(layer), sae.hook(layer))]
-    for piece in progress(tokens.split(sae.SPLICED_AT_ONCE), "all MLPs"):
+    for piece in progress(tokens.split(sae.AT_ONCE), "all MLPs"):
         with torch.no_grad():
             _, cache = model.run_with_cache(piece, names_filter=names, stop_at_layer=len(layers))
         for layer in layers:
@@ -443,7 +443,7 @@ def evaluate(
     check_mlp(model, layer)
     conditions: dict[str, Predict | None] = {"clean": None, **predict}
     rows: dict[str, list[Tensor]] = {name: [] for name in conditions}
-    for piece in progress(tokens.split(sae.SPLICED_AT_ONCE), "splicing"):
+    for piece in progress(tokens.split(sae.AT_ONCE), "splicing"):
         ordinary = sae.ordinary(sae.residual(model, piece, layer), median)
         for name, prediction in conditions.items():
             with torch.no_grad(), model.hooks(fwd_hooks=_replaced(prediction, layer, ordinary)):
