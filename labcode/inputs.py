@@ -44,7 +44,7 @@ class NoHead(Misfit):
 
 ONE = "is 1 or more"
 _WORDS = {  # arguments whose name says everywhere what they can be
-    "quantile": (lambda x: 0 < x < 1, "lies between 0 and 1, as 0.95 does"),
+    "level quantile": (lambda x: 0 < x < 1, "lies between 0 and 1, as 0.95 does"),
     "epsilon": (lambda x: 0 < x < 0.5, "lies between 0 and a half"),
     "lr factor bin_width height tau": (lambda x: x > 0, "is above 0"),
     "seed seeds more ridge": (lambda x: x >= 0, "is 0 or more"),

@@ -122,7 +122,7 @@ class Interval:
 
 
 RESAMPLES, LEVEL = 2000, 0.95
-"""Of every bootstrap: how often it draws, and what its intervals are to cover."""
+"""Of a bootstrap: how often it draws, and what its intervals are to cover."""
 
 
 def bootstrap(values: Float[Tensor, " batch"], groups: Int[Tensor, " batch"] | None = None) -> Interval:
@@ -139,13 +139,19 @@ def bootstrap(values: Float[Tensor, " batch"], groups: Int[Tensor, " batch"] | N
     return bootstrap_cells(values[None], groups)[0]
 
 
-def bootstrap_cells(values: Float[Tensor, "cell batch"], groups: Int[Tensor, " batch"] | None = None) -> list[Interval]:
+def bootstrap_cells(
+    values: Float[Tensor, "cell batch"], groups: Int[Tensor, " batch"] | None = None, n_resamples: int = RESAMPLES
+) -> list[Interval]:
     """`bootstrap` for each row of a table. The values of one prompt stay together over all cells."""
-    return bootstrap_ratios(values, torch.ones(values.shape[-1]), groups)
+    return bootstrap_ratios(values, torch.ones(values.shape[-1]), groups, n_resamples=n_resamples)
 
 
 def bootstrap_ratios(
-    parts: Float[Tensor, "cell batch"], whole: Float[Tensor, " batch"], groups: Int[Tensor, " batch"] | None = None
+    parts: Float[Tensor, "cell batch"],
+    whole: Float[Tensor, " batch"],
+    groups: Int[Tensor, " batch"] | None = None,
+    level: float = LEVEL,
+    n_resamples: int = RESAMPLES,
 ) -> list[Interval]:
     """For each row, the ratio of its mean to the mean of `whole`, with a studentised bootstrap interval.
 
@@ -185,13 +191,13 @@ def bootstrap_ratios(
     if n_groups < FEW_GROUPS:
         from scipy.stats import t as student
 
-        ends = np.outer((-1, 1), np.full(len(table), student.ppf((1 + LEVEL) / 2, n_groups - 1)))
+        ends = np.outer((-1, 1), np.full(len(table), student.ppf((1 + level) / 2, n_groups - 1)))
     else:
-        draws = np.random.default_rng(0).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=RESAMPLES)
+        draws = np.random.default_rng(0).multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples)
         again, its_error = _ratio(sums, size, draws)  # [cell resample]
         with np.errstate(divide="ignore", invalid="ignore"):
             t = np.where(its_error > 1e-12 * np.abs(mean), (again - mean) / its_error, 0.0)
-        ends = -np.quantile(t, [(1 + LEVEL) / 2, (1 - LEVEL) / 2], axis=-1)  # [2 cell]
+        ends = -np.quantile(t, [(1 + level) / 2, (1 - level) / 2], axis=-1)  # [2 cell]
     low, high = mean[:, 0] + ends * error[:, 0]
     return [Interval(float(m), float(lo), float(hi), n) for m, lo, hi in zip(mean[:, 0], low, high, strict=True)]
 

@@ -206,6 +206,10 @@ def minimal(lab, **more):
     return faithful.minimality_test(lab.runner, [NODE], **more)
 
 
+def rated(lab, **more):
+    return metrics.bootstrap_ratios(lab.values[None], lab.values, **more)
+
+
 def swept(lab, *args, **more):
     return patching.sweep(lab.model, lab.pop, lab.other, *args, **more)
 
@@ -386,6 +390,10 @@ BAD += [
     ("NaN", lambda lab: metrics.bootstrap(torch.full((8,), NAN)), MetricError, "NaN or infinite numbers"),
     ("infinite", lambda lab: metrics.bootstrap(torch.full((8,), INF)), MetricError, "NaN or infinite numbers"),
     ("infinite, screened", lambda lab: metrics.screen(torch.full((1, 8), INF)), MetricError, "NaN or infinite ones"),
+    ("a level of 95", lambda lab: rated(lab, level=95), MetricError, "lies between 0 and 1"),
+    ("a level of 0", lambda lab: rated(lab, level=0.0), MetricError, "lies between 0 and 1"),
+    ("a level of NaN", lambda lab: rated(lab, level=NAN), MetricError, "nan is no finite number"),
+    ("no resamples", lambda lab: rated(lab, n_resamples=0), MetricError, "1 or more"),
     ("a quantile of 95", lambda lab: minimal(lab, quantile=95), PatchError, "lies between 0 and 1"),
     ("a quantile of 1", lambda lab: minimal(lab, quantile=1), PatchError, "lies between 0 and 1"),
     ("a quantile of NaN", lambda lab: minimal(lab, quantile=NAN), PatchError, "nan is no finite number"),
@@ -987,7 +995,7 @@ def calls(lab, tmp_path):
         (metrics.bootstrap_cells, {"values": lab.values[None], "groups": lab.groups}),
         (
             metrics.bootstrap_ratios,
-            {"parts": lab.values[None], "whole": lab.values, "groups": lab.groups},
+            {"parts": lab.values[None], "whole": lab.values, "groups": lab.groups, "level": 0.9, "n_resamples": 20},
         ),
         (metrics.screen, {"values": lab.values[None], "groups": lab.groups, "n_flips": 20}),
         (

@@ -93,13 +93,12 @@ def test_a_model_that_does_not_do_the_task_has_shares_of_noise():
 
 @pytest.mark.parametrize("n_groups", [6, 8, 12, 24, 60])  # the numbers of groups that the chapters use
 @pytest.mark.parametrize("shape", ["normal", "skewed"])
-def test_the_interval_covers_as_often_as_it_says(n_groups, shape, monkeypatch):
-    monkeypatch.setattr(metrics, "RESAMPLES", 1000)
+def test_the_interval_covers_as_often_as_it_says(n_groups, shape):
     rng = np.random.default_rng(n_groups)
     size = (2000, n_groups)
     # A pair of exponential values has a gamma distribution with shape 2: a skewness of 1.4.
     samples = rng.normal(1.0, 2.0, size) if shape == "normal" else rng.gamma(2.0, 0.5, size)
-    found = metrics.bootstrap_cells(torch.from_numpy(samples))
+    found = metrics.bootstrap_cells(torch.from_numpy(samples), n_resamples=1000)
     covered = np.mean([interval.low <= 1.0 <= interval.high for interval in found])
     assert 0.93 - 0.006 <= covered <= 0.97  # 0.006 is one standard error of this simulation
 
@@ -215,15 +214,14 @@ def test_a_part_that_is_the_whole_has_no_width():
     assert (found.mean, found.low, found.high) == pytest.approx((1, 1, 1))
 
 
-def test_a_ratio_covers_the_true_one_as_often_as_it_says(monkeypatch):
-    monkeypatch.setattr(metrics, "RESAMPLES", 400)
+def test_a_ratio_covers_the_true_one_as_often_as_it_says():
     rng = np.random.default_rng(3)
     hits = 0
     for _ in range(200):
         whole = rng.normal(4.0, 1.0, 60)
         part = 0.3 * whole + rng.normal(0.0, 0.5, 60)
         pair = torch.from_numpy(part)[None], torch.from_numpy(whole)
-        (found,) = metrics.bootstrap_ratios(*pair)
+        (found,) = metrics.bootstrap_ratios(*pair, n_resamples=400)
         hits += found.low <= 0.3 <= found.high
     assert 176 <= hits <= 199
 
