@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 ANSWER = "answer"
 PLACES = ("S2", "END")
+NONE = torch.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,11 @@ class _Pass:
     mlp: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
-    logits: Tensor | None = None  # the logit difference, [batch]
+    logits: Tensor = NONE  # the logit difference, [batch]
     at_z: list[Tensor] = field(default_factory=list)  # gradients of the logit difference: at what heads mix,
     at_out: list[Tensor] = field(default_factory=list)  # at the stream that follows each layer,
-    at_start: Tensor | None = None  # at the stream after the cut,
-    at_answer: Tensor | None = None  # and at the last stream
+    at_start: Tensor = NONE  # at the stream after the cut,
+    at_answer: Tensor = NONE  # and at the last stream
 
 
 class Local:
@@ -211,7 +213,6 @@ class Local:
         """A run from between the two, and its gradients."""
         start = (share * self.start + (1 - share) * self.other_start).requires_grad_()
         run = self._run(start, grad=True)
-        assert run.logits is not None
         wanted = [*run.before, *run.z]
         grads = torch.autograd.grad(run.logits.sum(), wanted, allow_unused=True)
         filled = [torch.zeros_like(x) if g is None else g for x, g in zip(wanted, grads, strict=True)]
@@ -426,26 +427,18 @@ class Local:
     def graph(self) -> Graph:
         """Every edge between the nodes."""
         edges: dict[Edge, Tensor] = {}
-        gap = 0.0
-        for node in self.heads:
-            whole = self.difference[node.head[0] - self.layer - 1]
-            for into, grad in self.gradients(node).items():
-                found = self._reads(node, whole, grad)
-                gap = max(gap, float((sum(found.values()) - (grad * whole).sum((1, 2))).abs().max()))
-                edges |= {Edge(source, node, into): value for source, value in found.items()}
-        answer = Node("answer", "IO − S", "END", float(self.network.n_layers))
-        whole = self.difference[-1]
-        found = self._reads(answer, whole, self.at_answer)
-        gap = max(gap, float((sum(found.values()) - (self.at_answer * whole).sum((1, 2))).abs().max()))
-        edges |= {Edge(source, answer, ""): value for source, value in found.items()}
+        gap, answer = 0.0, Node("answer", "IO − S", "END", float(self.network.n_layers))
+        readers = ((node, into, grad) for node in self.heads for into, grad in self.gradients(node).items())
+        for node, into, grad in chain(readers, [(answer, "", self.at_answer)]):
+            whole = self.difference[int(node.height) - self.layer - 1]
+            found = self._reads(node, whole, grad)
+            gap = max(gap, float((sum(found.values()) - (grad * whole).sum((1, 2))).abs().max()))
+            edges |= {Edge(source, node, into): value for source, value in found.items()}
         before, upstream = self._upstream()
         edges |= before
         edges = {edge: value for edge, value in edges.items() if value.abs().max() > 0}
         nodes = dict.fromkeys([n for edge in edges for n in (edge.source, edge.target)])
-        assert self.clean.logits is not None
-        assert self.changed.logits is not None
-        lost = self.clean.logits - self.changed.logits
-        return Graph(tuple(nodes), edges, self.totals(), max(gap, upstream), lost)
+        return Graph(tuple(nodes), edges, self.totals(), max(gap, upstream), self.clean.logits - self.changed.logits)
 
     def totals(self) -> dict[Node, Tensor]:
         """What leaves each latent, and the error, by all ways: its difference times the gradient at S2."""
@@ -530,13 +523,11 @@ class Local:
             SaeError: an edge from a node that no run can change, or to a latent.
         """
         found: dict[Edge, Tensor] = {}
-        assert self.clean.logits is not None
         for edge in edges:
             place, write = self._changeable(edge.source)
             if edge.target.kind not in ("head", "answer"):
                 raise SaeError(f"{edge.target.title} is no head: only edges to heads and to the answer are measured")
-            layer = self.network.n_layers if edge.target.kind == "answer" else edge.target.head[0]
-            stream = self.clean.before[layer - self.layer - 1].clone()
+            stream = self.clean.before[int(edge.target.height) - self.layer - 1].clone()
             stream[self.rows, self.at[place]] -= dose * write
             if edge.target.kind == "answer":
                 ids = self.pop.io_ids, self.pop.s_ids
@@ -554,7 +545,6 @@ class Local:
         Raises:
             SaeError: a node that no run can change.
         """
-        assert self.clean.logits is not None
         return self.clean.logits - self._free(source, dose * self._changeable(source)[1])
 
     def _changeable(self, source: Node) -> tuple[str, Tensor]:
@@ -632,8 +622,8 @@ def by_chance(
     return torch.stack(shares)
 
 
-def _mean(parts: Sequence[Tensor | None]) -> Tensor:
-    return torch.stack([part for part in parts if part is not None]).mean(0)
+def _mean(parts: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(parts)).mean(0)
 
 
 guard(globals(), SaeError)

@@ -345,7 +345,6 @@ PUBLISHED: dict[str, Figure] = {
     "wang.attention.s_inhibition": Figure("S-inhibition heads' attention END → S2", 0.51, 0.15, f"{WANG}, section 3.2"),
     "wang.faithfulness": Figure("share of the answer that the circuit keeps", 0.87, 0.1, f"{WANG}, section 4"),
     "wang.naive": Figure("distance |F(M) − F(C)| of the naive circuit", 0.1, 0.5, f"{WANG}, section 4.3"),
-    "wang.greedy": Figure("incompleteness of the worst greedy set", 3.09, 1.0, f"{WANG}, section 4.1"),
     "wang.movers_out": Figure("share lost without the name movers", 0.05, 0.1, f"{WANG}, section 3.4"),
     "wang.copy.name_movers": Figure("name movers' copy score", 0.95, 0.05, f"{WANG}, section 3.1", "above"),
     "wang.copy.negative": Figure("negative movers' negated copy score", 0.98, 0.05, f"{WANG}, section 3.1"),

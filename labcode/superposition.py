@@ -31,17 +31,14 @@ def partners(found: Float[Tensor, "latent d"], true: Float[Tensor, "feature d"])
     method, Kuhn 1955). Taking the best cosine for each feature instead would count one direction many times.
 
     Raises:
-        MetricError: other numbers of dimensions, or a direction that is zero or not finite.
+        MetricError: a direction that is zero or not finite.
     """
     from scipy.optimize import linear_sum_assignment
 
-    if found.ndim != 2 or true.ndim != 2 or found.shape[-1] != true.shape[-1]:
-        raise MetricError(f"directions of shape {tuple(found.shape)} cannot be matched with {tuple(true.shape)}")
     for name, vectors in (("found", found), ("true", true)):
         norm = vectors.double().norm(dim=-1)
-        if not (norm.isfinite() & (norm > 0)).all():
-            row = int((~(norm.isfinite() & (norm > 0))).nonzero()[0])
-            raise MetricError(f"{name} direction {row} is zero or not finite: leave it out before matching")
+        if len(wrong := (~(norm.isfinite() & (norm > 0))).nonzero()):
+            raise MetricError(f"{name} direction {int(wrong[0])} is zero or not finite: leave it out before matching")
     rows, columns = linear_sum_assignment((unit(true) @ unit(found).T).detach().numpy(), maximize=True)
     chosen = torch.full((len(true),), -1)
     chosen[torch.as_tensor(rows)] = torch.as_tensor(columns)
