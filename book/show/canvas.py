@@ -8,11 +8,12 @@ instead of markers, so that no two drawings of a page share an id. Colours are t
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from labbook.show.growth import ARROWS, BOXES, NEWS, SHOWN, WHOLE, Box, Known, Row, Wire, boxes, side, tells, wires
+from labbook.show.growth import BOXES, INPUTS, NEWS, SHOWN, WHOLE, Box, Known, Row, Wire, boxes, side, tells, wires
 from labcode.families import FAMILIES
 from labcode.heads import Head
 from labcode.plots import POSITION_COLOURS
@@ -100,6 +101,15 @@ class Scene:
             f"{html.escape(text)}</text>"
         )
 
+    def ground(self, x: float, y: float, w: float, size: float, at: int | None = None) -> None:
+        """The page's ground under a line of text, so that arrows pass behind it and not through its words.
+
+        Args:
+            at: where among the marks in front; the next one if None.
+        """
+        place = f'x="{x - 5:.0f}" y="{y - size:.0f}" width="{w + 10:.0f}" height="{size * 1.45:.0f}"'
+        self.front.insert(len(self.front) if at is None else at, f'<rect {place} fill="{PAPER}"/>')
+
 
 def _wide(text: str, size: float, bold: bool = False) -> float:
     """About how wide a text is."""
@@ -160,7 +170,7 @@ def _rows(known: Known, chapter: int) -> tuple[dict[Row, list[Box]], str]:
 def _broad(known: Known, chapter: int) -> Scene:
     """The sentence in one line at the bottom, the circuit above it, from left to right and upwards to the answer."""
     scene = Scene(760, 12.5)
-    columns = {"S1+1": Rect(12, 0, 104, 0), "S2": Rect(142, 0, 154, 0), "END": Rect(364, 0, 386, 0)}
+    columns = {"S1+1": Rect(12, 0, 102, 0), "S2": Rect(138, 0, 146, 0), "END": Rect(364, 0, 386, 0)}
     rows, missing = _rows(known, chapter)
     by_key = {box.key: box for row in rows.values() for box in row}
     arrows = [one for one in wires(known, chapter) if one.sender in by_key]
@@ -242,9 +252,12 @@ def _tall(known: Known, chapter: int) -> Scene:
     for row in ("S1+1", "S2", "END", "writers"):
         column = Rect(6 + (lanes if row == "END" else 0), 0, 328 - (lanes if row == "END" else 0), 0)
         if row != "writers":
-            y = _segment(scene, known, row, y)
+            left = 10 + (lanes if row == "END" else 0)
+            y = _segment(scene, known, row, left, y)
             if chapter >= NEWS and known.layers and row in ("S2", "END"):
-                scene.words(10, y + 12, _chip(known, row, chapter)[-1].text, "italic", "start", halo=True)
+                text = _chip(known, row, chapter)[-1].text
+                scene.ground(left, y + 12, _wide(text, scene.size), scene.size)
+                scene.words(left, y + 12, text, "italic", "start")
                 y += scene.line + 4
         if not rows[row] or chapter == 1:
             continue
@@ -283,12 +296,32 @@ def _side_by_side(scene: Scene, row: Sequence[Box], known: Known, column: Rect, 
     if not row:
         return 0.0
     gap = 10 if scene.width > 500 else 6
-    w = min(most, (column.w - gap * (len(row) - 1)) / len(row))
-    left = column.cx - (w * len(row) + gap * (len(row) - 1)) / 2
-    heights = [scene.need(box.key, _lines(box, known), w) for box in row]
-    for i, box in enumerate(row):
-        scene.places[box.key] = Rect(left + i * (w + gap), 0, w, heights[i])
+    room = column.w - gap * (len(row) - 1)
+    widths = [min(most, w) for w in _shares([_longest(_lines(box, known), scene.size) for box in row], room)]
+    x = column.cx - (sum(widths) + gap * (len(row) - 1)) / 2
+    heights = [scene.need(box.key, _lines(box, known), w) for box, w in zip(row, widths, strict=True)]
+    for box, w, h in zip(row, widths, heights, strict=True):
+        scene.places[box.key] = Rect(x, 0, w, h)
+        x += w + gap
     return max(heights)
+
+
+def _longest(texts: Sequence[Text], size: float) -> float:
+    """The width that a box needs so that each of its words fits."""
+    parts = [(part, one.style == "bold") for one in texts for part in re.split(r"(?<=-)| ", one.text)]
+    return max((0.9 * _wide(part, size, bold) for part, bold in parts), default=0.0) + 10
+
+
+def _shares(needs: Sequence[float], room: float) -> list[float]:
+    """The room in equal parts, but for those that need more; where all would, in proportion to what they need."""
+    larger: dict[int, float] = {}
+    while len(larger) < len(needs):
+        part = (room - sum(larger.values())) / (len(needs) - len(larger))
+        more = {i: need for i, need in enumerate(needs) if i not in larger and need > part}
+        if not more:
+            return [larger.get(i, part) for i in range(len(needs))]
+        larger |= more
+    return [room * need / sum(needs) for need in needs]
 
 
 def _chip(known: Known, row: Row, chapter: int) -> list[Text]:
@@ -365,8 +398,8 @@ def _sentence(scene: Scene, known: Known, x: float, y: float, size: float) -> di
     return _row_of_words(scene, known.words, x, y, size)
 
 
-def _segment(scene: Scene, known: Known, row: Row, y: float) -> float:
-    """The words up to a position and after the one before; the y below them."""
+def _segment(scene: Scene, known: Known, row: Row, x: float, y: float) -> float:
+    """The words up to a position and after the one before, from x on; the y below them."""
     ends = [at for at, (_, name) in enumerate(known.words) if name in ("S1+1", "S2", "END")]
     stop = next((at for at, (_, name) in enumerate(known.words) if name == row), None)
     if stop is None:
@@ -374,17 +407,18 @@ def _segment(scene: Scene, known: Known, row: Row, y: float) -> float:
     start = max([at + 1 for at in ends if at < stop], default=0)
     lines: list[list[tuple[str, str]]] = [[]]
     for word in known.words[start : stop + 1]:
-        if lines[-1] and sum(_wide(text, 15) + 10 for text, _ in [*lines[-1], word]) > 320:
+        if lines[-1] and sum(_wide(text, 15) + 10 for text, _ in [*lines[-1], word]) > 330 - x:
             lines.append([])
         lines[-1].append(word)
     for line in lines:
-        _row_of_words(scene, line, 10, y + 20, 15)
+        _row_of_words(scene, line, x, y + 20, 15)
         y += 46
     return y
 
 
 def _row_of_words(scene: Scene, words: Iterable[tuple[str, str]], x: float, y: float, size: float) -> dict[str, float]:
-    centres = {}
+    centres: dict[str, float] = {}
+    first, at = x, len(scene.front)
     for text, name in words:
         w, colour = _wide(text, size), POSITION_COLOURS.get(name)
         if text in (",", ".") and not name:
@@ -392,14 +426,13 @@ def _row_of_words(scene: Scene, words: Iterable[tuple[str, str]], x: float, y: f
         if colour:
             x += size * 0.25
             scene.front.append(
-                f'<rect x="{x - 4:.0f}" y="{y - size:.0f}" width="{w + 8:.0f}" height="{size * 1.45:.0f}" rx="3" '
-                f'fill="{PAPER}"/><rect x="{x - 4:.0f}" y="{y - size:.0f}" width="{w + 8:.0f}" '
+                f'<rect x="{x - 4:.0f}" y="{y - size:.0f}" width="{w + 8:.0f}" '
                 f'height="{size * 1.45:.0f}" rx="3" fill="{colour}" fill-opacity=".25"/>'
                 f'<path d="M{x - 4:.0f} {y + size * 0.45:.0f}h{w + 8:.0f}" '
                 f'stroke="{colour}" stroke-width="2.5"/>'
             )
         scene.front.append(
-            f'<text x="{x + w / 2:.0f}" y="{y:.0f}" text-anchor="middle" font-size="{size:g}"{"" if colour else HALO}>'
+            f'<text x="{x + w / 2:.0f}" y="{y:.0f}" text-anchor="middle" font-size="{size:g}">'
             f"{html.escape(text)}</text>"
         )
         if name and name != "S1+1":
@@ -407,6 +440,7 @@ def _row_of_words(scene: Scene, words: Iterable[tuple[str, str]], x: float, y: f
         if name:
             centres[name] = x + w / 2
         x += w + size * (0.75 if name in POSITION_COLOURS else 0.5)
+    scene.ground(first, y, x - first - size * 0.5, size, at)
     return centres
 
 
@@ -517,10 +551,16 @@ def _corner(scene: Scene, key: str) -> Point:
     return scene.places[key].y, scene.places[key].x
 
 
-def _rise(start: Point, end: Point, label: Point) -> Route:
+def _rise(start: Point, end: Point, label: Point, anchor: str = "start") -> Route:
     """A curve that leaves and arrives upright."""
     half = (start[1] + end[1]) / 2
-    return Route([start, (start[0], half), (end[0], half), end], True, label, "start")
+    return Route([start, (start[0], half), (end[0], half), end], True, label, anchor)
+
+
+def _beside(one: Wire, out: float, into: float, y: float) -> tuple[Point, str]:
+    """The label of an arrow to the logits: where it leaves, on the side that it turns away from."""
+    away = 5 + 2 * min(abs(one.nats), 2.5)
+    return ((out - away, y), "end") if into > out + 1 else ((out + away, y), "start")
 
 
 def _route_broad(scene: Scene, by_key: Mapping[str, Box], arrows: Sequence[Wire], one: Wire) -> Route:
@@ -532,11 +572,11 @@ def _route_broad(scene: Scene, by_key: Mapping[str, Box], arrows: Sequence[Wire]
         lanes = _past(scene, by_key, arrows, ("END", "writers"))
         same = [other for other in lanes if other.receiver == one.receiver]
         at, nth = lanes.index(one), same.index(one)
-        lane = 303 + min(9.0, 40 / len(lanes)) * at
+        lane = a.right + 7 + min(9.0, 30 / len(lanes)) * at  # the labels stand between them and the boxes
         out = a.cy + _spread(scene, arrows, one, "sender", 10, a.h - 16)
         if b.x == min(scene.places[key].x for key, box in by_key.items() if box.row == there):  # nothing is in the way
             into = b.cy + min(16.0, (b.h - 14) / len(same)) * (nth - (len(same) - 1) / 2)
-            return Route([(a.right, out), (lane, out), (lane, into), (b.x, into)], False, (b.x - 13, into - 5), "end")
+            return Route([(a.right, out), (lane, out), (lane, into), (b.x, into)], False, (b.x - 11, into - 5), "end")
         x, channel = b.x + 14 + 12 * nth, b.bottom + 18 + 5 * at
         points = [(a.right, out), (lane, out), (lane, channel), (x, channel), (x, b.bottom)]
         return Route(points, False, (x - 6, channel + 13), "end")
@@ -546,8 +586,9 @@ def _route_broad(scene: Scene, by_key: Mapping[str, Box], arrows: Sequence[Wire]
     out = a.cx + _spread(scene, arrows, one, "sender", 26, a.w - 20)
     into = b.cx + _spread(scene, arrows, one, "receiver", 40, b.w - 20)
     if a.y > b.bottom:
-        label = (out + 6 + 1.6 * min(abs(one.nats), 2.5), a.y - 6) if there == "logits" else (into + 8, b.bottom + 17)
-        return _rise((out, a.y), (into, b.bottom), label)
+        if there == "logits":
+            return _rise((out, a.y), (into, b.bottom), *_beside(one, out, into, a.y - 6))
+        return _rise((out, a.y), (into, b.bottom), (into + 8, b.bottom + 17))
     return _over(a, b, -22)
 
 
@@ -570,10 +611,11 @@ def _route_tall(scene: Scene, by_key: Mapping[str, Box], arrows: Sequence[Wire],
         points = [(out, a.bottom), (out, below), (lane, below), (lane, above), (x, above), (x, b.y)]
         return Route(points, False, (x + 6, b.y - 5), "start")
     if b.y > a.bottom:
-        label = (
-            (out + 6 + 2 * min(abs(one.nats), 2.5), a.bottom + 13) if one.receiver == "logits" else (into + 7, b.y - 5)
-        )
-        return _rise((out, a.bottom), (into, b.y), label)
+        if one.receiver == "logits":
+            return _rise((out, a.bottom), (into, b.y), *_beside(one, out, into, a.bottom + 13))
+        beside = sum(other.receiver == one.receiver for other in lanes)  # the lanes end at the left
+        into = max(into, b.x + 14 + 18 * beside) if beside else into
+        return _rise((out, a.bottom), (into, b.y), (into + 7, b.y - 5))
     return _over(a, b, 22)
 
 
@@ -581,8 +623,9 @@ def _over(a: Rect, b: Rect, by: float) -> Route:
     """Between boxes of one row: over them, or below."""
     start, end = (a.y, b.y) if by < 0 else (a.bottom, b.bottom)
     far = min(start, end) + by if by < 0 else max(start, end) + by
-    points = [(a.cx + 12, start), (a.cx + 12, far), (b.cx + 12, far), (b.cx + 12, end)]
-    return Route(points, True, ((a.cx + b.cx) / 2 + 26, far + (2 if by < 0 else 5)), "start")  # off the other labels
+    turn = 14 if b.cx > a.cx else -14  # beside what leaves in the middle
+    points = [(a.cx + turn, start), (a.cx + turn, far), (b.cx - turn, far), (b.cx - turn, end)]
+    return Route(points, True, ((a.cx + b.cx) / 2 + 22, far + (0 if by < 0 else 5)), "start")  # off the other labels
 
 
 STYLE = (
@@ -594,15 +637,16 @@ STYLE = (
 )
 
 
-def draw(known: Known, chapter: int, title: str = "", note: str = "") -> str:
+def draw(known: Known, chapter: int, title: str = "", note: str = "", again: bool = False) -> str:
     """The figure of one chapter: both drawings, all that they show as a text alternative, and a note below.
 
     Args:
         title: above it, if any.
         note: in place of what is new in this chapter.
+        again: whether a later chapter shows it once more; what is new is then said with the number of its chapter.
     """
     chapter = max(1, chapter)
-    here, everything = tells(known, chapter)
+    here, everything = tells(known, chapter, again)
     here = note or here
     svgs = ""
     for name, scene in (("broad", _broad(known, chapter)), ("tall", _tall(known, chapter))):
@@ -612,13 +656,23 @@ def draw(known: Known, chapter: int, title: str = "", note: str = "") -> str:
             f'font-family="inherit" font-size="{scene.size:g}" aria-hidden="true">{style}{"".join(scene.back)}'
             f'<g><g fill="{INK}" stroke="none">{"".join(scene.front)}</g></g></svg>'
         )
-    legend = "Bold is new, calm was found before, dotted is not known yet."
-    if chapter > WHOLE:
-        legend = ""
-    elif chapter >= min(first for pair, first in ARROWS.items() if "logits" not in pair):
-        legend += " q, k, v: read through queries, keys, values."
+    legend = "" if chapter > WHOLE else _legend(known, chapter)
     head = f"<b>{html.escape(title)}.</b> " if title else ""
     return (
         f'<figure class="lab-sketch"><div role="img" aria-label="{html.escape(everything, quote=True)}">{svgs}</div>'
         f"<figcaption><p>{head}{html.escape(here)} <small>{legend}</small></p></figcaption></figure>"
     )
+
+
+def _legend(known: Known, chapter: int) -> str:
+    """What the lines mean that are drawn."""
+    seen = [box for row in _rows(known, chapter)[0].values() for box in row]
+    arrows = wires(known, chapter)
+    drawn = [*arrows, *(box for box in seen if box.heads)]
+    new = any(one.new for one in drawn)
+    said = ["bold is new"] if new else []
+    said += ["calm was found before"] if new and not all(one.new for one in drawn) else []
+    said += ["dotted has no known head"] if any(not box.heads for box in seen) else []
+    told = [", ".join(said)] if said else []
+    told += ["q, k, v: read through queries, keys, values"] if any(one.into in INPUTS for one in arrows) else []
+    return " ".join(f"{one[:1].upper()}{one[1:]}." if one[0] != "q" else f"{one}." for one in told)

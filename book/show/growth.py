@@ -200,8 +200,8 @@ def wires(known: Known, chapter: int) -> list[Wire]:
     return list(best.values())
 
 
-def tells(known: Known, chapter: int) -> tuple[str, str]:
-    """The story in words: what is new in this chapter, and all that is drawn."""
+def tells(known: Known, chapter: int, again: bool = False) -> tuple[str, str]:
+    """The story in words: what is new in this chapter (`again`: read in a later one), and all that is drawn."""
     drawn, arrows = boxes(known, chapter), wires(known, chapter)
     by_key = {box.key: box for box in drawn}
     new: list[str] = []
@@ -220,7 +220,8 @@ def tells(known: Known, chapter: int) -> tuple[str, str]:
         new.append("how much each arrow carries")
     told = [_reads(by_key, one, chapter) for one in arrows if one.new and one.sender != "writers"]
     new += told[:FULL] + ([f"{len(told) - FULL} more arrows"] if len(told) > FULL else [])
-    here = f"New here: {'; '.join(new)}.".replace("?.", "?") if new else "Nothing new is drawn in this chapter."
+    where = f"in chapter {chapter}" if again else "here"
+    here = f"New {where}: {'; '.join(new)}.".replace("?.", "?") if new else "Nothing new is drawn in this chapter."
     here = known.source or re.sub(r"-(?=\d)", "−", here)
     lines = [f"The sentence: {' '.join(text for text, _ in known.words)}."]
     if known.lead is not None:

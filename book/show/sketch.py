@@ -35,6 +35,7 @@ def so_far(
     chapter: int,
     seen: evidence.Evidence | None = None,
     arrows: Mapping[tuple[str, str, str], torch.Tensor | float] | None = None,
+    again: bool = False,
 ) -> str:
     """The sketch that closes a chapter, as HTML.
 
@@ -43,9 +44,10 @@ def so_far(
         seen: evidence of a model without a record, where the chapter has it. A record is found without it.
         arrows: (sender family, receiver family or "logits", input) -> what is lost, nats, as `edges.arrows` gives them.
             Those of the record if None.
+        again: whether a later chapter opens with it.
     """
     known = look(model, chapter, seen, arrows)
-    figure = draw(known, chapter)
+    figure = draw(known, chapter, again=again)
     return figure + draw(_published(known), 13, "GPT-2 small, as published") if chapter == 13 else figure
 
 

@@ -11,6 +11,9 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 from served import ARGUMENTS, BROWSER, DESKTOP, PHONE, SCROLL_THROUGH, pages, serving
 
+SIZES = ({**DESKTOP, "width": 1440}, PHONE)
+TALLEST = 16_000  # pixels that the browser draws at once: what is longer comes in parts
+
 
 def main() -> int:
     """Write PAGE-SCHEME-WIDTH.png for each page, scheme and width."""
@@ -26,7 +29,7 @@ def main() -> int:
     with serving() as site, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
         for scheme in ("light", "dark"):
-            for size in (DESKTOP, PHONE):
+            for size in SIZES:
                 page = browser.new_context(color_scheme=scheme, viewport=size).new_page()
                 for name in chosen:
                     page.goto(f"{site}/{name}", wait_until="networkidle")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -163,6 +164,69 @@ def test_only_the_whole_circuit_says_how_much():
     assert "+0.9" not in canvas.draw(KNOWN, 10)
     assert "v +0.90" in canvas.draw(KNOWN, 11)
     assert "through their values (+0.90 nats)" in growth.tells(KNOWN, 11)[1]
+
+
+def test_the_legend_names_the_lines_that_are_drawn_and_no_others():
+    whole = replace(KNOWN, found=replace(FOUND, families={**HEADS, "negative": [(4, 2)], "backup": [(5, 1)]}))
+    dotted = "dotted has no known head"
+    assert dotted in canvas.draw(KNOWN, 2).lower()
+    for chapter in CHAPTERS:
+        page = canvas.draw(whole, chapter)
+        lines = [node.get("stroke-dasharray") for node in drawing(whole, chapter).iter(f"{SVG}rect")]
+        assert (dotted in page.lower()) is (any(lines) and chapter <= 11), chapter
+    assert "Bold is new" not in canvas.draw(KNOWN, 1)
+    assert "Bold is new" in canvas.draw(KNOWN, 10)
+
+
+def test_what_an_older_chapter_found_is_not_new_where_it_is_shown_again():
+    assert "New in chapter 10: " in canvas.draw(KNOWN, 10, again=True)
+    assert "New here" not in canvas.draw(KNOWN, 10, again=True)
+
+
+def spans(svg):
+    """Each text with the box that it takes about: left, top, right, bottom."""
+    found = []
+    for node in svg.iter(f"{SVG}text"):
+        size = float(node.get("font-size", svg.get("font-size")))
+        x, y, wide = float(node.get("x")), float(node.get("y")), 0.5 * size * len(node.text)
+        left = x - {"start": 0, "middle": wide / 2, "end": wide}[node.get("text-anchor")]
+        found.append((node.text, left, y - 0.8 * size, left + wide, y))
+    return found
+
+
+def along(path):
+    """Points on an arrow's line: of its curve, or of the straight parts between its corners."""
+    at = [complex(float(x), float(y)) for x, y in re.findall(r"(-?[\d.]+) (-?[\d.]+)", path)]
+    shares = [i / 40 for i in range(41)]
+    if "C" in path:
+        a, b, c, d = at
+        return [(1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d for t in shares]
+    return [start + (end - start) * t for start, end in itertools.pairwise(at) for t in shares]
+
+
+@pytest.mark.parametrize("chapter", [7, 9, 10, 11, 12])
+def test_no_arrow_strikes_through_a_number_and_none_runs_through_the_sentence(chapter):
+    for svg in svgs(KNOWN, chapter):
+        rects = [[float(node.get(key)) for key in ("x", "y", "width", "height")]
+                 for node in svg.iter(f"{SVG}rect") if "background" in node.get("fill", "")]  # fmt: skip
+        arrows = [group for group in svg.iter(f"{SVG}g") if group.get("data-arrow")]
+        lines = [point for group in arrows for node in group.iter(f"{SVG}path") if node.get("stroke-width")
+                 for point in along(node.get("d"))]  # fmt: skip
+        labels = {node.text for group in arrows for node in group.findall(f"{SVG}text") if node.text}
+        for text, left, top, right, bottom in spans(svg):
+            if text in {word for word, _ in WORDS}:
+                assert [1 for x, y, w, h in rects if left >= x and top >= y and right <= x + w and bottom <= y + h], (
+                    text
+                )
+            if re.search(r"\d\.\d\d$", text) and text in labels:
+                struck = [point for point in lines if left < point.real < right and top < point.imag < bottom]
+                assert struck == [], text
+
+
+def test_a_word_that_would_fill_its_box_gets_a_wider_one():
+    boxes = [node for node in svgs(KNOWN, 12)[1].iter(f"{SVG}rect") if node.get("data-box")]
+    wide = {node.get("data-box"): float(node.get("width")) for node in boxes}
+    assert wide["suppressor"] > wide["name mover"]
 
 
 def test_what_is_new_is_said():
