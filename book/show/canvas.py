@@ -668,10 +668,10 @@ def _legend(known: Known, chapter: int) -> str:
     """What the lines mean that are drawn."""
     seen = [box for row in _rows(known, chapter)[0].values() for box in row]
     arrows = wires(known, chapter)
-    drawn = [*arrows, *(box for box in seen if box.heads)]
-    new = any(one.new for one in drawn)
+    fresh = [one.new for one in arrows] + [box.new for box in seen if box.heads]
+    new = any(fresh)
     said = ["bold is new"] if new else []
-    said += ["calm was found before"] if new and not all(one.new for one in drawn) else []
+    said += ["calm was found before"] if new and not all(fresh) else []
     said += ["dotted has no known head"] if any(not box.heads for box in seen) else []
     told = [", ".join(said)] if said else []
     told += ["q, k, v: read through queries, keys, values"] if any(one.into in INPUTS for one in arrows) else []
