@@ -208,6 +208,31 @@ def test_a_picture_prints_in_dark_ink_also_where_it_was_explored(visit):
     assert luminance(figure.locator(".lab-wide text").first.evaluate(INK)) < 0.3
 
 
+PAPER = """() => [...document.querySelectorAll(".bd-article *")].flatMap((node) => {
+  const style = getComputedStyle(node), box = node.getBoundingClientRect();
+  if (box.width < 2 || style.visibility === "hidden" || node.closest("svg")) return [];
+  const name = `${node.tagName} ${node.className}`;
+  const dead = /^(BUTTON|INPUT|TEXTAREA|SELECT)$/.test(node.tagName) && !node.closest("th");
+  return [...(/auto|scroll/.test(style.overflow) ? [`scrolls: ${name}`] : []),
+    ...(box.right > innerWidth + 1 ? [`is cut: ${name}`] : []), ...(dead ? [`does nothing: ${name}`] : [])];
+})"""
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_on_paper_nothing_scrolls_is_cut_or_waits_to_be_pressed(visit, name):
+    """A box that scrolls is not broken between pages: it moved as a whole, and left its empty frame behind."""
+    page = visit(name, "dark").page
+    page.set_viewport_size({"width": 703, "height": 1000})  # the width of A4 between margins of 12 mm
+    page.emulate_media(media="print")
+    assert page.evaluate(PAPER) == []
+
+
+def test_the_list_of_latents_takes_one_sheet_and_not_a_dozen(visit):
+    page = visit(page_with('class="lab-latents'), "light").page
+    page.emulate_media(media="print")
+    assert 0 < page.locator(".lab-latents > .lab-index tbody tr:visible").count() <= 20
+
+
 def test_an_exercise_has_its_number_and_folds_its_hint_and_its_solution(visit):
     page = visit(page_with('id="ex-01-1"')).page
     exercise = page.locator("#ex-01-1")

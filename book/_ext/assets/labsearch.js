@@ -2,6 +2,8 @@
 "use strict";
 (() => {
   if (typeof Search === "undefined") return;
+  // A page opened without a server may fetch no other one: its hits are titles and places, without a summary.
+  if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
   const plain = Search.htmlToText;
   Search.htmlToText = (text, anchor) => {
     if (anchor?.startsWith("#term-")) {
