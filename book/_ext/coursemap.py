@@ -60,7 +60,7 @@ def drawing(grouped: dict[str, list[Chapter]], address: Callable[[Chapter], str]
                 f'<rect x="{x}" y="{y}" width="{BOX}" height="{HIGH}" rx="7" '
                 'fill="var(--pst-color-background)" stroke="currentColor"/>'
                 + "".join(
-                    f'<text x="{x + BOX / 2:g}" y="{first + 15 * i:g}" text-anchor="middle">{escape(line)}</text>'
+                    f'<text x="{x + BOX / 2:g}" y="{first + 15 * i:g}" text-anchor="middle">{escape(line)} </text>'
                     for i, line in enumerate(lines)
                 )
                 + "</a>"

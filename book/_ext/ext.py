@@ -43,6 +43,12 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).with_name("assets")
 # From installed packages, so that the site asks no other host and this repository carries nobody's files.
 PLOTLY = ("plotly", "package_data/plotly.min.js")
+# A name that hides the words shown, a button without a name, a part of the page that is none.
+MENDS = {
+    ' title="Search" aria-label="Search"': ' title="Search"',
+    '<summary><span class="toctree-toggle"': '<summary aria-label="Show the pages inside"><span class="toctree-toggle"',
+    'id="pst-primary-sidebar" class=': 'id="pst-primary-sidebar" role="complementary" aria-label="All pages" class=',
+}
 TEMPLATES = Path(__file__).with_name("templates")
 PARTS = (
     addresses,
@@ -106,6 +112,18 @@ def visit_citation(translator: Any, node: nodes.Element) -> None:
     translator.body.append(translator.starttag(node, "div", classes=[node.tagname]))
 
 
+def mend_theme(app: Sphinx, error: Exception | None) -> None:
+    """Write the pages again without what the theme tells a screen reader wrongly."""
+    if error or app.builder.format != "html":
+        return
+    for path in Path(app.outdir).rglob("*.html"):
+        page = mended = path.read_text(encoding="utf8")
+        for wrong, right in MENDS.items():
+            mended = mended.replace(wrong, right)
+        if mended != page:
+            path.write_text(mended, encoding="utf8")
+
+
 def write_font(app: Sphinx, error: Exception | None) -> None:
     """The maths font with the signs of the pages' formulas and their stretched forms: 1.5 MB become a few KB."""
     if error or app.builder.format != "html":
@@ -143,5 +161,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("doctree-resolved", typeset)
     app.add_node(HideCodeCellNode, override=True, html=(visit_fold, depart_HideCellInput))
     app.add_node(nodes.citation, override=True, html=(visit_citation, HTML5Translator.depart_citation))
+    app.connect("build-finished", mend_theme)
     app.connect("build-finished", write_font)
     return {"version": __version__, "env_version": 2, "parallel_read_safe": False, "parallel_write_safe": True}

@@ -239,7 +239,7 @@ def contexts(
     head = '<thead><tr><th scope="col">value</th><th scope="col">context</th></tr></thead>'
     label = f"Contexts of latent {latent}"
     page = (
-        f'<div class="lab-prompt-latents"><div class="lab-index" role="region" aria-label="{label}" tabindex="0">'
+        f'<div class="lab-prompt-latents"><div class="lab-index" role="group" aria-label="{label}" tabindex="0">'
         f'<table class="lab-contexts">{head}<tbody>{"".join(map(_line, some))}</tbody></table></div></div>'
     )
     return Markup(page, "\n".join(f"{one.value:5.1f}  {''.join(map(visible, one.tokens))}" for one in some))
@@ -319,7 +319,7 @@ def _block(card: Card, known: set[int], before: Card | None, after: Card | None)
         f"activation (across), to a peak of {card.peak:.1f}. It fires on {card.density:.2%} of tokens.</figcaption>"
         "</figure>"
         f"<dl>{listed}</dl></div>"
-        f'<div class="lab-index" role="region" aria-label="Contexts of latent {card.latent}" tabindex="0">'
+        f'<div class="lab-index" role="group" aria-label="Contexts of latent {card.latent}" tabindex="0">'
         '<table class="lab-contexts"><thead><tr><th scope="col">value</th><th scope="col">context</th></tr></thead>'
         f'{contexts}</table></div><p class="lab-by-hand">{steps}</p></details>'
     )

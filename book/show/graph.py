@@ -23,6 +23,7 @@ W, BOX, TALL, GAP = 460.0, (100.0, 36.0), 68.0, 8.0
 COLUMNS = {"S2": 6.0, "END": 246.0}
 FOR, AGAINST = "#0072b2", "#d55e00"
 HATCHED = ("error", "frozen")
+PORTS = {"q": 0.22, "k": 0.5, "v": 0.78}  # where an input of a head stands, as a share of the box's width
 
 
 def draw(
@@ -136,20 +137,22 @@ def _node(
             lines += f"M{x + a:.0f} {y + h - (a - k):.0f}L{x + b:.0f} {y + h - (b - k):.0f}"
         hatch = f'<path class="lab-graph-hatch" d="{lines}"/>'
     second = names.get(node, "") or _second(node)
+    into = [port for port in PORTS if any(edge.target == node and edge.into == port for edge in values)]
     ports = "".join(
-        f'<text class="lab-graph-port" x="{x + w * share:.0f}" y="{y + h + 10:.0f}">{into}</text>'
-        for into, share in (("q", 0.22), ("k", 0.5), ("v", 0.78))
-        if any(edge.target == node and edge.into == into for edge in values)
+        f'<text class="lab-graph-port" x="{x + w * PORTS[port]:.0f}" y="{y + h + 10:.0f}">{port} </text>'
+        for port in into
     )
     ins = sum(edge.target == node for edge in values)
     outs = sum(edge.source == node for edge in values)
-    says = f"{_says(node, names)}: {ins} edges in, {outs} out"
+    where = f", at {node.place}" if node.kind in ("head", "latent") else ""
+    shown = " ".join(filter(None, [node.title, second, *into]))  # what can be read on the node comes first
+    says = f"{shown}{where}: {ins} edges in, {outs} out"
     return (
         f'<g class="lab-graph-node {html.escape(node.kind)}" tabindex="0" role="button" aria-pressed="false" '
         f'data-node="{number}" aria-label="{html.escape(says, quote=True)}"><rect x="{x:.0f}" y="{y:.0f}" '
         f'width="{w:g}" height="{h:g}" rx="{16 if node.kind in ("head", "answer") else 5}"/>{hatch}'
-        f'<text x="{x + w / 2:.0f}" y="{y + 15:.0f}">{html.escape(node.title)}</text>'
-        f'<text class="lab-graph-second" x="{x + w / 2:.0f}" y="{y + 29:.0f}">{html.escape(second)}</text>{ports}</g>'
+        f'<text x="{x + w / 2:.0f}" y="{y + 15:.0f}">{html.escape(node.title)} </text>'
+        f'<text class="lab-graph-second" x="{x + w / 2:.0f}" y="{y + 29:.0f}">{html.escape(second)} </text>{ports}</g>'
     )
 
 

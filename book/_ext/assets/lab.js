@@ -56,10 +56,11 @@ globalThis.labStore = (purpose) => {
 })();
 
 // Boxes that scroll are reached by keyboard: all are asked before any is changed, which takes one layout of the page.
+// What is folded or not yet drawn is asked when it comes to be seen: each such box would take a layout of its own.
 (() => {
-  const BOXES = "pre, .cell_output > .output, .pst-scrollable-table-container";
+  const BOXES = "pre, .cell_output > .output, .pst-scrollable-table-container, .lab-diagram";
   const tell = () => {
-    const boxes = [...document.querySelectorAll(BOXES)];
+    const boxes = [...document.querySelectorAll(BOXES)].filter((box) => !box.closest("details:not([open])"));
     const scroll = boxes.map((box) => box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight);
     boxes.forEach((box, i) => {
       if (scroll[i] !== (box.tabIndex === 0)) box.tabIndex = scroll[i] ? 0 : -1;
@@ -74,6 +75,7 @@ globalThis.labStore = (purpose) => {
     tell();
     addEventListener("resize", soon);
     document.addEventListener("toggle", soon, { capture: true });
+    document.addEventListener("contentvisibilityautostatechange", soon);
     new MutationObserver(soon).observe(document.getElementById("main-content") ?? document.body, { subtree: true, childList: true });
   };
   if (document.readyState === "complete") begin();
