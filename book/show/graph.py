@@ -148,7 +148,7 @@ def _node(
     shown = " ".join(filter(None, [node.title, second, *into]))  # what can be read on the node comes first
     says = f"{shown}{where}: {ins} edges in, {outs} out"
     return (
-        f'<g class="lab-graph-node {html.escape(node.kind)}" tabindex="0" role="button" aria-pressed="false" '
+        f'<g class="lab-graph-node {html.escape(node.kind)}" role="img" '
         f'data-node="{number}" aria-label="{html.escape(says, quote=True)}"><rect x="{x:.0f}" y="{y:.0f}" '
         f'width="{w:g}" height="{h:g}" rx="{16 if node.kind in ("head", "answer") else 5}"/>{hatch}'
         f'<text x="{x + w / 2:.0f}" y="{y + 15:.0f}">{html.escape(node.title)} </text>'

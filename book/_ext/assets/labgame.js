@@ -111,7 +111,7 @@
             make("span", { className: good ? "lab-yes" : "lab-no" }, good ? "✓ Right." : "✗ Wrong."), ` ${words[i]}`));
         });
         const row = (name, ...cells) => make("tr", {}, make("th", { scope: "row" }, name), ...cells.map((cell) => make("td", {}, cell)));
-        const head = make("thead", {}, make("tr", {}, ...["", "right (95 % interval)"].map((name) => make("th", { scope: "col" }, name))));
+        const head = make("thead", {}, make("tr", {}, ...["who", "right (95 % interval)"].map((name) => make("th", { scope: "col" }, name))));
         const table = make("table", { className: "lab-table" }, head, make("tbody", {}, row("You", said({ right, n })),
           row("Its rule", said({ right: rule, n })), row("Chance", `${n / 2} of ${n}`)));
         result.replaceChildren(make("p", {}, make("strong", {}, `Latent ${latent}: you had ${right} of ${n} right.`)), table,

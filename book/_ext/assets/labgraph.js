@@ -25,6 +25,8 @@ for (const graph of document.querySelectorAll(".lab-graph")) {
   };
 
   for (const node of nodes) {
+    node.setAttribute("role", "button"); // without this script there is nothing to press
+    node.tabIndex = 0;
     node.addEventListener("click", () => show(chosen === node ? null : node));
     node.addEventListener("keydown", (event) => {
       if (event.key === "Enter" || event.key === " ") {
