@@ -96,12 +96,12 @@ def test_a_prediction_is_shown_and_said_not_to_be_kept(tab, site):
     name = page_with('class="predict admonition')
     tab.goto(f"{site}/{name}")
     box = tab.locator(".admonition.predict").first
-    box.get_by_role("textbox").fill("nine")
+    box.get_by_role("textbox").fill("forty-two whales")
     box.get_by_role("button", name="Commit").click()
-    assert box.locator("blockquote").inner_text() == "nine"
+    assert box.locator("blockquote").inner_text() == "forty-two whales"
     assert NOTHING in box.get_by_role("status").inner_text()
     tab.goto(f"{site}/book/predictions.html")
-    assert "nine" not in tab.locator("article").inner_text()
+    assert "forty-two whales" not in tab.locator("article").inner_text()
 
 
 def test_the_bench_works_and_says_so(tab, site):

@@ -8,6 +8,7 @@ what a page of known size takes at the same moment, and only a page over it in e
 from __future__ import annotations
 
 import json
+from urllib.parse import quote
 
 import pytest
 from served import ARGUMENTS, BROWSER, SITE, pages, serving
@@ -72,3 +73,8 @@ def test_no_task_keeps_a_phone_longer_than_a_fifth_of_a_second(measure, site, na
     raise AssertionError(
         f"longest task in {len(taken)} loads: {', '.join(f'{one:.0f}' for one in taken)} ms of {LIMIT}"
     )
+
+
+def test_a_page_six_times_the_yardstick_is_too_slow(measure):
+    taken = [measure("data:text/html," + quote(YARDSTICK * 6)) / max(1.0, measure() / YARD) for _ in range(LOADS)]
+    assert min(taken) > LIMIT
