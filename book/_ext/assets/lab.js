@@ -58,7 +58,7 @@ globalThis.labStore = (purpose) => {
 // Boxes that scroll are reached by keyboard: all are asked before any is changed, which takes one layout of the page.
 // What is folded or not yet drawn is asked when it comes to be seen: each such box would take a layout of its own.
 (() => {
-  const BOXES = "pre, .cell_output > .output, .pst-scrollable-table-container, .lab-diagram";
+  const BOXES = "pre, .cell_output > .output, .pst-scrollable-table-container, .lab-diagram, .lab-formula";
   const tell = () => {
     const boxes = [...document.querySelectorAll(BOXES)].filter((box) => !box.closest("details:not([open])"));
     const scroll = boxes.map((box) => box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight);
