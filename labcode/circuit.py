@@ -34,7 +34,7 @@ import torch
 
 from labcode import patching
 from labcode.errors import PatchError
-from labcode.forward import Network, Run, Suffix, need_cpu, record
+from labcode.forward import Network, Run, Suffix, record
 from labcode.heads import Head, Node, check_heads
 from labcode.inputs import guard
 from labcode.metrics import end_logits, logit_difference
@@ -178,9 +178,8 @@ def ablate_each(
         hows, reference, seed: as for `ablate`.
 
     Raises:
-        PatchError: as `ablate`; no heads; a model that is not on the CPU, or one under hooks.
+        PatchError: as `ablate`; no heads; a model under hooks.
     """
-    need_cpu(model, "ablations of each head")
     if not hows:
         raise PatchError("no way to ablate: give at least one, such as 'zero'", see="nothing-chosen")
     baselines = [(how, Means(model, pop, reference, how=how, least=1, seed=seed)) for how in hows]
@@ -322,7 +321,7 @@ class Means:
                 _, cache = model.run_with_cache(
                     piece.tokens.to(model.cfg.device), names_filter=names, stop_at_layer=model.cfg.n_layers
                 )
-            z = torch.stack([cache[name].cpu() for name in names], 1)  # [batch layer pos head d_head]
+            z = torch.stack([cache[name] for name in names], 1)  # [batch layer pos head d_head]
             for i, row in enumerate(order[start : start + batch_size]):
                 # Over all positions but the first, or position by position.
                 own = z[i, :, 1 : int(piece.lengths[i])].sum(1, keepdim=True) if width == 1 else z[i, :, :width]
@@ -390,7 +389,7 @@ class Runner:
         model, pop: as given. means: as given, or measured. draws: of the prompts, for intervals.
 
     Raises:
-        PatchError: as `Means`; a model that is not on the CPU, or one under hooks.
+        PatchError: as `Means`; a model under hooks.
 
     Limits: a mean of few reference prompts is noisy; and the state with everything replaced is one that the model never
     saw in training.
@@ -408,12 +407,11 @@ class Runner:
         seed: int = 0,
         known: Recorded | None = None,
     ) -> None:
-        need_cpu(model, "circuits")
         if model.cfg.n_heads > MAX_HEADS:
             raise PatchError(
                 f"{model.cfg.n_heads} heads in a layer: circuits know up to {MAX_HEADS}", see="unsupported-model"
             )
-        self.model, self.pop, self.draws = model, pop, pop.draws
+        self.model, self.pop, self.draws = model, pop, pop.draws.cpu()
         self.reference, self._given = reference, means
         self.known = None if means else known  # means that are given are those of prompts that no key names
         self._how: dict[str, Any] = {"how": how, "least": least, "seed": seed}
@@ -553,7 +551,7 @@ def schedule(kept: Int[Tensor, "layer state batch pos"], end: Int[Tensor, " batc
         kept: `kept_heads`.
         end: position of END in each prompt.
     """
-    bits = kept.numpy()
+    bits, end = kept.cpu().numpy(), end.cpu()
     n_layers, n_states, n_prompts, n_pos = bits.shape
     at_end = np.broadcast_to(np.arange(n_pos) == end.numpy()[:, None], (n_states, n_prompts, n_pos))
     needed = [*_read_later(bits != 0), np.zeros_like(at_end)]

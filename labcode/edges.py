@@ -19,7 +19,7 @@ edges by the circuits that it gives, `prune` searches a circuit along it, and `o
 With grouped keys and values, k and v belong to a key and value head: "20.0 k" is read by several query heads.
 
 Limits: a corrupted run is one choice of "no information" among others. An edge carries all positions at once. All is
-computed on the CPU in float32.
+computed in float32.
 
 Dimensions: `source` and `dest` are in the order of computation; `edge` is in the order of `Graph.edges`.
 """
@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from labcode.circuit import Keep, check_states, finite, kept_heads
 from labcode.errors import PatchError
-from labcode.forward import Linear, Network, Suffix, need_cpu, record, rotate
+from labcode.forward import Linear, Network, Suffix, record, rotate
 from labcode.heads import Head, Node, check_heads
 from labcode.inputs import guard
 from labcode.metrics import logit_difference, restoration
@@ -86,11 +86,9 @@ class Graph:
 
     Raises:
         ModelError: a model that the lab does not know.
-        PatchError: a model that is not on the CPU.
     """
 
     def __init__(self, model: TransformerBridge) -> None:
-        need_cpu(model, "edges")
         self.model = model
         self.network = net = Network(model)
         self.sources: list[str | Head] = ["embed"]
@@ -114,7 +112,8 @@ class Graph:
                 self.dests.append(f"mlp {layer}")
         self.dests.append("logits")
         seen.append(len(self.sources))
-        self.possible = torch.arange(len(self.sources)) < torch.tensor(seen)[:, None]
+        with torch.device("cpu"):  # masks are small, and told to people
+            self.possible = torch.arange(len(self.sources)) < torch.tensor(seen)[:, None]
         self._at = {dest: number for number, dest in enumerate(self.dests)}
         self._from = {source: number for number, source in enumerate(self.sources)}
         self.edges = self.chosen(self.possible)
@@ -139,12 +138,12 @@ class Graph:
                 )
             places.append((dest, source))
         if places:
-            mask[tuple(torch.tensor(places).T)] = True
+            mask[tuple(zip(*places, strict=True))] = True
         return mask
 
     def connected(self, mask: Bool[Tensor, "dest source"]) -> Bool[Tensor, "dest source"]:
         """Without the edges that lie on no path from the embedding to the logits: they change nothing in a run."""
-        reached, used = torch.zeros(len(self.sources)).bool(), torch.zeros(len(self.dests)).bool()
+        reached, used = (torch.zeros(len(of), dtype=torch.bool, device="cpu") for of in (self.sources, self.dests))
         reached[0], used[-1] = True, True
         for source in range(1, len(self.sources)):
             reached[source] = (mask[self.reads[source]] & reached).any()
@@ -166,8 +165,8 @@ def of_heads(model: TransformerBridge, nodes: Iterable[Head | Node]) -> list[Edg
     graph, heads = Graph(model), set(check_heads(model, [node[:2] for node in nodes]))
     inside = [isinstance(source, str) or source in heads for source in graph.sources]
     read = {dest for one, dests in zip(inside, graph.reads, strict=True) if one for dest in dests}
-    into = torch.tensor([dest in read or name == "logits" for dest, name in enumerate(graph.dests)])
-    return graph.chosen(graph.possible & torch.tensor(inside) & into[:, None])
+    into = [dest in read or name == "logits" for dest, name in enumerate(graph.dests)]
+    return graph.chosen(graph.possible & torch.outer(*(torch.tensor(part, device="cpu") for part in (into, inside))))
 
 
 class Piece:
@@ -256,7 +255,7 @@ class Piece:
 
     def run(self, mask: Bool[Tensor, "dest source"]) -> Float[Tensor, " batch"]:
         """The logit difference of each prompt when these edges are kept."""
-        net, weights = self.graph.network, mask.float()
+        net, weights = self.graph.network, mask.float().to(self.outputs.device)
         change = torch.empty_like(self.outputs)  # of each source's output against the corrupted run
         change[0] = self.clean - self.corrupted
         n, row, n_q, n_kv = 1, 0, net.n_heads, net.n_kv_heads
@@ -362,7 +361,7 @@ def run(
         kept: one or several sets of edges; `Graph(model).edges` are all.
 
     Raises:
-        PatchError: no sets, an unknown edge, prompts that do not align, a model under hooks or not on the CPU.
+        PatchError: no sets, an unknown edge, prompts that do not align, a model under hooks.
     """
     if not len(kept):
         raise PatchError("no sets of edges to run: give at least one, and be it [[]]")
@@ -422,7 +421,7 @@ def _attribute(
             one = prompts[:1]
             new = _attribute(model, clean.subset(one), corrupted.subset(one), shares)
             old, mean = table["some"], table["mean"][::EVERY]
-            now = new.values[table["order"][::EVERY]]
+            now = new.values.cpu()[table["order"][::EVERY]]
             return torch.stack([now[:, 0], mean]), torch.stack([old[:, one[0]], old.mean(-1)])
 
         context = ("scores", prompt_key(clean), prompt_key(corrupted), *shares)
@@ -452,7 +451,7 @@ def eap(
         known: what is recorded. With it, scores are those of the first quarter of the ranking.
 
     Raises:
-        PatchError: unknown `at`, prompts that do not align, a model under hooks or not on the CPU.
+        PatchError: unknown `at`, prompts that do not align, a model under hooks.
 
     Limits: a straight line through one point. Where attention or a norm is saturated it can be far off, with the wrong
     sign too.
@@ -478,7 +477,7 @@ def eap_ig(
         known: as for `eap`.
 
     Raises:
-        PatchError: no step, prompts that do not align, a model under hooks or not on the CPU.
+        PatchError: no step, prompts that do not align, a model under hooks.
 
     Limits: embeddings between two words are none that the model was trained on.
     """
@@ -683,14 +682,13 @@ def arrows(
         Clean - patched logit difference of each prompt, in nats. An arrow that leads to no later layer holds zeros.
 
     Raises:
-        PatchError: no senders, an empty family, an unknown input or position, prompts that do not align, a model that
-            is not on the CPU or under hooks.
+        PatchError: no senders, an empty family, an unknown input or position, prompts that do not align, a model
+            under hooks.
         HeadError: a head that this model does not have.
 
     Limits: the arrow from A to B holds every way through MLPs, none through other heads. So arrows do not add up, and
     none of them being large does not mean that all of them together are small.
     """
-    need_cpu(model, "arrows")
     if not senders or not all([*senders.values(), *receivers.values()]):
         raise PatchError("no senders, or a family without heads: leave empty families out")
     for into in inputs:
@@ -883,8 +881,8 @@ def composition(model: TransformerBridge, sender: Head, receiver: Head, kind: Li
             f"from {sender[0]}.{sender[1]} to {receiver[0]}.{receiver[1]}: choose a sender in an earlier layer"
         )
     network = Network(model)
-    left, write = (part.double() for part in _circuits(network, sender[0], "v"))
-    read, right = (part.double() for part in _circuits(network, receiver[0], kind))
+    left, write = (part.cpu().double() for part in _circuits(network, sender[0], "v"))
+    read, right = (part.cpu().double() for part in _circuits(network, receiver[0], kind))
     write_norm, read_norm = _norm(left, write), _norm(read, right)  # [head] each
     middle = torch.einsum("sad,rdb->srab", write.transpose(1, 2), read)
     squares = torch.einsum("saA,srab,rbB,srAB->sr", _gram(left), middle, _gram(right), middle)

@@ -340,7 +340,7 @@ def by_name(
     terms = parts.terms[parts.select("head")]  # [layer*head batch d_model]
     found = []
     for answer in (answers.io_ids, answers.s_ids):
-        direction = (model.W_U[:, answer] - names[:, None]).T.cpu()  # [batch d_model]
+        direction = (model.W_U[:, answer] - names[:, None]).T  # [batch d_model]
         share = torch.einsum("tbm,bm->tb", terms, direction) / scale
         found.append(share.unflatten(0, (model.cfg.n_layers, model.cfg.n_heads)))
     return found[0], found[1]

@@ -233,7 +233,7 @@ def _read_patterns(
                 raise HeadError(
                     f"NaN in the attention of layer {layer}: check the model's weights", see="nan-in-the-run"
                 )
-            layers[layer] = read(pattern, rows).float().cpu()
+            layers[layer] = read(pattern, rows).float()
 
         hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = [
             (f"blocks.{layer}.attn.hook_pattern", partial(keep, layer=layer, rows=rows, layers=layers))
@@ -303,7 +303,7 @@ def name_streams(model: TransformerBridge, ids: Int[Tensor, " name"]) -> Float[T
     with torch.no_grad():
         tokens = torch.stack([start, ids], dim=1).to(model.cfg.device)
         _, cache = model.run_with_cache(tokens, names_filter=hook, return_type=None)
-    return cache[hook][:, 1].float().cpu()
+    return cache[hook][:, 1].float()
 
 
 def ov_ranks(
@@ -329,8 +329,8 @@ def ov_ranks(
         values = block.attn.W_V.repeat_interleave(group, dim=0) if group > 1 else block.attn.W_V
         written = torch.einsum("bm,hmd,hdn->hbn", read, values, block.attn.W_O)
         out = model.ln_final(written.flatten(0, 1)[:, None])[:, 0]
-        push = (out @ model.W_U).unflatten(0, (cfg.n_heads, len(ids))).cpu()  # [head batch d_vocab]
-    bias = model.b_U.detach().cpu()
+        push = (out @ model.W_U).unflatten(0, (cfg.n_heads, len(ids)))  # [head batch d_vocab]
+    bias = model.b_U.detach()
     column = ids[None, :, None].expand(cfg.n_heads, -1, 1)
     places = [(logits > logits.gather(-1, column)).sum(-1) for logits in (push + bias, bias - push)]
     return places[0], places[1]

@@ -6,6 +6,9 @@ names, and the same length along a name wherever that occurs, neither a text nor
 with the tokenizer of the model that it comes with. The same thing in another dress is taken: whole numbers of NumPy and
 torch, a generator in place of a list, a text in place of a path. All else is an error that names the argument.
 
+Then it goes to where the model is (`there`), so that a function that measures says nothing of devices: what is given is
+moved, what is made is made there, and what comes of it is brought back to the CPU.
+
 Only what comes from outside is looked at: modules of the lab call each other freely, and what a reader gives to be
 called, a metric say, is outside. So no function checks types of its own; what its numbers must be to make sense, it
 still says itself. A library that checks types, such as beartype, would refuse what can be taken, and speak to the
@@ -25,6 +28,9 @@ import sys
 import types
 import weakref
 from collections.abc import Callable, Collection, ItemsView, Iterable, KeysView, Mapping, Set
+from contextvars import ContextVar
+from copy import deepcopy
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -57,6 +63,9 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 NOT_MEASURING = {f"labcode.{name}" for name in ("models", "prompts", "tasks", "corpus")}
 """Modules that only load and describe a model, or take its tokenizer: they work with any precision."""
+
+STAYING = NOT_MEASURING | {"labcode.recorded", "labcode.evidence", "labcode.sae.shipped", "labcode.transcoder.shipped"}
+"""Modules and functions that stay on the CPU: what they keep has to be there, and what they call goes by itself."""
 
 _classes: dict[str, type] = {}  # the public classes of guarded modules, by name
 
@@ -427,6 +436,7 @@ def _ranged(name: str, check: Check | None) -> Check | None:
 def guarded(of: Callable[..., Any], error: type[LabError], names: Mapping[str, Any]) -> Callable[..., Any]:
     """A function that looks at its arguments first, unless another module of the lab calls it."""
     made = of.__code__.co_filename == "<string>"  # the constructor of a dataclass: its fields hold what was measured
+    goes = STAYING.isdisjoint((names["__name__"], f"{names['__name__']}.{of.__name__}")) and not made
     signature = inspect.signature(of)
     takes = [one for one in signature.parameters.values() if isinstance(one.annotation, str)]
     checks: dict[str, Check] = {}
@@ -438,11 +448,15 @@ def guarded(of: Callable[..., Any], error: type[LabError], names: Mapping[str, A
                 checks[one.name] = check
         takes.clear()
 
+    def run(*args: Any, **kwargs: Any) -> Any:
+        device = _elsewhere(args, kwargs) if goes and not _is_there.get() else None
+        return of(*args, **kwargs) if device is None else there(device, of, *args, **kwargs)
+
     @functools.wraps(of)
     def checked(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True  # notebooks and pytest leave this frame out
         if str(sys._getframe(1).f_globals.get("__name__")).startswith("labcode."):
-            return of(*args, **kwargs)
+            return run(*args, **kwargs)
         if takes:
             compiled()
         bound = None
@@ -464,10 +478,69 @@ def guarded(of: Callable[..., Any], error: type[LabError], names: Mapping[str, A
         torch = sys.modules.get("torch")
         if torch is not None and torch.is_inference_mode_enabled():  # where no gradient can be had
             with torch.inference_mode(False), torch.no_grad():
-                return of(*bound.args, **bound.kwargs)
-        return of(*bound.args, **bound.kwargs)
+                return run(*bound.args, **bound.kwargs)
+        return run(*bound.args, **bound.kwargs)
 
     return checked
+
+
+_is_there: ContextVar[bool] = ContextVar("there", default=False)
+
+
+def _elsewhere(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The device of the model that is given, or that something given holds; None where all is usual, on the CPU."""
+    for one in (*args, *kwargs.values()):
+        model = one if hasattr(type(one), "hook_dict") else getattr(one, "__dict__", {}).get("model")
+        if hasattr(type(model), "hook_dict"):
+            import torch
+
+            device = str(model.cfg.device)
+            usual = device == torch.get_default_device().type == "cpu" and torch.get_default_dtype() == torch.float32
+            return None if usual else torch.device(device)
+    return None
+
+
+def there(device: Any, of: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A call on a device, in float32, whatever a reader has set in torch; what it returns comes back to the CPU.
+
+    What is called inside leaves things where they are.
+    """
+    import torch
+
+    token, dtype = _is_there.set(True), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with device:
+            return moved(of(*moved(args, device), **moved(kwargs, device)), torch.device("cpu"))
+    finally:
+        torch.set_default_dtype(dtype)
+        _is_there.reset(token)
+
+
+def moved(value: Any, device: Any) -> Any:
+    """A value with its tensors on a device: of tensors, dictionaries of latents, containers and frozen dataclasses."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, torch.nn.Module) and not hasattr(type(value), "hook_dict"):
+        away = any(part.device.type != device.type for part in value.parameters())
+        return deepcopy(value).to(device) if away else value
+    if isinstance(value, dict):
+        parts = {name: moved(one, device) for name, one in value.items()}
+        return value if all(parts[name] is one for name, one in value.items()) else parts
+    if isinstance(value, list | tuple):
+        found = [moved(one, device) for one in value]
+        if all(a is b for a, b in zip(found, value, strict=True)):
+            return value
+        return type(value)(*found) if hasattr(value, "_fields") else type(value)(found)
+    if is_dataclass(value) and value.__dataclass_params__.frozen and not isinstance(value, type):  # type: ignore[attr-defined]
+        parts = {field.name: getattr(value, field.name) for field in fields(value)}
+        if (found := moved(parts, device)) is not parts:
+            value = object.__new__(type(value))  # without what properties have cached there
+            for name, one in found.items():
+                object.__setattr__(value, name, one)
+    return value
 
 
 def _check_model(call: Mapping[str, Any], given: Mapping[str, Any], error: type[LabError], measures: bool) -> None:

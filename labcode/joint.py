@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from labcode.errors import PatchError
-from labcode.forward import Network, Run, Suffix, need_cpu, record, rotated
+from labcode.forward import Network, Run, Suffix, record, rotated
 from labcode.heads import Head, check_heads
 from labcode.inputs import guard
 from labcode.patching import HOOKS
@@ -53,25 +53,28 @@ class Joint:
     Attributes:
         pop: the prompts.
         base: their run, with the stream before each block, and with keys and values.
-        clean: their logit differences.
 
     Raises:
-        PatchError: a model under hooks, or not on the CPU.
+        PatchError: a model under hooks.
 
     Limits: all prompts are recorded together, so take some dozens at most.
     """
 
     def __init__(self, model: TransformerBridge, pop: Population) -> None:
-        need_cpu(model, "joint patches")
         self.model, self.pop = model, pop
         self.network = Network(model)
         self.base = record(model, pop.tokens, pop.end, Suffix.hooks(model))
         self.suffix = Suffix.proven(self.network, self.base, pop.end, pop.positions["S2"])
         rows = torch.arange(len(pop))
-        self.clean = self.base.logits[rows, pop.io_ids] - self.base.logits[rows, pop.s_ids]
+        self._clean = self.base.logits[rows, pop.io_ids] - self.base.logits[rows, pop.s_ids]
         self.hooks = {
             kind: rotated(model, kind) if kind in ("q", "k") else HOOKS[kind] for kind in ("z", "q", "k", "v")
         }
+
+    @property
+    def clean(self) -> Float[Tensor, " batch"]:
+        """The logit differences of the prompts as they are."""
+        return self._clean.cpu()
 
     def source(self, other: Population) -> Run:
         """A run of prompts that are aligned with `pop`, to take activations from.
@@ -134,7 +137,7 @@ class Joint:
         watched = check_heads(self.model, watch)
         first = min([layer for members in (*sets, watched) for layer, _ in members], default=self.network.n_layers - 1)
         n_sets, n, width = len(sets), len(self.pop), self.suffix.n_pos
-        values = self.clean.repeat(n_sets, 1)
+        values = self._clean.repeat(n_sets, 1)
         attention = torch.zeros(n_sets, len(watched), n, width)
         z_end = torch.zeros(n_sets, len(watched), n, self.network.d_head)
         widths = self.pop.end - self.pop.positions[at] + 1

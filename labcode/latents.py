@@ -428,9 +428,6 @@ class Editor:
     Args:
         layer: edits are made at the output of this block.
 
-    Attributes:
-        base: the logit difference of each prompt, unchanged.
-
     Raises:
         SaeError: the last layer, or one that does not exist.
     """
@@ -438,13 +435,18 @@ class Editor:
     def __init__(self, model: TransformerBridge, pop: Population, layer: int) -> None:
         self.model, self.pop, self.layer = model, pop, _followed(model, layer)
         run = record(model, pop.tokens, pop.end, [*Suffix.hooks(model), "hook_attn_out"])
-        self.base = logit_difference(run.logits, pop)
+        self._base = logit_difference(run.logits, pop)
         self.suffix = Suffix.proven(Network(model), run, pop.end, pop.positions["S2"])
+
+    @property
+    def base(self) -> Float[Tensor, " batch"]:
+        """The logit difference of each prompt, unchanged."""
+        return self._base.cpu()
 
     @property
     def stream(self) -> Float[Tensor, "batch pos d_model"]:
         """The output of the block, unchanged: what an autoencoder reads there."""
-        return self.suffix.base["hook_resid_pre", self.layer + 1]
+        return self.suffix.base["hook_resid_pre", self.layer + 1].cpu()
 
     def at(self, layer: int) -> Editor:
         """The same runs, which need not be made again, for edits at the output of another block.
@@ -459,7 +461,7 @@ class Editor:
     def first(self, n: int) -> Editor:
         """The same runs of the first prompts alone."""
         other, base = copy.copy(self), self.suffix.base
-        other.pop, other.base = self.pop.subset(range(n)), self.base[:n]
+        other.pop, other._base = self.pop.subset(range(n)), self._base[:n]
         run = Run({name: values[:n] for name, values in base.activations.items()}, base.logits[:n])
         other.suffix = Suffix(self.suffix.network, run, other.pop.end)
         return other
@@ -494,7 +496,7 @@ class Editor:
         """
         self._check_edit(delta)
         rows = torch.arange(len(self.pop))
-        return self.values(Edits(rows, place(self.pop, at), delta)) - self.base
+        return self.values(Edits(rows, place(self.pop, at), delta)) - self._base
 
     def _check_edit(self, delta: Tensor) -> None:
         if not delta.is_floating_point() or delta.shape != (len(self.pop), self.suffix.network.d_model):
@@ -542,7 +544,7 @@ class Editor:
                 x = self._told(prompt, width, arrived, readers, into)
                 ids = self.pop.io_ids[prompt], self.pop.s_ids[prompt]
                 values[prompt] = self.suffix.network.logit_difference(x, *ids)
-        return values - self.base
+        return values - self._base
 
     def _arrived(self, prompt: Tensor, delta: Tensor, through_mlps: bool) -> list[Tensor]:
         """What an edit makes of the stream at S2 before each layer, while heads write what they wrote."""
@@ -622,7 +624,7 @@ def ablation(editor: Editor, sae: Any, at: str, chosen: Sequence[int] | None = N
     prompt, column = (activation > 0).nonzero().T
     delta = -activation[prompt, column, None] * sae.W_dec[torch.tensor(active, dtype=torch.long)[column]]
     change = torch.zeros_like(activation)
-    change[prompt, column] = editor.values(Edits(prompt, place(pop, at)[prompt], delta)) - editor.base[prompt]
+    change[prompt, column] = editor.values(Edits(prompt, place(pop, at)[prompt], delta)) - editor._base[prompt]
     return Ablation(active, activation, change)
 
 

@@ -33,7 +33,7 @@ def end_logits(model: TransformerBridge, pop: Population, batch_size: int = 16) 
         for piece in progress(pieces, "forward passes"):
             with at_end_only(model, piece.end):
                 logits = model(piece.tokens.to(model.cfg.device), return_type="logits")  # [batch 1 d_vocab]
-            rows.append(logits[:, 0].float().cpu())
+            rows.append(logits[:, 0].float())
     logits = torch.cat(rows)
     bad = ~torch.isfinite(logits).all(dim=-1)
     if bad.any():

@@ -158,8 +158,8 @@ def device_of(request: str | None = None) -> str:
 
     Args:
         request: `cpu`, `cuda`, `mps`, a device with its number, or `auto`: a CUDA GPU where torch sees one, else the
-            CPU. None reads `LAB_DEVICE`; where that is unset it is the CPU. Sweeps, circuits, edges, arrows and joint
-            patches refuse any other.
+            CPU. None reads `LAB_DEVICE`; where that is unset it is the CPU, for which the chapters' cells are
+            written. All of labcode computes where the model is.
 
     Raises:
         ModelError: It is none of these, or this machine or this torch has no such device.
@@ -238,7 +238,7 @@ def _loaded(source: Source, device: str) -> TransformerBridge:
             model = TransformerBridge.boot_transformers(str(source.folder), device="cpu", dtype=torch.float32)
             _into_compatibility_mode(model)
             if device != "cpu":
-                model.to(device)
+                _move(model, device)
         except LabError:
             raise
         except Exception as error:
@@ -251,11 +251,33 @@ def _loaded(source: Source, device: str) -> TransformerBridge:
     model.requires_grad_(False)
     # The bridge calls the model by its folder; a page should call it by its name.
     model.cfg.model_name = source.title
-    if source.name in KNOWN:
-        self_check(model, source.name)
-    check(model)
+    with torch.device(device):
+        if source.name in KNOWN:
+            self_check(model, source.name)
+        check(model)
     model.lab_weights = weights_key(model)  # who keeps results asks whether they are still these
     return model
+
+
+def _move(model: TransformerBridge, device: str) -> None:
+    """Move a model, with the processed weights that its parts hold beside their parameters; `to` leaves them behind."""
+    import torch
+
+    def at(weight: torch.Tensor) -> tuple[Any, ...]:
+        return weight.data_ptr(), weight.shape, weight.stride()
+
+    loose = [
+        (vars(part), name, value)
+        for part in model.modules()
+        for name, value in vars(part).items()
+        if isinstance(value, torch.Tensor)
+    ]
+    names = {at(weight): name for name, weight in model.named_parameters()}
+    shared = [names.get(at(value)) for _, _, value in loose]
+    model.to(device, print_details=False)
+    weights = dict(model.named_parameters())
+    for (holder, name, value), same in zip(loose, shared, strict=True):
+        holder[name] = value.to(device) if same is None else weights[same].detach()
 
 
 def _check_tensors(folder: Path) -> None:

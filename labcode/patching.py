@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from labcode.errors import PatchError
-from labcode.forward import Network, Run, Suffix, need_cpu, record, rotated
+from labcode.forward import Network, Run, Suffix, record, rotated
 from labcode.heads import Head, check_heads
 from labcode.inputs import guard
 from labcode.metrics import Interval, bootstrap_ratios, end_logits, logit_difference, restoration
@@ -459,7 +459,6 @@ def _parts(
     """
     if runs is not None and runs.model is not model:
         raise PatchError("these runs are those of another model: make them anew with `Runs(model)`")
-    need_cpu(model, "sweeps")
     base, source = (corrupted, clean) if direction == "denoising" else (clean, corrupted)
     start, network, hooks = first_difference(base, source), Network(model), list(hooks)
     for index in torch.arange(len(base)).split(PROMPTS_AT_ONCE):

@@ -97,7 +97,7 @@ def direct_attribution(model: TransformerBridge, pop: Population, parts: Decompo
     term, so this is not what would be lost without the term, and it is blind to all that a term does through later
     layers (Wang et al. 2022, section 3.1, use the same measure as path patching to the logits).
     """
-    direction = logit_direction(model, pop).cpu()
+    direction = logit_direction(model, pop)
     return torch.einsum("tbm,bm->tb", parts.terms, direction) / parts.scale
 
 
@@ -116,20 +116,20 @@ def logit_lens(
     for piece in progress(list(pop.chunks(batch_size)), "logit lens"):
         with torch.no_grad():
             stream = _at_end(model, piece).accumulated_resid(apply_ln=True, incl_mid=len(sublayers) > 1)
-        read = torch.einsum("sbm,bm->sb", stream[:, :, 0].cpu().float(), logit_direction(model, piece).cpu())
-        readings.append(read + bias_difference(model, piece).cpu())
+        read = torch.einsum("sbm,bm->sb", stream[:, :, 0].float(), logit_direction(model, piece))
+        readings.append(read + bias_difference(model, piece))
     return names, torch.cat(readings, dim=1)
 
 
 def _decompose(model: TransformerBridge, pop: Population) -> Decomposition:
     cache = _at_end(model, pop)
     terms, names = cache.get_full_resid_decomposition(expand_neurons=False, return_labels=True)
-    terms = terms[:, :, 0].cpu().float()
+    terms = terms[:, :, 0].float()
     kept = [i for i, name in enumerate(names) if name != "bias" or terms[i].any()]
     labels, kinds = zip(*(_named(names[i]) for i in kept), strict=True)
     has_norm = "ln_final.hook_scale" in cache
-    scale = cache["ln_final.hook_scale"][:, 0, 0].cpu().float() if has_norm else torch.ones(len(pop))
-    stream = cache["resid_post", model.cfg.n_layers - 1][:, 0].cpu().float()
+    scale = cache["ln_final.hook_scale"][:, 0, 0].float() if has_norm else torch.ones(len(pop))
+    stream = cache["resid_post", model.cfg.n_layers - 1][:, 0].float()
     return Decomposition(terms[kept], labels, kinds, scale, stream)
 
 

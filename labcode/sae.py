@@ -152,7 +152,10 @@ def collect(
         x = torch.cat(run())
         return {"stream": x.half() if float(x.abs().max()) < LARGEST_HALF else x}
 
-    pieces = [remember(f"stream after {layer}", model, [tokens], made)["stream"].float()] if keep else run()
+    if keep:
+        pieces = [remember(f"stream after {layer}", model, [tokens], made)["stream"].to(tokens.device).float()]
+    else:
+        pieces = run()
     largest = max(float(piece.abs().max()) for piece in pieces)
     if not largest < float("inf"):
         raise SaeError(
@@ -778,7 +781,8 @@ def shipped(model: TransformerBridge, text: Corpus | None = None) -> Shipped:
 
 def _own(model: TransformerBridge, text: Corpus, mark: str) -> tuple[Any, dict[str, Any]]:
     parts = text.split()[0][:LIVE_CONTEXTS]
-    target = cache_dir() / "sae" / f"{mark[:16]}-{len(parts)}-v{LIVE_VERSION}"
+    where = str(model.cfg.device).replace("cpu", "")  # another device's last digits give another dictionary
+    target = cache_dir() / "sae" / f"{mark[:16]}-{len(parts)}-v{LIVE_VERSION}{where}"
 
     def build(aside: Path) -> None:
         must_be_clean(model)

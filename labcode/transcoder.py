@@ -461,7 +461,7 @@ def _replaced(predict: Predict | None, layer: int, where: Bool[Tensor, "context 
 
     def write(y: Tensor, hook: Any) -> Tensor:
         y = y.clone()
-        y[where] = predict(seen[0][where])
+        y[where] = predict(seen[0][where]).to(y)
         return y
 
     reads, writes = hooks(layer)
@@ -561,7 +561,8 @@ def shipped(model: TransformerBridge, text: Corpus | None = None) -> Shipped:
 
 def _own(model: TransformerBridge, text: Corpus, mark: str) -> tuple[Any, dict[str, Any]]:
     parts = text.split()[0][:LIVE_CONTEXTS]
-    target = cache_dir() / "transcoder" / f"{mark[:16]}-{len(parts)}-v{LIVE_VERSION}"
+    where = str(model.cfg.device).replace("cpu", "")  # another device's last digits give another dictionary
+    target = cache_dir() / "transcoder" / f"{mark[:16]}-{len(parts)}-v{LIVE_VERSION}{where}"
 
     def build(aside: Path) -> None:
         must_be_clean(model)

@@ -273,7 +273,7 @@ def log_probability(
         width = max(map(len, rows))
         padded = torch.tensor([row + [row[0]] * (width - len(row)) for row in rows])
         with torch.no_grad():
-            logits = model(padded.to(model.cfg.device), return_type="logits").float().cpu()
+            logits = model(padded.to(model.cfg.device), return_type="logits").float()
         for row, i in enumerate(piece):
             where = torch.arange(len(added[i])) + int(pop.lengths[i]) - 1  # a token is predicted one place before it
             chosen = logits[row, where].log_softmax(-1)[range(len(where)), added[i]]

@@ -1,4 +1,4 @@
-"""CPU seconds of labcode.patching beside those of transformer_lens.patching, on one thread.
+"""Seconds of labcode.patching beside those of transformer_lens.patching: CPU time on one thread, or a GPU's time.
 
     python -m labbook.data.make.benchmark [--quick | --full]
 
@@ -7,7 +7,8 @@ and the residual stream by position, on 1 and on 16 prompts. Our time is that of
 runs and the comparison with the bridge. Theirs is one forward pass for each cell, so it is measured on a random sample
 of cells and scaled up; --full times every cell (hours), --quick only a few. The same cells give the largest difference.
 
-Process time on one thread: other load on the machine hardly matters. It is no test, and never fails for being slow.
+Where LAB_DEVICE takes a GPU, both run there and the clock on the wall counts; else it is process time on one thread, so
+that other load on the machine hardly matters. It is no test, and never fails for being slow.
 The table goes to standard output, the numbers to _build/benchmark/patching.json.
 """
 
@@ -49,18 +50,29 @@ def subjects() -> Iterator[tuple[str, Any]]:
         yield "GPT-2 small, random weights", models.load(str(folders.write_random_gpt2_small(Path(folder))))
 
 
+def clock(model: Any) -> float:
+    """Seconds: of this process on the CPU, else of the wall, when the GPU has done what it was given."""
+    if torch.device(model.cfg.device).type == "cpu":
+        return time.process_time()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def ours(model: Any, clean: Any, corrupted: Any, kind: Any, at: Any) -> tuple[Grid, float]:
-    """The whole sweep and its CPU seconds."""
-    start = time.process_time()
+    """The whole sweep and its seconds."""
+    start = clock(model)
     grid = sweep(model, clean, corrupted, kind, at=at)
-    return grid, time.process_time() - start
+    return grid, clock(model) - start
 
 
 def theirs(
     model: Any, clean: Any, corrupted: Any, kind: str, at: Any, cells: list[tuple[int, ...]]
 ) -> tuple[Any, float]:
-    """Some cells by transformer_lens, [cell], and the CPU seconds for one of them."""
-    _, cache = model.run_with_cache(clean.tokens, names_filter=lambda name: name.endswith(("hook_z", "hook_resid_pre")))
+    """Some cells by transformer_lens, [cell], and the seconds for one of them."""
+    _, cache = model.run_with_cache(
+        clean.tokens.to(model.cfg.device), names_filter=lambda name: name.endswith(("hook_z", "hook_resid_pre"))
+    )
     rows = torch.arange(len(clean))
 
     def positions(place: int) -> Any:
@@ -78,11 +90,17 @@ def theirs(
     def metric(logits: Any) -> Any:
         return logit_difference(logits[rows, clean.end], clean).mean()
 
-    start = time.process_time()
+    start = clock(model)
     values = tl.generic_activation_patch(
-        model, corrupted.tokens, cache, metric, setter, kind, index_df=pd.DataFrame(cells, columns=range(len(cells[0])))
+        model,
+        corrupted.tokens.to(model.cfg.device),
+        cache,
+        metric,
+        setter,
+        kind,
+        index_df=pd.DataFrame(cells, columns=range(len(cells[0]))),
     )
-    return values, (time.process_time() - start) / len(cells)
+    return values.cpu(), (clock(model) - start) / len(cells)
 
 
 def compare(name: str, model: Any, what: str, n: int, n_timed: int | None) -> dict[str, Any]:
@@ -118,6 +136,7 @@ def write(rows: list[dict[str, Any]]) -> None:
         "torch": torch.__version__,
         "transformer_lens": version("transformer-lens"),
         "machine": platform.machine(),
+        "device": torch.cuda.get_device_name() if models.device_of().startswith("cuda") else models.device_of(),
     }
     sealed.write(OUT, {"threads": 1, **about, "rows": rows})
 
@@ -135,7 +154,7 @@ def main() -> None:
     print(line.format("model", "sweep", "prompts", "cells", "ours, s", "transformer_lens, s", "ratio", "difference"))
     rows = []
     for name, model in subjects():
-        model(prompts.canonical(model).tokens)
+        model(prompts.canonical(model).tokens.to(model.cfg.device))
         for what in SWEEPS:
             for n in (1,) if options.quick else (1, 16):
                 row = compare(name, model, what, n, n_timed)
@@ -145,7 +164,9 @@ def main() -> None:
                     line.format(name, what, n, row["cells"], *numbers, f"{row['largest_difference']:.1e}"), flush=True
                 )
                 write(rows)
-    print(f"CPU seconds, one thread; transformer_lens timed on {n_timed or 'all'} cells of each sweep. {OUT}")
+    print(
+        f"Seconds on {models.device_of()}, one thread; transformer_lens timed on {n_timed or 'all'} cells each. {OUT}"
+    )
 
 
 if __name__ == "__main__":

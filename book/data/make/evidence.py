@@ -30,7 +30,7 @@ BOOK = Path(__file__).parents[2]
 
 def make(options: Namespace) -> None:
     """Measure both halves and write them."""
-    model = models.load()
+    model = models.load(device="cpu")  # whose numbers are the reference
     name = models.edition(model)
     if not name:
         raise EvidenceError(
