@@ -30,7 +30,7 @@ import weakref
 from collections.abc import Callable, Collection, ItemsView, Iterable, KeysView, Mapping, Set
 from contextvars import ContextVar
 from copy import deepcopy
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -490,7 +490,7 @@ _is_there: ContextVar[bool] = ContextVar("there", default=False)
 def _elsewhere(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """The device of the model that is given, or that something given holds; None where all is usual, on the CPU."""
     for one in (*args, *kwargs.values()):
-        model = one if hasattr(type(one), "hook_dict") else getattr(one, "__dict__", {}).get("model")
+        model: Any = one if hasattr(type(one), "hook_dict") else getattr(one, "__dict__", {}).get("model")
         if hasattr(type(model), "hook_dict"):
             import torch
 
@@ -534,10 +534,11 @@ def moved(value: Any, device: Any) -> Any:
         if all(a is b for a, b in zip(found, value, strict=True)):
             return value
         return type(value)(*found) if hasattr(value, "_fields") else type(value)(found)
-    if is_dataclass(value) and value.__dataclass_params__.frozen and not isinstance(value, type):  # type: ignore[attr-defined]
-        parts = {field.name: getattr(value, field.name) for field in fields(value)}
+    kind: Any = type(value)
+    if getattr(getattr(kind, "__dataclass_params__", None), "frozen", False):
+        parts = {field.name: getattr(value, field.name) for field in fields(kind)}
         if (found := moved(parts, device)) is not parts:
-            value = object.__new__(type(value))  # without what properties have cached there
+            value = object.__new__(kind)  # without what properties have cached there
             for name, one in found.items():
                 object.__setattr__(value, name, one)
     return value
