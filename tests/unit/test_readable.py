@@ -291,7 +291,7 @@ def test_a_rule_may_be_kept_from_looking(tokens, text):
 def test_what_is_recorded_comes_back(fits, tmp_path, monkeypatch):
     sae = SimpleNamespace(**{name: torch.ones(2) for name in ("W_enc", "b_enc", "W_dec", "b_dec")})
     monkeypatch.setattr(readable, "weights_key", lambda _: "w")
-    model = type("Model", (), {"hook_dict": {}, "cfg": SimpleNamespace(d_model=2, d_vocab=2)})()
+    model = type("Model", (), {"hook_dict": {}, "cfg": SimpleNamespace(d_model=2, d_vocab=2, device="cpu")})()
     path = tmp_path / "r.json"
     sealed.write(path, readable.pack(fits) | {"weights": "w", "sae": readable.sae_key(sae)})
     again = readable.recorded(model, sae, path)
