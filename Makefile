@@ -64,8 +64,8 @@ patch-bench: $(READY)
 reproduce: $(READY)
 	rm -rf _build/reproduce
 	for run in first second; do \
-		mkdir -p _build/reproduce/$$run && cp -R book _config.yml _toc.yml pyproject.toml requirements.txt _build/reproduce/$$run && \
-		LAB_CACHE="$(CURDIR)/_build/reproduce/$$run/cache" $(JUPYTER_BOOK) build _build/reproduce/$$run || exit 1; \
+		mkdir -p _build/reproduce/$$run && cp -R book labcode _config.yml _toc.yml pyproject.toml requirements.txt _build/reproduce/$$run && \
+		LAB_CACHE="$(CURDIR)/_build/reproduce/$$run/cache" $(JUPYTER_BOOK) build _build/reproduce/$$run $(STRICT) || exit 1; \
 	done
 	$(BIN)/python tests/book/compare_builds.py --near 1e-4 _build/reproduce/first/_build _build/reproduce/second/_build
 
