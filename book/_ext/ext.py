@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from docutils import nodes
 from myst_nb.sphinx_ import HideCodeCellNode, depart_HideCellInput
 from pybtex.plugin import find_plugin, register_plugin
+from sphinx.errors import ExtensionError
 from sphinx.writers.html5 import HTML5Translator
 
 from labbook._ext import (
@@ -44,9 +45,10 @@ ASSETS = Path(__file__).with_name("assets")
 # From installed packages, so that the site asks no other host and this repository carries nobody's files.
 PLOTLY = ("plotly", "package_data/plotly.min.js")
 # A name that hides the words shown, a button without a name, a part of the page that is none.
+TOGGLE = '<summary><span class="toctree-toggle"'  # only where a page has pages inside
 MENDS = {
-    ' title="Search" aria-label="Search"': ' title="Search"',
-    '<summary><span class="toctree-toggle"': '<summary aria-label="Show the pages inside"><span class="toctree-toggle"',
+    ' title="Search" aria-label="Search" data-bs-placement=': ' title="Search" data-bs-placement=',
+    TOGGLE: '<summary aria-label="Show the pages inside"><span class="toctree-toggle"',
     'id="pst-primary-sidebar" class=': 'id="pst-primary-sidebar" role="complementary" aria-label="All pages" class=',
 }
 TEMPLATES = Path(__file__).with_name("templates")
@@ -113,15 +115,27 @@ def visit_citation(translator: Any, node: nodes.Element) -> None:
 
 
 def mend_theme(app: Sphinx, error: Exception | None) -> None:
-    """Write the pages again without what the theme tells a screen reader wrongly."""
+    """Write the pages again without what the theme tells a screen reader wrongly.
+
+    Raises:
+        ExtensionError: no page has one of these, or had it when it was written: the theme has changed.
+    """
     if error or app.builder.format != "html":
         return
+    missing = set(MENDS)
     for path in Path(app.outdir).rglob("*.html"):
         page = mended = path.read_text(encoding="utf8")
         for wrong, right in MENDS.items():
             mended = mended.replace(wrong, right)
+            if right in mended:
+                missing.discard(wrong)
         if mended != page:
             path.write_text(mended, encoding="utf8")
+    inside = app.env.toctree_includes
+    if not any(inside.get(name) for name in inside.get(app.config.root_doc, ())):
+        missing.discard(TOGGLE)
+    if missing and app.builder.name == "html":
+        raise ExtensionError(f"the theme has changed, no page has {' or '.join(sorted(missing))}: look at MENDS anew")
 
 
 def write_font(app: Sphinx, error: Exception | None) -> None:

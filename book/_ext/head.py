@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
 from docutils import nodes
+from sphinx.errors import ExtensionError
 
 from labbook._ext import card, pages
 
@@ -70,11 +71,11 @@ def root(app: Sphinx, error: Exception | None) -> None:
         return
     out, first = Path(app.outdir), str(app.config.root_doc)
     if "/" in first and (out / f"{first}.html").exists():
-        page = (out / f"{first}.html").read_text(encoding="utf8")
+        before, head, after = (out / f"{first}.html").read_text(encoding="utf8").partition("<head>")
+        if not head:
+            raise ExtensionError(f"{first}.html has no <head>: the theme has changed, look at it anew")
         # Its links are those of a page one folder down; this makes them lead to the same places from here.
-        (out / "index.html").write_text(
-            page.replace("<head>", f'<head><base href="{first}.html"/>', 1), encoding="utf8"
-        )
+        (out / "index.html").write_text(f'{before}{head}<base href="{first}.html"/>{after}', encoding="utf8")
     if base := app.config.html_baseurl:
         start = (out / f"{first}.html").read_text(encoding="utf8")
         about = re.split(r"(?<=[?.]) ", pages.collected(app.env, "descriptions").get(first, ""))[0]

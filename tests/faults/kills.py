@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "book")]
+sys.path += [str(ROOT), str(ROOT / "tests" / "book")]
 import compare_builds  # noqa: E402
 
 import install  # noqa: E402

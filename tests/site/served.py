@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -29,6 +30,14 @@ PHONE = {"width": 390, "height": 844}
 def pages() -> list[str]:
     """The addresses of all chapters, relative to the site."""
     return [path.relative_to(SITE).as_posix() for path in sorted((SITE / "book").glob("**/*.html"))]
+
+
+def page_with(pattern: str) -> str:
+    """The first page whose source has what a pattern says. Editions differ in numbers and sentences alone."""
+    found = (name for name in pages() if re.search(pattern, (SITE / name).read_text(encoding="utf8"), re.DOTALL))
+    name = next(found, None)
+    assert name, f"no page in {SITE / 'book'} has {pattern}: was it renamed?"
+    return name
 
 
 class _Silent(http.server.SimpleHTTPRequestHandler):

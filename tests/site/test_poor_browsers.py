@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from served import ARGUMENTS, BROWSER, PHONE, SITE, pages
+from served import ARGUMENTS, BROWSER, PHONE, SITE, page_with, pages
 
 pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
 
@@ -46,11 +46,6 @@ FLAT = """() => [...document.querySelectorAll("article math")].filter((math) => 
 DEAD = """() => [...document.querySelectorAll("button, select, textarea, input:not([type=radio]), [role=button]")]
   .filter((one) => one.checkVisibility({ visibilityProperty: true }) && !one.closest("form[action]"))
   .map((one) => one.outerHTML.slice(0, 120))"""
-
-
-def page_with(text: str) -> str:
-    """The first page whose source has a text, or skip."""
-    return next((name for name in PAGES if text in (SITE / name).read_text(encoding="utf8")), "") or pytest.skip(text)
 
 
 @pytest.fixture(scope="module", params=["full", "forbidden"])

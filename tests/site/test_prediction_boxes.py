@@ -6,15 +6,15 @@ The tests look at `_build/html`, or at the site that the environment variable SI
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
-from served import BROWSER, PHONE, SITE, pages
+from served import BROWSER, PHONE, SITE, page_with, pages
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
 
 LOG = "book/predictions.html"
+TWO_BOXES_AND_A_CLAIM = r'\A(?=.*class="lab-(?:claim|said)")(?=.*id="predict-.*id="predict-)'
 pytestmark = [
     pytest.mark.skipif(not BROWSER, reason="no chromium or google-chrome on the PATH"),
     pytest.mark.skipif(not (SITE / LOG).is_file(), reason=f"no built site in {SITE}: run make book"),
@@ -39,22 +39,13 @@ def tab(context):
     assert page.problems == []
 
 
-def chapter_with_boxes() -> str:
-    """A chapter with two boxes at least and a claim."""
-    for name in pages():
-        text = (SITE / name).read_text(encoding="utf8")
-        if text.count('id="predict-') >= 2 and re.search('class="lab-(claim|said)"', text):
-            return name
-    pytest.skip("no chapter with two prediction boxes")
-
-
 def commit(tab, box, words: str) -> None:
     box.get_by_label("Your prediction", exact=True).fill(words)
     box.get_by_role("button", name="Commit").click()
 
 
 def test_an_answer_is_committed_by_keyboard_and_what_came_is_shown_beside_it(tab):
-    tab.goto(chapter_with_boxes())
+    tab.goto(page_with(TWO_BOXES_AND_A_CLAIM))
     box = tab.locator(".admonition.predict").first
     assert box.locator(".lab-came").count() == 0
     box.get_by_label("Your prediction", exact=True).focus()
@@ -77,7 +68,7 @@ def test_an_answer_is_committed_by_keyboard_and_what_came_is_shown_beside_it(tab
 
 
 def test_the_answer_and_the_mark_are_there_after_a_reload(tab):
-    tab.goto(chapter_with_boxes())
+    tab.goto(page_with(TWO_BOXES_AND_A_CLAIM))
     box = tab.locator(".admonition.predict").first
     commit(tab, box, HOSTILE)
     box.get_by_label("It came otherwise").check()
@@ -100,7 +91,7 @@ def test_the_answer_and_the_mark_are_there_after_a_reload(tab):
 
 
 def test_blanks_are_not_an_answer(tab):
-    tab.goto(chapter_with_boxes())
+    tab.goto(page_with(TWO_BOXES_AND_A_CLAIM))
     box = tab.locator(".admonition.predict").first
     commit(tab, box, "  \n ")
     assert "Write something first" in box.get_by_role("status").inner_text()
@@ -109,7 +100,7 @@ def test_blanks_are_not_an_answer(tab):
 
 
 def test_the_list_counts_exports_and_deletes(tab):
-    chapter = chapter_with_boxes()
+    chapter = page_with(TWO_BOXES_AND_A_CLAIM)
     tab.goto(chapter)
     for at, (words, mark) in enumerate([(HOSTILE, "It came otherwise"), ("0.3", "It came as I said")]):
         box = tab.locator(".admonition.predict").nth(at)
@@ -153,7 +144,7 @@ def test_the_list_counts_exports_and_deletes(tab):
 
 @pytest.mark.parametrize("stored", ["{", "[]", "null", '{"a": 1, "b": {"text": {}}, "c": null}'])
 def test_spoilt_storage_breaks_nothing(tab, stored):
-    tab.goto(chapter_with_boxes())
+    tab.goto(page_with(TWO_BOXES_AND_A_CLAIM))
     model = tab.locator('meta[name="lab-model"]').get_attribute("content")
     key = f"interp-lab:/:predictions:{model}"
     tab.evaluate("([key, value]) => localStorage.setItem(key, value)", [key, stored])
@@ -186,7 +177,7 @@ def test_a_browser_that_keeps_nothing_says_so(tab):
         return real.call(this, key, ...rest);
       };
     }""")
-    tab.goto(chapter_with_boxes())
+    tab.goto(page_with(TWO_BOXES_AND_A_CLAIM))
     box = tab.locator(".admonition.predict").first
     commit(tab, box, "nine")
     assert box.locator("blockquote").inner_text() == "nine"
@@ -196,7 +187,7 @@ def test_a_browser_that_keeps_nothing_says_so(tab):
 def test_without_scripts_there_is_no_control_and_every_question_can_be_read(browser, site):
     made = browser.new_context(java_script_enabled=False)
     page = made.new_page()
-    page.goto(f"{site}/{chapter_with_boxes()}")
+    page.goto(f"{site}/{page_with(TWO_BOXES_AND_A_CLAIM)}")
     box = page.locator(".admonition.predict").first
     assert len(box.inner_text()) > 40
     assert box.locator("button, textarea, input").count() == 0
@@ -227,10 +218,10 @@ def test_every_box_of_the_book_has_its_own_name_and_is_listed(browser, site):
 def test_the_controls_fit_a_phone_and_can_be_read(browser, site, scheme):
     made = browser.new_context(color_scheme=scheme, viewport=PHONE)
     page = made.new_page()
-    page.goto(f"{site}/{chapter_with_boxes()}")
+    page.goto(f"{site}/{page_with(TWO_BOXES_AND_A_CLAIM)}")
     box = page.locator(".admonition.predict").first
     commit(page, box, "unbroken" * 30)
-    for name in (chapter_with_boxes(), LOG):
+    for name in (page_with(TWO_BOXES_AND_A_CLAIM), LOG):
         page.goto(f"{site}/{name}")
         assert page.evaluate("document.scrollingElement.scrollWidth") <= PHONE["width"]
         for control in page.locator(".lab-prediction :is(button, textarea), .lab-log-buttons button").all():

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 
 import pytest
-from served import BROWSER, DESKTOP, PHONE, SCROLL_THROUGH, SITE, pages
+from served import BROWSER, DESKTOP, PHONE, SCROLL_THROUGH, SITE, page_with, pages
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
 
@@ -49,14 +49,6 @@ def visit(browser, site):
     yield open_page
     for context in contexts:
         context.close()
-
-
-def page_with(selector: str) -> str:
-    """The first page whose source has the text `selector`, or skip."""
-    for name in PAGES:
-        if selector in (SITE / name).read_text(encoding="utf8"):
-            return name
-    pytest.skip(f"no page has {selector}")
 
 
 def pictures(figure: sync_api.Locator) -> list[dict[str, float]]:

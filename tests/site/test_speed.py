@@ -2,13 +2,18 @@
 
 Counted is the processor time of the page's main thread and not the time on the clock, which other programs lengthen:
 50 ms here are 200 ms there. On a busy or a slower machine each task takes more processor time too, so the limit follows
-what a page of known size takes at the same moment, and only a page over it in each of several loads is too slow.
+what a page of known size takes right before or after, the smaller of both, and only a page over it in each of several
+loads is too slow.
+
+What it can't see: on two busy cores a third of the yardstick's loads took 1.8 times as long as the others. Drawn again
+from 26 such loads, and 20 of pages of two to four times its size, a page of 1.5 times the limit passes one test in
+five, one of twice the limit one in 250, and one of 2.5 times, the control below, none in 20,000.
 """
 
 from __future__ import annotations
 
 import json
-from urllib.parse import quote
+from collections.abc import Iterator
 
 import pytest
 from served import ARGUMENTS, BROWSER, SITE, pages, serving
@@ -26,18 +31,21 @@ LONGEST = sorted(MODULES, key=lambda name: (SITE / name).stat().st_size)[-1:]
 NAMES = ["index.html", "search.html", "404.html", *(name for name in pages() if name not in MODULES), *LONGEST]
 LIMIT = 50  # ms
 LOADS = 5
-# A page whose longest task takes this long on the machine that the limit was set on, when nothing else runs there.
-YARDSTICK = (
-    "<!doctype html><meta name=viewport content='width=device-width'>" + "<p>So <b>many</b> words of text.</p>" * 2000
-)
-YARD = 27  # ms
+HEAVY = 5  # times the yardstick
+YARD = 25  # ms that the yardstick's longest task takes on the machine that the limit was set on, when nothing else runs
+# Parsing and layout in one task: what comes from the network a browser parses in pieces, smaller on a busy machine.
+SIZED = """<!doctype html><meta name=viewport content="width=device-width"><body><script>onload = () => {{
+  document.body.innerHTML = "<p>So <b>many</b> words of text.</p>".repeat({}); document.body.offsetHeight;
+}};</script>"""
+WORDY = 2000  # paragraphs of the yardstick
 
 
 @pytest.fixture(scope="module")
 def measure(tmp_path_factory):
-    """A function that opens an address and gives the processor time, in ms, of the longest task until it is at rest."""
+    """A function that opens an address again and again, and says how long its longest task took."""
     folder = tmp_path_factory.mktemp("traces")
-    (folder / "yard.html").write_text(YARDSTICK, encoding="utf8")
+    for name, size in (("yard", 1), ("heavy", HEAVY)):
+        (folder / f"{name}.html").write_text(SIZED.format(round(WORDY * size)), encoding="utf8")
 
     # A browser of its own: a trace hears all pages of its browser.
     with sync_api.sync_playwright() as playwright, serving(folder) as yard:
@@ -55,26 +63,35 @@ def measure(tmp_path_factory):
             named = {(one["pid"], one["tid"]): one["args"]["name"] for one in events if one["name"] == "thread_name"}
             mains = {thread for thread, name in named.items() if name == "CrRendererMain"}
             tasks = [one for one in events if one["name"].endswith("RunTask") and (one["pid"], one["tid"]) in mains]
-            assert tasks, "a trace without tasks says nothing"
-            return max(one.get("tdur", one.get("dur", 0)) for one in tasks) / 1000
+            # A few events have none; the time on the clock is no substitute.
+            timed = [one["tdur"] for one in tasks if "tdur" in one]
+            assert timed, "this browser's trace has no processor time of a page's tasks"
+            return max(timed) / 1000
 
-        yield lambda address=f"{yard}/yard.html": longest(address)
+        def taken(address: str) -> Iterator[float]:
+            """Of each load in turn the longest task, in ms of the machine that the limit was set on."""
+            for _ in range(LOADS):
+                task = longest(address.format(yard=yard))
+                yards.append(longest(f"{yard}/yard.html"))
+                # The smaller of those before and after: a yardstick that was disturbed would excuse a slow page.
+                yield task / max(1.0, min(yards[-2:]) / YARD)
+
+        yards = [longest(f"{yard}/yard.html")]
+        yield taken
         chromium.close()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_task_keeps_a_phone_longer_than_a_fifth_of_a_second(measure, site, name):
     taken = []
-    for _ in range(LOADS):
-        slow = max(1.0, measure() / YARD)
-        taken.append(measure(f"{site}/{name}") / slow)
-        if taken[-1] <= LIMIT:
+    for one in measure(f"{site}/{name}"):
+        taken.append(one)
+        if one <= LIMIT:
             return
     raise AssertionError(
         f"longest task in {len(taken)} loads: {', '.join(f'{one:.0f}' for one in taken)} ms of {LIMIT}"
     )
 
 
-def test_a_page_six_times_the_yardstick_is_too_slow(measure):
-    taken = [measure("data:text/html," + quote(YARDSTICK * 6)) / max(1.0, measure() / YARD) for _ in range(LOADS)]
-    assert min(taken) > LIMIT
+def test_a_page_over_the_limit_is_too_slow(measure):
+    assert min(measure("{yard}/heavy.html")) > LIMIT

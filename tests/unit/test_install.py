@@ -188,9 +188,9 @@ def test_pyproject_names_the_same_pythons():
     assert f'requires-python = ">=3.{least},<3.{beyond}"' in (ROOT / "pyproject.toml").read_text()
 
 
-def make(target: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+def make(target: str, folder: Path, *options: str, **variables: str) -> subprocess.CompletedProcess:
     given = [f"{name}={value}" for name, value in variables.items()]
-    command = ["make", "--no-print-directory", "-f", ROOT / "Makefile", target, *given]
+    command = ["make", "--no-print-directory", "-f", ROOT / "Makefile", target, *options, *given]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
 
 
@@ -204,3 +204,23 @@ def test_a_taken_port_and_a_missing_site_are_a_sentence(tmp_path):
     assert done.returncode != 0
     assert "can't be had, another server may use it" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_files_that_a_reader_leaves_are_not_taken_for_modules(tmp_path):
+    for name in ("requirements.txt", "pyproject.toml", "install.py", "_build/html/index.html"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    recipe = (ROOT / "Makefile").read_text()
+    for target in re.search(r"^\.PHONY: (.*)", recipe, re.M)[1].split():
+        done = make(target, tmp_path, "--dry-run", "--always-make", PYTHON="python3", TASK="t", BROWSER="b")
+        assert done.returncode == 0, done.stderr
+        # A script of `tests` looks for modules beside itself and not in this folder.
+        first = re.findall(r"\bpython3? +(\S+)", done.stdout)
+        assert [one for one in first if not one.startswith(("-P", "-I", "tests/"))] == [], target
+    (tmp_path / "test_one.py").write_text("def test_one(): pass")
+    for name in ("code", "socket"):  # pdb's, and one that a worker of the tests loads before it has its path
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a reader wrote this')")
+    command = make("test", tmp_path, "--dry-run", "-o", ".venv/.ready").stdout.replace("3*", "1*")
+    command = command.replace(".venv/bin/python", shlex.quote(sys.executable))
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert "1 passed" in done.stdout, done.stderr

@@ -108,6 +108,25 @@ def test_each_python_that_the_project_names_is_checked():
     assert matrix == ["3.11", "3.12", "3.13"]
 
 
+@pytest.mark.parametrize(("user", "how"), [("0", "apt-get"), ("1000", "sudo -n apt-get")])
+def test_the_check_installs_a_browser_with_the_rights_that_it_has(tmp_path, user, how):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "dirname"):
+        (tools / name).symlink_to(shutil.which(name))
+    said = {"id": f"echo {user}", "make": ":", **dict.fromkeys(("apt-get", "sudo"), 'echo "${0##*/} $*" >> asked')}
+    for name, does in said.items():
+        (tools / name).write_text(f"#!{tools}/bash\n{does}\n")
+        (tools / name).chmod(0o755)
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    subprocess.run([tools / "bash", ".ci/run"], cwd=tmp_path, env={"PATH": str(tools)}, check=True, timeout=60)
+    assert (tmp_path / "asked").read_text() == f"{how} update -q\n{how} install -y -q chromium\n"
+    (tmp_path / "asked").unlink()
+    (tools / "google-chrome").symlink_to(tools / "make")
+    subprocess.run([tools / "bash", ".ci/run"], cwd=tmp_path, env={"PATH": str(tools)}, check=True, timeout=60)
+    assert not (tmp_path / "asked").exists()
+
+
 def test_the_citation_is_of_this_version():
     citation = read(ROOT / "CITATION.cff")
     assert citation["version"] == labcode.__version__

@@ -11,13 +11,15 @@ import sys
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 from math_core import LatexError
+from sphinx.errors import ExtensionError
 
 import labcode
-from labbook._ext import closing, execution, figures, ledger, maths
+from labbook._ext import closing, execution, ext, figures, head, ledger, maths
 
 HOSTILE = '</script><!-- "quoted" & \u2028 <b>'
 
@@ -266,3 +268,42 @@ def test_the_largest_begins_and_neighbours_do_not_begin_together():
     assert execution.in_turn([1], sizes.get) == [1]
     assert execution.in_turn([1, 2, 3, 4, 5], sizes.get) == [3, 1, 5, 2, 4]
     assert execution.in_turn([1, 2, 3, 4, 5, 6], sizes.get) == [3, 1, 6, 2, 5, 4]
+
+
+def site_of(folder, nested: bool = True, **written: str) -> SimpleNamespace:
+    """What a part of the extension asks Sphinx for when the pages are written."""
+    for name, page in written.items():
+        (folder / "book").mkdir(exist_ok=True)
+        (folder / "book" / f"{name}.html").write_text(page)
+    inside = {"book/index": ["book/one"], "book/one": ["book/two"] if nested else []}
+    return SimpleNamespace(
+        builder=SimpleNamespace(name="html", format="html"),
+        outdir=folder,
+        env=SimpleNamespace(toctree_includes=inside),
+        config=SimpleNamespace(root_doc="book/index", html_baseurl=""),
+    )
+
+
+def test_pages_are_mended_once_and_pages_of_an_earlier_build_count(tmp_path):
+    app = site_of(tmp_path, index="".join(ext.MENDS), one="Words")
+    for _ in range(2):
+        ext.mend_theme(app, None)
+        assert (tmp_path / "book" / "index.html").read_text() == "".join(ext.MENDS.values())
+
+
+@pytest.mark.parametrize("wrong", ext.MENDS)
+def test_a_theme_that_has_changed_is_said(tmp_path, wrong):
+    app = site_of(tmp_path, index="".join(ext.MENDS).replace(wrong, wrong.replace("a", "A")))
+    with pytest.raises(ExtensionError, match=f"no page has {re.escape(wrong)}: look at MENDS anew"):
+        ext.mend_theme(app, None)
+
+
+def test_a_book_without_pages_inside_pages_has_nothing_to_fold(tmp_path):
+    ext.mend_theme(site_of(tmp_path, nested=False, index="".join(ext.MENDS).replace(ext.TOGGLE, "")), None)
+
+
+def test_the_first_page_stands_at_the_root_or_it_is_said_why_not(tmp_path):
+    head.root(site_of(tmp_path, index="<html><head><title>"), None)
+    assert (tmp_path / "index.html").read_text() == '<html><head><base href="book/index.html"/><title>'
+    with pytest.raises(ExtensionError, match="has no <head>: the theme has changed"):
+        head.root(site_of(tmp_path, index='<html><head lang="en"><title>'), None)
