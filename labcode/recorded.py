@@ -94,7 +94,7 @@ class Recorded:
             EvidenceError: a row with another number of prompts; one that differs from what is measured again.
         """
         if self.state():  # neither taken nor kept
-            return measure(list(range(len(keys))), None)
+            return measure(list(range(len(keys))), None).cpu()
         name = digest("row", *context)
         known = self.rows.setdefault(name, {})
         numbers = [int(digest(key)[:15], 16) for key in keys]
@@ -149,7 +149,7 @@ class Recorded:
             EvidenceError: what is measured again differs.
         """
         if self.state():
-            return measure()
+            return _on_cpu(measure())
         name = digest("table", *context)
         at = (name, 0)
         if name in self.tables and at not in self.taken and at not in self.measured:
@@ -157,7 +157,7 @@ class Recorded:
             self.compare(new, old, str(context[0]))
             self.taken.add(at)
         if name not in self.tables:
-            self.tables[name] = measure()
+            self.tables[name] = _on_cpu(measure())
             self.measured.add(at)
             self.saved()
         return self.tables[name]
@@ -218,6 +218,11 @@ def stale(gap: float, where: str, allowed: float = TOLERANCE) -> EvidenceError:
         "the code or the model has changed since; make it again with `make evidence`",
         see="evidence",
     )
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same on the CPU, where records are, wherever the model is."""
+    return {name: value.detach().cpu() for name, value in tensors.items()}
 
 
 def digest(*parts: Hashable) -> str:
@@ -345,7 +350,7 @@ def store(path: Path, tensors: Mapping[str, Tensor], said: Mapping[str, str] | N
     """Write tensors, what is said about them, and a checksum of both."""
     from safetensors.torch import save_file
 
-    flat = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    flat = {name: value.contiguous() for name, value in _on_cpu(tensors).items()}
     save_file(flat, path, {**(said or {}), "checksum": checksum(flat, said or {})})
 
 

@@ -7,9 +7,10 @@ import datetime
 
 import pytest
 import torch
+from elsewhere import There, a_gpu
 from safetensors.torch import load_file
 
-from labcode import edges, prompts, recorded
+from labcode import edges, models, prompts, recorded
 from labcode.circuit import Keep, Out, Runner, references
 from labcode.errors import EvidenceError, PatchError
 from labcode.recorded import Recorded, remember, source_key
@@ -141,6 +142,28 @@ def test_recorded_arrows_and_edges_are_those_of_a_run(tiny_gpt2):
         table["some"] += 2e-4
     with pytest.raises(EvidenceError, match="scores"):
         edges.eap(model, pop, abc, known=stale)
+
+
+@pytest.mark.parametrize("state", ["", "a hook is left"])
+def test_what_is_measured_on_another_device_comes_back_to_the_cpu(state):
+    """As what a record holds does; also where nothing is kept."""
+    known = Recorded(state=lambda: state)
+    with a_gpu():
+        table = known.table(("t",), 2, lambda: {"x": There(torch.ones(2))}, lambda table, some: (table, table))
+        rows = known.values(("c",), ("k",), 2, lambda rows, prompts: There(torch.ones(1, 2)))
+        assert (table["x"].device.type, rows.device.type) == ("cpu", "cpu")
+
+
+def test_scores_that_were_measured_on_another_device_are_found_on_the_cpu(tiny_gpt2):
+    with a_gpu():
+        model = models._loaded(models.prepare(str(tiny_gpt2.folder)), "cuda")
+        pop = prompts.population(model, 4, seed=1)
+        known = Recorded()
+        edges.eap(model, pop, prompts.corrupt(model, pop, "abc"), known=known)
+        (table,) = known.tables.values()
+        assert {value.device.type for value in table.values()} == {"cpu"}
+    tiny = tiny_gpt2.bridge
+    edges.eap(tiny, pop, prompts.corrupt(tiny, pop, "abc"), known=found_again(known))
 
 
 # Memory in the cache folder
