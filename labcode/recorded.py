@@ -11,16 +11,22 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import dis
 import functools
 import hashlib
-import inspect
+import importlib
+import io
 import json
 import math
+import pickle
 import random
+import sys
+import sysconfig
 import types
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +34,7 @@ import torch
 
 from labcode.errors import EvidenceError, ModelError
 from labcode.forward import ELSEWHERE
-from labcode.inputs import guard, tokenizer_key
+from labcode.inputs import guard, shown, tokenizer_key
 from labcode.models import build_once, cache_dir, unclean, weights_key
 
 if TYPE_CHECKING:
@@ -236,9 +242,10 @@ def remember(
     """What `measure` returns, from the lab's cache folder if it was measured before.
 
     A name alone would go stale. The key of a measurement holds the model's weights and vocabulary, the prompts, all of
-    labcode's source as this process imported it, that of the measurement (`doing`), the version of torch and the kind
-    of device, so a result is found again only where the same code would give it again. It carries a checksum, is
-    written aside and renamed, and a lock lets one process measure while others wait for it.
+    labcode's source as this process imported it, that of the measurement and all values that it takes from around it
+    (`doing`), the version of torch and the kind of device, so a result is found again only where the same code would
+    give it again. It carries a checksum, is written aside and renamed, and a lock lets one process measure while others
+    wait for it.
 
     Args:
         name: of the measurement, since others may be made of the same prompts.
@@ -246,22 +253,28 @@ def remember(
         measure: makes the tensors, by name. Called at most once, and by one process at a time.
 
     Returns:
-        The tensors. Where the cache folder can't be used, the model isn't as its weights say (`models.unclean`), or
-        labcode's files have changed since they were imported, there is a warning, and they are measured and not kept.
+        The tensors, on the CPU. Where the cache folder can't be used, the model isn't as its weights say
+        (`models.unclean`), labcode's files have changed since they were imported, or the measurement depends on
+        something that no key can hold, another model say, there is a warning, and they are measured and not kept.
     """
-    why = _changed(model)
+    given = [*model.named_parameters(), *model.named_modules(), ("model", model), ("tokenizer", model.tokenizer)]
+    known = {id(one): name for name, one in given} | {id(one): f"of {number}" for number, one in enumerate(of)}
+    try:
+        why, does = _changed(model), doing(measure, known)
+    except EvidenceError as reason:
+        why = str(reason)
     if why:
         warnings.warn(f"this measurement is not kept: {why}", stacklevel=3)
-        return measure()
+        return _on_cpu(measure())
     weights, device = weights_key(model), next(model.parameters()).device.type
-    parts = [name, weights, tokenizer_key(model.tokenizer), device, SOURCE, doing(measure)]
+    parts = [name, weights, tokenizer_key(model.tokenizer), device, SOURCE, does]
     parts += map(prompt_key, of)
     folder = cache_dir() / "measured" / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     made: dict[str, Tensor] = {}
     kept: dict[str, Tensor] = {}
 
     def build(aside: Path) -> None:
-        made.update(measure())
+        made.update(_on_cpu(measure()))
         why = _changed(model) or ("" if weights_key(model) == weights else "its weights were changed meanwhile")
         if why:
             raise ModelError(why)
@@ -278,55 +291,173 @@ def remember(
         build_once(folder, read, build, needs=2**20)
     except ModelError as reason:
         warnings.warn(f"this measurement is not kept: {reason}", stacklevel=3)
-        return made or measure()
-    return made or kept or measure()
+        return made or _on_cpu(measure())
+    return made or kept or _on_cpu(measure())
 
 
-def doing(function: object) -> str:
+def doing(function: Callable[..., Any], known: Mapping[int, str] = types.MappingProxyType({})) -> str:
     """What a function does, as a short text: it is another after an edit, also of a notebook's cell, which is no file.
 
-    Its code, and the numbers, texts and functions of the same notebook or file that it takes from around it. Not what
-    can change while it runs: lists, dictionaries, tensors. Nothing of labcode, which `SOURCE` holds whole.
+    Its code, and all values, functions and classes that this takes from around it, of the same notebook or of files of
+    one's own. Of an installed package the version counts. A function of labcode, which `SOURCE` holds whole, is told by
+    its name: whoever in labcode asks `remember` names what it depends on.
+
+    Args:
+        known: texts for objects that aren't looked into, by their `id`.
+
+    Raises:
+        EvidenceError: it depends on something that can't be copied, as an open file, or shouldn't, as another model.
+
+    Limits: files that are read, random numbers, and what is looked up by a text (`globals()[name]`) are not seen.
     """
-    seen: set[int] = set()
+    seen: dict[int, tuple[Any, str]] = {}  # with the object, since an `id` is given anew after it
 
-    def told(one: Any) -> Any:
-        if one is None or isinstance(one, (bool, int, float, complex, str, bytes)):
-            return repr(one)
-        if isinstance(one, (tuple, frozenset)):
-            each = [told(part) for part in one]
-            return (
-                each if isinstance(one, tuple) else sorted(each, key=repr)
-            )  # texts have another order in each process
+    class Writer(pickle.Pickler):
+        """Writes what an object is made of, and in place of functions, classes and tensors a hash of each."""
+
+        def persistent_id(self, one: Any) -> str | None:
+            if id(one) in known:
+                return known[id(one)]
+            if type(one) in _PLAIN:
+                return None
+            if id(one) not in seen:
+                seen[id(one)] = one, f"as number {len(seen)}"  # to who asks while it is looked through
+                inner = parts(one)
+                if inner is None:
+                    del seen[id(one)]
+                    return None
+                seen[id(one)] = one, digest(type(one).__qualname__, inner)
+            return seen[id(one)][1]
+
+    def told(one: Any) -> str:
+        file = io.BytesIO()
+        writer = Writer(file, 5)
+        writer.fast = True  # the same bytes for what is equal, whether or not it is one object
+        writer.dump(one)
+        return hashlib.sha256(file.getbuffer()).hexdigest()
+
+    def around(values: Mapping[str, Any], asked: Set[str] = frozenset(), within: tuple[str, ...] = ()) -> list[Any]:
+        """Values by name; of modules of one's own, the values that are asked for."""
+        found: list[Any] = []
+        for name, value in sorted(values.items()):
+            try:
+                if isinstance(value, types.ModuleType) and not _installed(value.__name__):
+                    inner = {one: vars(value)[one] for one in asked & vars(value).keys()}
+                    path = value.__name__
+                    found.append((name, path, path in within or around(inner, asked, (*within, path))))
+                else:
+                    found.append((name, told(value)))
+            except EvidenceError:
+                raise
+            except Exception as error:  # whatever an object says to being copied
+                raise EvidenceError(
+                    f"it depends on `{name}`, {shown(value)}, and nothing tells whether that has changed; let it "
+                    "depend on the numbers, texts or tensors that it needs of that"
+                ) from error
+        return found
+
+    def parts(one: Any) -> Any:
+        """What makes an object, or None for what is copied as others are."""
+        if isinstance(one, torch.Tensor):
+            return one.device.type, one.requires_grad, checksum({"": one}, {})
+        if isinstance(one, torch.nn.Module):
+            raise TypeError("a model is large, and may hold hooks")
+        if isinstance(one, types.ModuleType):
+            if not _installed(one.__name__):
+                raise TypeError("its values can change")
+            return one.__name__, _installed(one.__name__)
+        if version := _version(one):
+            return one.__module__, one.__qualname__, version
+        if isinstance(one, types.FunctionType):
+            given = {"default": one.__defaults__, "default by name": one.__kwdefaults__, "attribute": vars(one)}
+            values, asked = _around(one)
+            return parts(one.__code__), around(given), around(values, asked)
         if isinstance(one, types.CodeType):
-            return [one.co_code.hex(), one.co_exceptiontable.hex(), one.co_names, told(one.co_consts)]
-        if isinstance(one, functools.partial):
-            return [told(one.func), told(one.args), told(tuple(sorted(one.keywords.items())))]
-        one = inspect.unwrap(one) if callable(one) else one
-        one = getattr(one, "__func__", one)
-        if not isinstance(one, types.FunctionType) or id(one) in seen or str(one.__module__).startswith("labcode."):
-            return ""
-        seen.add(id(one))
-        around: dict[str, Any] = {}
-        for name in sorted(_names(one.__code__) & one.__globals__.keys()):
-            value = one.__globals__[name]
-            if getattr(inspect.unwrap(value) if callable(value) else value, "__globals__", one.__globals__) is (
-                one.__globals__
-            ):
-                around[name] = value
-        for name, cell in zip(one.__code__.co_freevars, one.__closure__ or (), strict=True):
-            with contextlib.suppress(ValueError):  # a name that has no value yet
-                around[name] = cell.cell_contents
-        given = (one.__defaults__, tuple(sorted((one.__kwdefaults__ or {}).items())))
-        return [told(one.__code__), told(given), [(name, told(value)) for name, value in around.items()]]
+            names = one.co_names, one.co_varnames, one.co_freevars, one.co_cellvars
+            takes = one.co_flags, one.co_argcount, one.co_kwonlyargcount, one.co_posonlyargcount
+            return one.co_code, one.co_exceptiontable, names, takes, [told(value) for value in one.co_consts]
+        if isinstance(one, type):
+            own = {name: value for name, value in vars(one).items() if name not in _OF_NO_EFFECT}
+            return one.__qualname__, told((type(one), one.__bases__)), around(own)
+        if type(one) in (set, frozenset):
+            return sorted(map(told, one))  # texts have another order in each process
+        if isinstance(one, types.MethodType | staticmethod | classmethod):
+            return told((one.__func__, getattr(one, "__self__", None)))
+        if isinstance(one, property):
+            return told((one.fget, one.fset, one.fdel))
+        if isinstance(one, functools.cached_property):
+            return told(one.func)
+        if isinstance(one, functools._lru_cache_wrapper):
+            return told(one.__wrapped__)
+        if isinstance(one, types.MemberDescriptorType | types.GetSetDescriptorType):
+            return one.__name__
+        return None
 
-    return digest(repr(told(function)))
+    if getattr(function, "__globals__", {}).get("__name__", "").startswith("labcode."):
+        return digest(function.__module__, function.__qualname__)
+    return digest(repr(around({"measure": function})))
 
 
-def _names(code: types.CodeType) -> set[str]:
-    """The names that code and the functions in it look up."""
-    inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
-    return set(code.co_names).union(*map(_names, inner))
+_PLAIN = {type(None), bool, int, float, complex, str, bytes, tuple, list, dict}
+_OF_NO_EFFECT = {
+    *("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__dataclass_fields__"),
+    *("__dataclass_params__", "__firstlineno__", "__static_attributes__", "_abc_impl"),
+}
+"""Parts of a class that say nothing of what it does, or say it again."""
+
+
+def _around(function: types.FunctionType) -> tuple[dict[str, Any], set[str]]:
+    """What a function, with those in it, takes from around it, by name; and all names that it may ask modules for."""
+    codes = [function.__code__]
+    for code in codes:
+        codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    values: dict[str, Any] = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # a name that has no value yet
+            values[name] = cell.cell_contents
+    known = function.__globals__
+    if not _installed(known.get("__name__", "")):
+        for code in codes:
+            steps = list(dis.get_instructions(code))
+            for number, step in enumerate(steps):
+                if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in known:
+                    values[step.argval] = known[step.argval]
+                elif step.opname == "IMPORT_NAME":
+                    path = "." * steps[number - 2].argval + step.argval
+                    while path.strip("."):
+                        values[f"import {path}"] = importlib.import_module(path, known.get("__package__"))
+                        path = path.rpartition(".")[0]
+    return values, {name for code in codes for name in code.co_names}
+
+
+@functools.cache
+def _installed(module: str) -> str:
+    """The version of the installed package, or of Python, that has a module; "" for a file or notebook of one's own."""
+    top = module.partition(".")[0]
+    if top == "labcode":
+        return SOURCE
+    file = getattr(sys.modules.get(top), "__file__", None)
+    if top == "__main__":  # whatever package has started it
+        return ""
+    if not file:
+        return sys.version if top in sys.stdlib_module_names else ""
+    if {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts):
+        return sys.version if Path(file).is_relative_to(sysconfig.get_path("stdlib")) else ""
+    try:
+        return metadata.version(top)
+    except metadata.PackageNotFoundError:  # the project has another name
+        return str(sys.modules[top].__version__)
+
+
+def _version(one: Any) -> str:
+    """Of the package that has this function or class under its own name, or ""."""
+    module, name = getattr(one, "__module__", None), getattr(one, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str):
+        return ""
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return _installed(module) if found is one else ""
 
 
 def _changed(model: TransformerBridge) -> str:
