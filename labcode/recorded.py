@@ -15,21 +15,18 @@ import dis
 import functools
 import hashlib
 import importlib
-import io
 import json
 import math
-import pickle
 import random
 import sys
-import sysconfig
 import types
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from labcode.errors import EvidenceError, ModelError
@@ -298,166 +295,101 @@ def remember(
 def doing(function: Callable[..., Any], known: Mapping[int, str] = types.MappingProxyType({})) -> str:
     """What a function does, as a short text: it is another after an edit, also of a notebook's cell, which is no file.
 
-    Its code, and all values, functions and classes that this takes from around it, of the same notebook or of files of
-    one's own. Of an installed package the version counts. A function of labcode, which `SOURCE` holds whole, is told by
-    its name: whoever in labcode asks `remember` names what it depends on.
+    Its code, and what this takes from around it: numbers, texts, tensors, containers of these, packages' dataclasses,
+    and functions and modules of one's own with all that they take. What an installed package has goes by its name, and
+    so does what labcode has, since `SOURCE` holds it whole.
 
     Args:
         known: texts for objects that aren't looked into, by their `id`.
 
     Raises:
-        EvidenceError: it depends on something that can't be copied, as an open file, or shouldn't, as another model.
+        EvidenceError: it depends on something else, whose state nothing here can tell.
 
     Limits: files that are read, random numbers, and what is looked up by a text (`globals()[name]`) are not seen.
     """
-    seen: dict[int, tuple[Any, str]] = {}  # with the object, since an `id` is given anew after it
+    seen: set[int] = set()
 
-    class Writer(pickle.Pickler):
-        """Writes what an object is made of, and in place of functions, classes and tensors a hash of each."""
+    def told(one: Any) -> Any:
+        kind = f"{type(one).__module__}.{type(one).__qualname__}"
+        if id(one) in known:
+            return known[id(one)]
+        if one is None or isinstance(one, bool | int | float | complex | str | bytes | range | torch.dtype | PurePath):
+            return kind, repr(one)
+        if isinstance(one, torch.Tensor):
+            return kind, checksum({"": one}, {})
+        if isinstance(one, np.ndarray) and not one.dtype.hasobject:
+            return kind, str(one.dtype), one.shape, one.tobytes()
+        if isinstance(one, tuple | list):
+            return kind, [told(part) for part in one]
+        if isinstance(one, set | frozenset):
+            return kind, sorted(map(repr, map(told, one)))  # texts have another order in each process
+        if isinstance(one, dict):
+            return kind, [(told(name), told(value)) for name, value in one.items()]
+        if isinstance(one, types.CodeType):
+            takes = one.co_flags, one.co_argcount, one.co_kwonlyargcount, one.co_varnames
+            return one.co_code, one.co_exceptiontable, one.co_names, takes, [told(value) for value in one.co_consts]
+        if isinstance(one, functools.partial):
+            return kind, told(one.func), told(one.args), told(one.keywords)
+        if isinstance(one, types.MethodType):
+            return kind, told(one.__func__), told(one.__self__)
+        if isinstance(one, types.ModuleType):
+            if _installed(one.__name__) or id(one) in seen:
+                return kind, one.__name__
+            seen.add(id(one))
+            return kind, around({name: value for name, value in vars(one).items() if not name.startswith("__")})
+        if isinstance(one, types.BuiltinFunctionType):
+            return kind, one.__qualname__, isinstance(one.__self__, types.ModuleType | type) or told(one.__self__)
+        if isinstance(one, type | types.FunctionType) and _installed(one.__module__):
+            return kind, one.__module__, one.__qualname__
+        if isinstance(one, types.FunctionType):
+            if id(one) in seen:
+                return kind, one.__qualname__
+            seen.add(id(one))
+            given = {"defaults": one.__defaults__, "defaults by name": one.__kwdefaults__, "attributes": vars(one)}
+            return kind, told(one.__code__), around(given), around(_around(one))
+        if is_dataclass(one) and _installed(type(one).__module__):
+            return kind, around({part.name: getattr(one, part.name) for part in fields(one)})
+        raise TypeError(kind)
 
-        def persistent_id(self, one: Any) -> str | None:
-            if id(one) in known:
-                return known[id(one)]
-            if type(one) in _PLAIN:
-                return None
-            if id(one) not in seen:
-                seen[id(one)] = one, f"as number {len(seen)}"  # to who asks while it is looked through
-                inner = parts(one)
-                if inner is None:
-                    del seen[id(one)]
-                    return None
-                seen[id(one)] = one, digest(type(one).__qualname__, inner)
-            return seen[id(one)][1]
-
-    def told(one: Any) -> str:
-        file = io.BytesIO()
-        writer = Writer(file, 5)
-        writer.fast = True  # the same bytes for what is equal, whether or not it is one object
-        writer.dump(one)
-        return hashlib.sha256(file.getbuffer()).hexdigest()
-
-    def around(values: Mapping[str, Any], asked: Set[str] = frozenset(), within: tuple[str, ...] = ()) -> list[Any]:
-        """Values by name; of modules of one's own, the values that are asked for."""
+    def around(values: Mapping[str, Any]) -> list[Any]:
         found: list[Any] = []
         for name, value in sorted(values.items()):
             try:
-                if isinstance(value, types.ModuleType) and not _installed(value.__name__):
-                    inner = {one: vars(value)[one] for one in asked & vars(value).keys()}
-                    path = value.__name__
-                    found.append((name, path, path in within or around(inner, asked, (*within, path))))
-                else:
-                    found.append((name, told(value)))
-            except EvidenceError:
-                raise
-            except Exception as error:  # whatever an object says to being copied
+                found.append((name, told(value)))
+            except (TypeError, ImportError) as error:
                 raise EvidenceError(
                     f"it depends on `{name}`, {shown(value)}, and nothing tells whether that has changed; let it "
                     "depend on the numbers, texts or tensors that it needs of that"
                 ) from error
         return found
 
-    def parts(one: Any) -> Any:
-        """What makes an object, or None for what is copied as others are."""
-        if isinstance(one, torch.Tensor):
-            return one.device.type, one.requires_grad, checksum({"": one}, {})
-        if isinstance(one, torch.nn.Module):
-            raise TypeError("a model is large, and may hold hooks")
-        if isinstance(one, types.ModuleType):
-            if not _installed(one.__name__):
-                raise TypeError("its values can change")
-            return one.__name__, _installed(one.__name__)
-        if version := _version(one):
-            return one.__module__, one.__qualname__, version
-        if isinstance(one, types.FunctionType):
-            given = {"default": one.__defaults__, "default by name": one.__kwdefaults__, "attribute": vars(one)}
-            values, asked = _around(one)
-            return parts(one.__code__), around(given), around(values, asked)
-        if isinstance(one, types.CodeType):
-            names = one.co_names, one.co_varnames, one.co_freevars, one.co_cellvars
-            takes = one.co_flags, one.co_argcount, one.co_kwonlyargcount, one.co_posonlyargcount
-            return one.co_code, one.co_exceptiontable, names, takes, [told(value) for value in one.co_consts]
-        if isinstance(one, type):
-            own = {name: value for name, value in vars(one).items() if name not in _OF_NO_EFFECT}
-            return one.__qualname__, told((type(one), one.__bases__)), around(own)
-        if type(one) in (set, frozenset):
-            return sorted(map(told, one))  # texts have another order in each process
-        if isinstance(one, types.MethodType | staticmethod | classmethod):
-            return told((one.__func__, getattr(one, "__self__", None)))
-        if isinstance(one, property):
-            return told((one.fget, one.fset, one.fdel))
-        if isinstance(one, functools.cached_property):
-            return told(one.func)
-        if isinstance(one, functools._lru_cache_wrapper):
-            return told(one.__wrapped__)
-        if isinstance(one, types.MemberDescriptorType | types.GetSetDescriptorType):
-            return one.__name__
-        return None
-
-    if getattr(function, "__globals__", {}).get("__name__", "").startswith("labcode."):
-        return digest(function.__module__, function.__qualname__)
     return digest(repr(around({"measure": function})))
 
 
-_PLAIN = {type(None), bool, int, float, complex, str, bytes, tuple, list, dict}
-_OF_NO_EFFECT = {
-    *("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__dataclass_fields__"),
-    *("__dataclass_params__", "__firstlineno__", "__static_attributes__", "_abc_impl"),
-}
-"""Parts of a class that say nothing of what it does, or say it again."""
-
-
-def _around(function: types.FunctionType) -> tuple[dict[str, Any], set[str]]:
-    """What a function, with those in it, takes from around it, by name; and all names that it may ask modules for."""
+def _around(function: types.FunctionType) -> dict[str, Any]:
+    """What a function, with those in it, takes from around it, by name; what it imports while it runs too."""
+    found: dict[str, Any] = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # a name that has no value yet
+            found[name] = cell.cell_contents
     codes = [function.__code__]
     for code in codes:
         codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
-    values: dict[str, Any] = {}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # a name that has no value yet
-            values[name] = cell.cell_contents
-    known = function.__globals__
-    if not _installed(known.get("__name__", "")):
-        for code in codes:
-            steps = list(dis.get_instructions(code))
-            for number, step in enumerate(steps):
-                if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in known:
-                    values[step.argval] = known[step.argval]
-                elif step.opname == "IMPORT_NAME":
-                    path = "." * steps[number - 2].argval + step.argval
-                    while path.strip("."):
-                        values[f"import {path}"] = importlib.import_module(path, known.get("__package__"))
-                        path = path.rpartition(".")[0]
-    return values, {name for code in codes for name in code.co_names}
+        for step in dis.get_instructions(code):
+            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in function.__globals__:
+                found[step.argval] = function.__globals__[step.argval]
+            elif step.opname == "IMPORT_NAME":
+                found[step.argval] = sys.modules.get(step.argval) or importlib.import_module(step.argval)
+    return found
 
 
-@functools.cache
-def _installed(module: str) -> str:
-    """The version of the installed package, or of Python, that has a module; "" for a file or notebook of one's own."""
-    top = module.partition(".")[0]
-    if top == "labcode":
-        return SOURCE
-    file = getattr(sys.modules.get(top), "__file__", None)
-    if top == "__main__":  # whatever package has started it
-        return ""
-    if not file:
-        return sys.version if top in sys.stdlib_module_names else ""
-    if {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts):
-        return sys.version if Path(file).is_relative_to(sysconfig.get_path("stdlib")) else ""
-    try:
-        return metadata.version(top)
-    except metadata.PackageNotFoundError:  # the project has another name
-        return str(sys.modules[top].__version__)
-
-
-def _version(one: Any) -> str:
-    """Of the package that has this function or class under its own name, or ""."""
-    module, name = getattr(one, "__module__", None), getattr(one, "__qualname__", None)
-    if not isinstance(module, str) or not isinstance(name, str):
-        return ""
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return _installed(module) if found is one else ""
+def _installed(module: str | None) -> bool:
+    """Whether a module is labcode's, Python's or an installed package's, and not a file or notebook of one's own."""
+    top = (module or "").partition(".")[0]
+    if top in sys.stdlib_module_names | {"labcode", "__main__"}:
+        return top != "__main__"  # whatever package has started it
+    file = getattr(sys.modules.get(top), "__file__", None) or ""
+    return not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
 
 
 def _changed(model: TransformerBridge) -> str:
