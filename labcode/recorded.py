@@ -11,24 +11,27 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import dis
 import functools
 import hashlib
-import inspect
+import importlib
 import json
 import math
 import random
+import sys
 import types
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from labcode.errors import EvidenceError, ModelError
 from labcode.forward import ELSEWHERE
-from labcode.inputs import guard, tokenizer_key
+from labcode.inputs import guard, shown, tokenizer_key
 from labcode.models import build_once, cache_dir, unclean, weights_key
 
 if TYPE_CHECKING:
@@ -94,7 +97,7 @@ class Recorded:
             EvidenceError: a row with another number of prompts; one that differs from what is measured again.
         """
         if self.state():  # neither taken nor kept
-            return measure(list(range(len(keys))), None)
+            return measure(list(range(len(keys))), None).cpu()
         name = digest("row", *context)
         known = self.rows.setdefault(name, {})
         numbers = [int(digest(key)[:15], 16) for key in keys]
@@ -149,7 +152,7 @@ class Recorded:
             EvidenceError: what is measured again differs.
         """
         if self.state():
-            return measure()
+            return _on_cpu(measure())
         name = digest("table", *context)
         at = (name, 0)
         if name in self.tables and at not in self.taken and at not in self.measured:
@@ -157,7 +160,7 @@ class Recorded:
             self.compare(new, old, str(context[0]))
             self.taken.add(at)
         if name not in self.tables:
-            self.tables[name] = measure()
+            self.tables[name] = _on_cpu(measure())
             self.measured.add(at)
             self.saved()
         return self.tables[name]
@@ -220,6 +223,11 @@ def stale(gap: float, where: str, allowed: float = TOLERANCE) -> EvidenceError:
     )
 
 
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same on the CPU, where records are, wherever the model is."""
+    return {name: value.detach().cpu() for name, value in tensors.items()}
+
+
 def digest(*parts: Hashable) -> str:
     """A short text for everything that a value depends on."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
@@ -231,9 +239,10 @@ def remember(
     """What `measure` returns, from the lab's cache folder if it was measured before.
 
     A name alone would go stale. The key of a measurement holds the model's weights and vocabulary, the prompts, all of
-    labcode's source as this process imported it, that of the measurement (`doing`), the version of torch and the kind
-    of device, so a result is found again only where the same code would give it again. It carries a checksum, is
-    written aside and renamed, and a lock lets one process measure while others wait for it.
+    labcode's source as this process imported it, that of the measurement and all values that it takes from around it
+    (`doing`), the version of torch and the kind of device, so a result is found again only where the same code would
+    give it again. It carries a checksum, is written aside and renamed, and a lock lets one process measure while others
+    wait for it.
 
     Args:
         name: of the measurement, since others may be made of the same prompts.
@@ -241,22 +250,28 @@ def remember(
         measure: makes the tensors, by name. Called at most once, and by one process at a time.
 
     Returns:
-        The tensors. Where the cache folder can't be used, the model isn't as its weights say (`models.unclean`), or
-        labcode's files have changed since they were imported, there is a warning, and they are measured and not kept.
+        The tensors, on the CPU. Where the cache folder can't be used, the model isn't as its weights say
+        (`models.unclean`), labcode's files have changed since they were imported, or the measurement depends on
+        something that no key can hold, another model say, there is a warning, and they are measured and not kept.
     """
-    why = _changed(model)
+    given = [*model.named_parameters(), *model.named_modules(), ("model", model), ("tokenizer", model.tokenizer)]
+    known = {id(one): name for name, one in given} | {id(one): f"of {number}" for number, one in enumerate(of)}
+    try:
+        why, does = _changed(model), doing(measure, known)
+    except EvidenceError as reason:
+        why = str(reason)
     if why:
         warnings.warn(f"this measurement is not kept: {why}", stacklevel=3)
-        return measure()
+        return _on_cpu(measure())
     weights, device = weights_key(model), next(model.parameters()).device.type
-    parts = [name, weights, tokenizer_key(model.tokenizer), device, SOURCE, doing(measure)]
+    parts = [name, weights, tokenizer_key(model.tokenizer), device, SOURCE, does]
     parts += map(prompt_key, of)
     folder = cache_dir() / "measured" / hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     made: dict[str, Tensor] = {}
     kept: dict[str, Tensor] = {}
 
     def build(aside: Path) -> None:
-        made.update(measure())
+        made.update(_on_cpu(measure()))
         why = _changed(model) or ("" if weights_key(model) == weights else "its weights were changed meanwhile")
         if why:
             raise ModelError(why)
@@ -273,55 +288,108 @@ def remember(
         build_once(folder, read, build, needs=2**20)
     except ModelError as reason:
         warnings.warn(f"this measurement is not kept: {reason}", stacklevel=3)
-        return made or measure()
-    return made or kept or measure()
+        return made or _on_cpu(measure())
+    return made or kept or _on_cpu(measure())
 
 
-def doing(function: object) -> str:
+def doing(function: Callable[..., Any], known: Mapping[int, str] = types.MappingProxyType({})) -> str:
     """What a function does, as a short text: it is another after an edit, also of a notebook's cell, which is no file.
 
-    Its code, and the numbers, texts and functions of the same notebook or file that it takes from around it. Not what
-    can change while it runs: lists, dictionaries, tensors. Nothing of labcode, which `SOURCE` holds whole.
+    Its code, and what this takes from around it: numbers, texts, tensors, containers of these, packages' dataclasses,
+    and functions and modules of one's own with all that they take. What an installed package has goes by its name, and
+    so does what labcode has, since `SOURCE` holds it whole.
+
+    Args:
+        known: texts for objects that aren't looked into, by their `id`.
+
+    Raises:
+        EvidenceError: it depends on something else, whose state nothing here can tell.
+
+    Limits: files that are read, random numbers, and what is looked up by a text (`globals()[name]`) are not seen.
     """
     seen: set[int] = set()
 
     def told(one: Any) -> Any:
-        if one is None or isinstance(one, (bool, int, float, complex, str, bytes)):
-            return repr(one)
-        if isinstance(one, (tuple, frozenset)):
-            each = [told(part) for part in one]
-            return (
-                each if isinstance(one, tuple) else sorted(each, key=repr)
-            )  # texts have another order in each process
+        kind = f"{type(one).__module__}.{type(one).__qualname__}"
+        if id(one) in known:
+            return known[id(one)]
+        if one is None or isinstance(one, bool | int | float | complex | str | bytes | range | torch.dtype | PurePath):
+            return kind, repr(one)
+        if isinstance(one, torch.Tensor):
+            return kind, checksum({"": one}, {})
+        if isinstance(one, np.ndarray) and not one.dtype.hasobject:
+            return kind, str(one.dtype), one.shape, one.tobytes()
+        if isinstance(one, tuple | list):
+            return kind, [told(part) for part in one]
+        if isinstance(one, set | frozenset):
+            return kind, sorted(map(repr, map(told, one)))  # texts have another order in each process
+        if isinstance(one, dict):
+            return kind, [(told(name), told(value)) for name, value in one.items()]
         if isinstance(one, types.CodeType):
-            return [one.co_code.hex(), one.co_exceptiontable.hex(), one.co_names, told(one.co_consts)]
+            takes = one.co_flags, one.co_argcount, one.co_kwonlyargcount, one.co_varnames
+            return one.co_code, one.co_exceptiontable, one.co_names, takes, [told(value) for value in one.co_consts]
         if isinstance(one, functools.partial):
-            return [told(one.func), told(one.args), told(tuple(sorted(one.keywords.items())))]
-        one = inspect.unwrap(one) if callable(one) else one
-        one = getattr(one, "__func__", one)
-        if not isinstance(one, types.FunctionType) or id(one) in seen or str(one.__module__).startswith("labcode."):
-            return ""
-        seen.add(id(one))
-        around: dict[str, Any] = {}
-        for name in sorted(_names(one.__code__) & one.__globals__.keys()):
-            value = one.__globals__[name]
-            if getattr(inspect.unwrap(value) if callable(value) else value, "__globals__", one.__globals__) is (
-                one.__globals__
-            ):
-                around[name] = value
-        for name, cell in zip(one.__code__.co_freevars, one.__closure__ or (), strict=True):
-            with contextlib.suppress(ValueError):  # a name that has no value yet
-                around[name] = cell.cell_contents
-        given = (one.__defaults__, tuple(sorted((one.__kwdefaults__ or {}).items())))
-        return [told(one.__code__), told(given), [(name, told(value)) for name, value in around.items()]]
+            return kind, told(one.func), told(one.args), told(one.keywords)
+        if isinstance(one, types.MethodType):
+            return kind, told(one.__func__), told(one.__self__)
+        if isinstance(one, types.ModuleType):
+            if _installed(one.__name__) or id(one) in seen:
+                return kind, one.__name__
+            seen.add(id(one))
+            return kind, around({name: value for name, value in vars(one).items() if not name.startswith("__")})
+        if isinstance(one, types.BuiltinFunctionType):
+            return kind, one.__qualname__, isinstance(one.__self__, types.ModuleType | type) or told(one.__self__)
+        if isinstance(one, type | types.FunctionType) and _installed(one.__module__):
+            return kind, one.__module__, one.__qualname__
+        if isinstance(one, types.FunctionType):
+            if id(one) in seen:
+                return kind, one.__qualname__
+            seen.add(id(one))
+            given = {"defaults": one.__defaults__, "defaults by name": one.__kwdefaults__, "attributes": vars(one)}
+            return kind, told(one.__code__), around(given), around(_around(one))
+        if is_dataclass(one) and _installed(type(one).__module__):
+            return kind, around({part.name: getattr(one, part.name) for part in fields(one)})
+        raise TypeError(kind)
 
-    return digest(repr(told(function)))
+    def around(values: Mapping[str, Any]) -> list[Any]:
+        found: list[Any] = []
+        for name, value in sorted(values.items()):
+            try:
+                found.append((name, told(value)))
+            except (TypeError, ImportError) as error:
+                raise EvidenceError(
+                    f"it depends on `{name}`, {shown(value)}, and nothing tells whether that has changed; let it "
+                    "depend on the numbers, texts or tensors that it needs of that"
+                ) from error
+        return found
+
+    return digest(repr(around({"measure": function})))
 
 
-def _names(code: types.CodeType) -> set[str]:
-    """The names that code and the functions in it look up."""
-    inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
-    return set(code.co_names).union(*map(_names, inner))
+def _around(function: types.FunctionType) -> dict[str, Any]:
+    """What a function, with those in it, takes from around it, by name; what it imports while it runs too."""
+    found: dict[str, Any] = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # a name that has no value yet
+            found[name] = cell.cell_contents
+    codes = [function.__code__]
+    for code in codes:
+        codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
+        for step in dis.get_instructions(code):
+            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in function.__globals__:
+                found[step.argval] = function.__globals__[step.argval]
+            elif step.opname == "IMPORT_NAME":
+                found[step.argval] = sys.modules.get(step.argval) or importlib.import_module(step.argval)
+    return found
+
+
+def _installed(module: str | None) -> bool:
+    """Whether a module is labcode's, Python's or an installed package's, and not a file or notebook of one's own."""
+    top = (module or "").partition(".")[0]
+    if top in sys.stdlib_module_names | {"labcode", "__main__"}:
+        return top != "__main__"  # whatever package has started it
+    file = getattr(sys.modules.get(top), "__file__", None) or ""
+    return not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
 
 
 def _changed(model: TransformerBridge) -> str:
@@ -345,7 +413,7 @@ def store(path: Path, tensors: Mapping[str, Tensor], said: Mapping[str, str] | N
     """Write tensors, what is said about them, and a checksum of both."""
     from safetensors.torch import save_file
 
-    flat = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    flat = {name: value.contiguous() for name, value in _on_cpu(tensors).items()}
     save_file(flat, path, {**(said or {}), "checksum": checksum(flat, said or {})})
 
 

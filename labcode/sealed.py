@@ -11,9 +11,13 @@ from labcode.errors import EvidenceError
 from labcode.inputs import guard
 
 
-def seal(record: dict[str, Any], *beside: Path) -> str:
-    """A hash of a record and of files beside it: of what JSON says, whatever line ends it has, else of bytes."""
-    parts = [record, *(json.loads(_text(file)) if file.suffix == ".json" else _hash(file) for file in beside)]
+def seal(path: Path, record: dict[str, Any], *beside: Path) -> str:
+    """A hash of a file's name, its record and files beside it: of what JSON says, whatever line ends, else of bytes."""
+    parts = [
+        path.name,
+        record,
+        *(json.loads(_text(file)) if file.suffix == ".json" else _hash(file) for file in beside),
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -26,7 +30,9 @@ def write(path: Path, record: dict[str, Any], *beside: Path, indent: int | None 
     """
     plain = json.loads(json.dumps(record))
     between = (",", ": ") if indent else (",", ":")
-    text = json.dumps(plain | {"checksum": seal(plain, *beside)}, indent=indent, separators=between, ensure_ascii=False)
+    text = json.dumps(
+        plain | {"checksum": seal(path, plain, *beside)}, indent=indent, separators=between, ensure_ascii=False
+    )
     aside = path.with_suffix(".tmp")
     aside.write_text(text + "\n", encoding="utf8")
     aside.replace(path)
@@ -50,11 +56,11 @@ def opened(path: Path, *beside: Path) -> dict[str, Any]:
     """The same, for who has a sentence of its own.
 
     Raises:
-        ValueError: another checksum, or none. OSError: no such file.
+        ValueError: another checksum, or none; a file under another name than it was written. OSError: no such file.
     """
     record = dict(json.loads(_text(path)))
-    if record.pop("checksum", "") != seal(record, *beside):
-        raise ValueError("its checksum is another: the file is damaged or was changed")
+    if record.pop("checksum", "") != seal(path, record, *beside):
+        raise ValueError("its checksum is another: the file is damaged or was changed, or has another file's name")
     return record
 
 

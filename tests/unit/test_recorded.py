@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import copy
 import datetime
+import importlib
+import json
+import os
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
+from elsewhere import There, a_gpu
 from safetensors.torch import load_file
 
-from labcode import edges, prompts, recorded
+from labbook.show import sketch
+from labcode import edges, evidence, models, prompts, recorded, sae
 from labcode.circuit import Keep, Out, Runner, references
 from labcode.errors import EvidenceError, PatchError
 from labcode.recorded import Recorded, remember, source_key
@@ -143,6 +151,28 @@ def test_recorded_arrows_and_edges_are_those_of_a_run(tiny_gpt2):
         edges.eap(model, pop, abc, known=stale)
 
 
+@pytest.mark.parametrize("state", ["", "a hook is left"])
+def test_what_is_measured_on_another_device_comes_back_to_the_cpu(state):
+    """As what a record holds does; also where nothing is kept."""
+    known = Recorded(state=lambda: state)
+    with a_gpu():
+        table = known.table(("t",), 2, lambda: {"x": There(torch.ones(2))}, lambda table, some: (table, table))
+        rows = known.values(("c",), ("k",), 2, lambda rows, prompts: There(torch.ones(1, 2)))
+        assert (table["x"].device.type, rows.device.type) == ("cpu", "cpu")
+
+
+def test_scores_that_were_measured_on_another_device_are_found_on_the_cpu(tiny_gpt2):
+    with a_gpu():
+        model = models._loaded(models.prepare(str(tiny_gpt2.folder)), "cuda")
+        pop = prompts.population(model, 4, seed=1)
+        known = Recorded()
+        edges.eap(model, pop, prompts.corrupt(model, pop, "abc"), known=known)
+        (table,) = known.tables.values()
+        assert {value.device.type for value in table.values()} == {"cpu"}
+    tiny = tiny_gpt2.bridge
+    edges.eap(tiny, pop, prompts.corrupt(tiny, pop, "abc"), known=found_again(known))
+
+
 # Memory in the cache folder
 
 # What is remembered is found again, made again when anything changed, and no obstacle where nothing can be kept
@@ -154,15 +184,19 @@ def cache(tmp_path, monkeypatch):
     return tmp_path
 
 
+CALLS: list[int] = []
+
+
 @pytest.fixture
 def counted():
-    calls = []
+    CALLS.clear()
 
     def measure():
+        calls = globals()["CALLS"]  # by a text, so that the count is no part of the key
         calls.append(1)
         return {"x": torch.arange(6.0).view(2, 3), "y": torch.tensor(float(len(calls)))}
 
-    return calls, measure
+    return CALLS, measure
 
 
 def test_a_measurement_is_made_once(cache, toy, counted):
@@ -303,6 +337,123 @@ def test_what_a_measurement_encloses_is_part_of_the_key_and_the_line_it_stands_o
         exec(compile(cell, "<cell>", "exec"), names)
         found.append(recorded.doing(names["f"]))
     assert found[0] == found[1]
+
+
+KINDS = {  # one cell for each, in which {} is what changes
+    "list": "value = [(0, {})]",
+    "dictionary": "value = {'a': [{}]}",
+    "set": "value = {'a', 'b', 'c', {}}",
+    "tensor": "value = torch.tensor([1.0, {}], dtype=torch.bfloat16)",
+    "tensor's type": "value = torch.zeros(2, dtype=[torch.float32, torch.int32][{} - 1])",
+    "tensor's shape": "value = torch.zeros(2, {})",
+    "array": "value = np.array([1, {}])",
+    "NumPy's number": "value = np.float64({})",
+    "path": "value = pathlib.Path('{}')",
+    "partial": "value = functools.partial(max, {})",
+    "text's method": "value = '{}'.join",
+    "labcode's dataclass": "value = circuit.Keep([({}, 0, 'END')])",
+    "default": "def value(x=[{}]): return x",
+    "default by name": "def value(*, x=[{}]): return x",
+    "name of an argument": "def value(x{}, y): return y",
+    "attribute of a function": "def value(): return 1\nvalue.x = {}",
+    "wrapper": "def by(x): return lambda f: functools.wraps(f)(lambda: f() * x)\n@by({})\ndef value(): return 1",
+    "functions that call each other": "def value(n): return other(n)\ndef other(n): return value(n - {})",
+    "beside functions of packages": "value = [F.softmax, torch.zeros, circuit.ablate, {}]",
+}
+KIND = """
+import functools, pathlib
+import numpy as np, torch
+import torch.nn.functional as F
+from labcode import circuit, recorded
+{}
+def enclosed(value):
+    return lambda: value
+keys = recorded.doing(lambda: value), recorded.doing(enclosed(value))
+"""
+
+
+def keys_of(cell):
+    names: dict = {"__name__": "__main__"}
+    exec(compile(KIND.replace("{}", cell), "<cell>", "exec", dont_inherit=True), names)
+    return names["keys"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_a_measurement_takes_from_around_it_is_part_of_the_key(kind):
+    one, same, other = (keys_of(KINDS[kind].replace("{}", number)) for number in "112")
+    assert one == same
+    assert not {*one} & {*other}, "neither of a notebook nor of a closure"
+
+
+def test_another_process_finds_the_same_keys():
+    cells = [cell.replace("{}", "1") for cell in KINDS.values()]
+    code = f"import json, sys\nsys.path += {sys.path}\nimport test_recorded\n"
+    code += f"print(json.dumps([test_recorded.keys_of(cell) for cell in {cells}]))"
+    asked = [sys.executable, "-c", code]
+    made = subprocess.run(asked, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
+    found = dict(zip(KINDS, json.loads(made.stdout.splitlines()[-1]), strict=True))
+    assert found == {kind: [*keys_of(cell)] for kind, cell in zip(KINDS, cells, strict=True)}
+
+
+@pytest.mark.parametrize("how", ["import mine", "from mine import look", "inside", "inside, its part"])
+def test_a_file_of_ones_own_that_was_edited_measures_again(cache, toy, tmp_path, monkeypatch, how):
+    """Also where it is imported late, and what a function of it looks up."""
+    (tmp_path / "mine").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    for number in (1, 1, 2):
+        (tmp_path / "mine" / "__init__.py").write_text(f"HEADS = [{number}]\ndef look(): return HEADS[0]\n")
+        (tmp_path / "mine" / "part.py").write_text(f"HEADS = [{number}]\ndef look(): return HEADS[0]\n")
+        for name in ("mine", "mine.part"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        late = {"inside": "import mine", "inside, its part": "from mine.part import look"}.get(how, "pass")
+        call = "mine.look()" if late == "import mine" or how == "import mine" else "look()"
+        text = f"import torch\n{'pass' if late != 'pass' else how}\ndef measure():\n    {late}\n"
+        names: dict = {"__name__": "a notebook"}
+        exec(compile(f"{text}    return {{'x': torch.tensor({call})}}", "<cell>", "exec"), names)
+        assert int(remember("thing", toy, [], names["measure"])["x"]) == number
+    assert len(list(cache.rglob("values.safetensors"))) == 2
+
+
+@pytest.mark.parametrize("what", ["another model", "a lock", "an open file"])
+def test_what_no_key_can_hold_is_measured_each_time_and_said(cache, toy, tiny_gpt2, counted, what):
+    inner = counted[1]
+    with open(os.devnull) as file:
+        thing = {"another model": tiny_gpt2.bridge, "a lock": threading.Lock(), "an open file": file}[what]
+
+        def measure():
+            assert thing
+            return inner()
+
+        for number in (1, 2):
+            with pytest.warns(
+                UserWarning, match="is not kept: it depends on `thing`, an? .*; let it depend on the num"
+            ):
+                assert float(remember("thing", toy, [], measure)["y"]) == number
+    assert not list(cache.rglob("values.safetensors"))
+
+
+@pytest.mark.filterwarnings("error:this measurement is not kept")
+def test_whoever_remembers_finds_it_again(cache, tiny_gpt2, monkeypatch):
+    """All callers of labcode and of the book, and a chapter's own cell with a model and prompts."""
+    model = tiny_gpt2.bridge
+    cell: dict = {"__name__": "__main__", "model": model, "pop": prompts.population(model, 8, seed=1)}
+    made = "metrics.logit_difference(metrics.end_logits(model, pop), pop)"
+    code = f"from labcode import metrics\ndef measure():\n    return {{'x': {made}}}"
+    exec(compile(code, "<cell>", "exec"), cell)
+
+    def asked():
+        seen = evidence.load(model)
+        seen.arrows({"a": [(0, 0, "S2")]}, {"b": [(1, 0, "END")]})
+        sketch._said(model, [(1, 0), (1, 1)])
+        sae.collect(model, cell["pop"].tokens, 0, keep=True)
+        remember("of a chapter", model, [cell["pop"]], cell["measure"])
+
+    asked()
+    assert len(list(cache.rglob("values.safetensors"))) == 6, "two halves, arrows, signals, activations, the cell"
+    monkeypatch.setattr(recorded, "store", None)
+    asked()
 
 
 def test_another_vocabulary_of_the_same_size_is_measured_again(cache, tiny_gpt2, counted, monkeypatch):

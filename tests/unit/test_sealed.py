@@ -60,6 +60,12 @@ def test_what_was_damaged_or_edited_is_an_error(tmp_path, harm):
         sealed.read(path, file)
 
 
+def test_a_record_in_another_ones_place_is_an_error(tmp_path):
+    shutil.copy(DATA / "bench" / "swap-mary.json", tmp_path / "swap-anna.json")
+    with pytest.raises(EvidenceError, match="has another file's name"):
+        sealed.read(tmp_path / "swap-anna.json")
+
+
 def test_whoever_reads_recorded_data_notices(tmp_path, monkeypatch):
     """The bench, the corpus and an autoencoder; rules and tables of chapters are read by the function itself."""
     shutil.copytree(DATA / "bench", tmp_path / "bench")
