@@ -43,7 +43,7 @@ from labcode import (
 )
 from labcode.circuit import Keep, Out
 from labcode.errors import ModelError
-from labcode.recorded import Recorded
+from labcode.recorded import Recorded, remember
 
 LAYER = 0
 
@@ -323,9 +323,9 @@ def drawn(model, pop):
     )
 
 
-def recorded_tables(model):
-    found = evidence.load(model)
-    return found.tables, evidence.populations(model, 2), evidence.recheck(model, found).n
+def remembered(model, pop):
+    made = remember("a test", model, [pop], lambda: {"v": circuit.ablate(model, pop, HEADS, "zero")})
+    return made, evidence.populations(model, 2)
 
 
 def swept(model, pop, other):
@@ -429,7 +429,8 @@ WORK = {
     "prompts.token_id prompts.quoted prompts.single_token_names tasks.populations": lambda m, pop, other, **_: drawn(
         m, pop
     ),
-    "evidence.load evidence.populations evidence.recheck": lambda m, *_, **__: recorded_tables(m),
+    "recorded.remember evidence.populations": lambda m, pop, *_, **__: remembered(m, pop),
+    "families": lambda m, pop, other, **_: families.measure(m, pop, other),
     "models.unclean models.must_be_clean models.edition": lambda m, *_, **__: (
         len(models.unclean(m)),
         models.must_be_clean(m),
@@ -441,8 +442,9 @@ EXCUSED = {
     "patching.Patched": "the inside of a sweep",
     "patching.Paths": "the inside of path_patch",
     "corpus.load_corpus": "reads a file, or calls write_corpus",
-    "evidence.measure": "what evidence.load calls",
-    "recorded.remember": "what evidence.load calls",
+    "evidence.measure": "families.measure on two halves",
+    "evidence.load": "reads a file, or remembers what evidence.measure measures",
+    "evidence.recheck": "families.measure on a few prompts",
     "sae.res_jb": "fetches dictionaries of GPT-2 small",
     "models.self_check": "of the known models, with prompts of its own",
     "models.summary": "in a test of its own: it names the device",
@@ -560,7 +562,6 @@ def test_everything_works_where_the_model_is_and_comes_back(
     monkeypatch.setattr(inputs, "there", noted)
     for module in (sae, transcoder):
         monkeypatch.setattr(module, "LIVE_SAMPLES", 256)
-    monkeypatch.setattr(evidence, "FEWER", 2)
     monkeypatch.setattr(corpus, "LENGTH", 12)
     monkeypatch.setattr(corpus, "KEEP_FROM", 0.0)
     more = {"coder": coder, "imitation": imitation, "text": text, "home": model, "folder": tmp_path}
