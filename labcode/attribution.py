@@ -31,6 +31,7 @@ from labcode.forward import Linear, Network, Run, Suffix, rotate
 from labcode.heads import check_heads
 from labcode.inputs import guard
 from labcode.latents import encode
+from labcode.recorded import prompt_key
 from labcode.sae import check_fits, check_latents, hook
 
 if TYPE_CHECKING:
@@ -176,7 +177,9 @@ class Local:
         self.rotary = "blocks.0.attn.hook_cos" in model.hook_dict
         self.turns: tuple[Tensor, Tensor] | None = None  # cosine and sine of the positions
         self.other = other
-        same = like is not None and like.pop is pop and like.other is other and like.layer == layer
+        same = like is not None and like.model is model and like.layer == layer
+        if like is not None and same:  # on another device than the CPU, prompts come as copies
+            same = (prompt_key(like.pop), prompt_key(like.other)) == (prompt_key(pop), prompt_key(other))
         if like is not None and same:
             self.turns = like.turns
             self.start, self.early_z, self.early_mlp = like.start, like.early_z, like.early_mlp

@@ -288,7 +288,7 @@ class Means:
     ) -> None:
         if how != "zero" and reference is None:
             raise PatchError(f"{how!r} needs a reference population, such as corrupt(model, pop, 'abc')")
-        cfg, self.how = model.cfg, how
+        self.model, cfg, self.how = model, model.cfg, how
         keys = [self._key(pop, number) for number in range(len(pop))]
         self._group = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         width = 1 if how in ("zero", "mean") else int(pop.end.max()) + 1

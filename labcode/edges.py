@@ -143,6 +143,7 @@ class Graph:
 
     def connected(self, mask: Bool[Tensor, "dest source"]) -> Bool[Tensor, "dest source"]:
         """Without the edges that lie on no path from the embedding to the logits: they change nothing in a run."""
+        mask = mask.cpu()
         reached, used = (torch.zeros(len(of), dtype=torch.bool, device="cpu") for of in (self.sources, self.dests))
         reached[0], used[-1] = True, True
         for source in range(1, len(self.sources)):
@@ -179,7 +180,7 @@ class Piece:
     """
 
     def __init__(self, graph: Graph, pop: Population, other: Population) -> None:
-        self.graph, self.pop = graph, pop
+        self.model, self.graph, self.pop = graph.model, graph, pop
         self.n_pos = int(pop.end.max()) + 1
         runs = [record(graph.model, one.tokens, one.end, Suffix.hooks(graph.model)) for one in (pop, other)]
         self.clean, self.corrupted = (base["hook_resid_pre", 0][:, : self.n_pos].clone() for base in runs)

@@ -26,6 +26,7 @@ import torch
 from torch.nn import functional as F
 
 from labcode.errors import ModelError, PatchError
+from labcode.inputs import guard
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -70,7 +71,7 @@ class Network:
     """
 
     def __init__(self, model: TransformerBridge) -> None:
-        cfg = model.cfg
+        self.model, cfg = model, model.cfg
         self.n_layers, self.n_heads, self.d_head, self.d_model = cfg.n_layers, cfg.n_heads, cfg.d_head, cfg.d_model
         self.n_kv_heads = cfg.n_key_value_heads or cfg.n_heads
         self.eps = cfg.eps
@@ -267,7 +268,7 @@ class Suffix:
     """
 
     def __init__(self, network: Network, base: Run, end: Int[Tensor, " batch"]) -> None:
-        self.network, self.base, self.end = network, base, end
+        self.model, self.network, self.base, self.end = network.model, network, base, end
         self.rotary = "blocks.0.attn.hook_cos" in base.activations
         self.keys = "attn.hook_rot_k" if self.rotary else "attn.hook_k"
         self.n_pos = int(end.max()) + 1
@@ -393,3 +394,6 @@ def check(model: TransformerBridge) -> None:
         raise _unsupported(f"activations of another kind ({shapes})") from shapes
     if not gap <= 1:
         raise _unsupported(f"a forward pass whose logits differ from ours by {gap:.1g} times what rounding allows")
+
+
+guard(globals(), PatchError)

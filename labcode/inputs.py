@@ -7,7 +7,9 @@ with the tokenizer of the model that it comes with. The same thing in another dr
 torch, a generator in place of a list, a text in place of a path. All else is an error that names the argument.
 
 Then it goes to where the model is (`there`), so that a function that measures says nothing of devices: what is given is
-moved, what is made is made there, and what comes of it is brought back to the CPU.
+moved, what is made is made there, and what comes of it is brought back to the CPU. An object that holds runs, a `Joint`
+or a `Runner`, stays there with all its attributes: its methods return what is on the CPU. What a reader gives to be
+called, a metric say, is called with what is there.
 
 Only what comes from outside is looked at: modules of the lab call each other freely, and what a reader gives to be
 called, a metric say, is outside. So no function checks types of its own; what its numbers must be to make sense, it
@@ -29,7 +31,7 @@ import types
 import weakref
 from collections.abc import Callable, Collection, ItemsView, Iterable, KeysView, Mapping, Set
 from contextvars import ContextVar
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -366,6 +368,7 @@ _NAMED: dict[str, Check] = {
     "Node": node,
     "None": nothing,
     "Tensor": tensor("Float", "..."),
+    "device": needs(lambda x: type(x).__name__ == "device", "is no device of torch"),
 }
 
 
@@ -518,14 +521,22 @@ def there(device: Any, of: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
 
 
 def moved(value: Any, device: Any) -> Any:
-    """A value with its tensors on a device: of tensors, dictionaries of latents, containers and frozen dataclasses."""
+    """A value with its tensors on a device: of tensors, dictionaries of latents, containers and frozen dataclasses.
+
+    A function stays what it is, except a method of what is moved, as `sae.encode`.
+    """
     import torch
 
     if isinstance(value, torch.Tensor):
         return value.to(device)
-    if isinstance(value, torch.nn.Module) and not hasattr(type(value), "hook_dict"):
-        away = any(part.device.type != device.type for part in value.parameters())
+    if hasattr(type(value), "hook_dict"):  # the model itself
+        return value
+    if isinstance(value, torch.nn.Module):
+        away = any(part.device.type != device.type for part in (*value.parameters(), *value.buffers()))
         return deepcopy(value).to(device) if away else value
+    if isinstance(value, types.MethodType):
+        holder = moved(value.__self__, device)
+        return value if holder is value.__self__ else types.MethodType(value.__func__, holder)
     if isinstance(value, dict):
         parts = {name: moved(one, device) for name, one in value.items()}
         return value if all(parts[name] is one for name, one in value.items()) else parts
@@ -541,6 +552,11 @@ def moved(value: Any, device: Any) -> Any:
             value = object.__new__(kind)  # without what properties have cached there
             for name, one in found.items():
                 object.__setattr__(value, name, one)
+    elif hasattr(value, "__dict__") and (hasattr(value, "W_dec") or hasattr(value, "cfg")):  # shaped like a dictionary
+        found = moved(vars(value), device)
+        if found is not vars(value):
+            value = copy(value)
+            vars(value).update(found)
     return value
 
 
@@ -604,5 +620,9 @@ def guard(module: dict[str, Any], error: type[LabError]) -> None:
         elif isinstance(one, type) and not getattr(one, "_is_protocol", False):
             _classes[name] = one
             for part, value in list(vars(one).items()):
-                if isinstance(value, types.FunctionType) and (part == "__init__" or not part.startswith("_")):
+                if part.startswith("_") and part != "__init__":
+                    continue
+                if isinstance(value, types.FunctionType):
                     setattr(one, part, guarded(value, error, module))
+                elif isinstance(value, classmethod | staticmethod):
+                    setattr(one, part, type(value)(guarded(value.__func__, error, module)))

@@ -37,6 +37,7 @@ from labcode.inputs import guard
 from labcode.progress import watched
 
 if TYPE_CHECKING:
+    import torch
     from transformer_lens.model_bridge import TransformerBridge
 
 
@@ -153,13 +154,13 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def device_of(request: str | None = None) -> str:
+def device_of(request: str | torch.device | None = None) -> str:
     """The device that models are loaded on, as torch names it: "cpu", "cuda", "cuda:1" or "mps".
 
     Args:
-        request: `cpu`, `cuda`, `mps`, a device with its number, or `auto`: a CUDA GPU where torch sees one, else the
-            CPU. None reads `LAB_DEVICE`; where that is unset it is the CPU, for which the chapters' cells are
-            written. All of labcode computes where the model is.
+        request: `cpu`, `cuda`, `mps`, a device with its number, one of torch's, or `auto`: a CUDA GPU where torch sees
+            one, else the CPU. None reads `LAB_DEVICE`; where that is unset it is the CPU, for which the chapters' cells
+            are written. Every function of labcode that takes a model computes where the model is.
 
     Raises:
         ModelError: It is none of these, or this machine or this torch has no such device.
@@ -190,7 +191,7 @@ def device_of(request: str | None = None) -> str:
 
 
 @_uncollected()
-def load(name: str | None = None, device: str | None = None) -> TransformerBridge:
+def load(name: str | None = None, device: str | torch.device | None = None) -> TransformerBridge:
     """Load a model as a `TransformerBridge` in compatibility mode, float32, in eval mode, gradients off.
 
     Compatibility mode folds the norms' weights into the next matrices and centres what writes to the stream,

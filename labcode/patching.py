@@ -704,7 +704,7 @@ class Patched:
     """
 
     def __init__(self, model: TransformerBridge, part: Part, kind: str) -> None:
-        self.suffix, self.source, self.kind = part.suffix, part.source, kind
+        self.model, self.suffix, self.source, self.kind = model, part.suffix, part.source, kind
         self.network, self.base = part.suffix.network, part.suffix.base
         self.source_hook, self.query_hook = _source_hook(model, kind), rotated(model, "q")
 
@@ -821,7 +821,7 @@ class Paths:
         place: Int[Tensor, " batch"],
         freeze_mlps: bool,
     ) -> None:
-        self.suffix, self.network, self.base = part.suffix, part.suffix.network, part.suffix.base
+        self.model, self.suffix, self.network, self.base = model, part.suffix, part.suffix.network, part.suffix.base
         self.senders = Patched(model, part, "z")
         self.into, self.receivers, self.place, self.freeze_mlps = into, receivers, place, freeze_mlps
         self.top = max(receivers, default=self.network.n_layers)  # no sender from here on reaches a receiver

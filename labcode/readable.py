@@ -550,7 +550,7 @@ class Fits:
 def sae_key(sae: Any) -> str:
     """A short text that changes with the weights of an autoencoder."""
     parts = (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
-    return hashlib.sha256(b"".join(p.detach().float().numpy().tobytes() for p in parts)).hexdigest()[:20]
+    return hashlib.sha256(b"".join(p.detach().float().cpu().numpy().tobytes() for p in parts)).hexdigest()[:20]
 
 
 def can_be_tested(chosen: Codes, unseen: Codes, least: int = LEAST) -> Bool[Tensor, " d_sae"]:

@@ -1,7 +1,8 @@
 """A GPU that is none: tensors that say they are on CUDA, and an error where a program mixes them with those of the CPU.
 
 Numbers are computed on the CPU, so what a program gives there can be compared with what it gives here, to the last bit.
-What a real GPU allows is allowed: CPU tensors of no dimension in arithmetic, CPU tensors as indices, copies both ways.
+What a real GPU allows is allowed, and nothing else: CPU tensors of no dimension in arithmetic entry by entry, CPU
+tensors as indices, copies both ways. Random numbers are drawn by a generator of the device that they are made on.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ INDEXED = {
     aten._index_put_impl_.default,
     aten._unsafe_index.Tensor,
 }
+FILLED = {aten.fill.Tensor, aten.fill_.Tensor, aten.masked_fill.Tensor, aten.masked_fill_.Tensor}  # with one number
+FILLED |= {aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
 
 class There(torch.Tensor):
@@ -75,8 +78,11 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         strict = flat
         if func in INDEXED:  # indices may be on the CPU where what is indexed is not; not the other way round
             strict = [args[0], *args[2:3]] if isinstance(args[0], There) else flat
-        mixed = [x for x in strict if isinstance(x, torch.Tensor) and not isinstance(x, There) and x.dim()]
-        if mixed:
+        entries = torch.Tag.pointwise in func.tags or func in FILLED
+        alone = strict[func._schema.is_mutable :] if entries else []  # what is written to is never a number of the CPU
+        numbers = [id(x) for x in alone if isinstance(x, torch.Tensor) and not x.dim()]
+        cpu = [x for x in strict if isinstance(x, torch.Tensor) and not isinstance(x, There)]
+        if any(id(x) not in numbers for x in cpu):
             shapes = [(tuple(x.shape), "cuda" if isinstance(x, There) else "cpu") for x in flat]
             raise RuntimeError(f"{func}: tensors on several devices: {shapes}")
     asked = kwargs.get("device")
@@ -114,6 +120,10 @@ class Asked(TorchFunctionMode):
             return func(args[0], _indices(args[1]), *args[2:])
         if func in _device_constructors() and kwargs.get("device") is None:
             kwargs["device"] = _device.CURRENT_DEVICE  # what `with torch.device(...)` says
+        if (generator := kwargs.get("generator")) is not None:
+            made = any(isinstance(x, There) for x in args) or _is_cuda(kwargs.get("device"))
+            if (generator.device.type == "cuda") != made:
+                raise RuntimeError(f"{func}: a generator of the {generator.device.type} for numbers made elsewhere")
         if func in (torch.tensor, torch.as_tensor) and _is_cuda(kwargs.get("device")):
             if isinstance(args[0], There):
                 return args[0].to(kwargs.get("dtype") or args[0].dtype)
