@@ -84,7 +84,7 @@ def copy_assets(app: Sphinx) -> None:
 
 
 def typeset(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Numbers that the run put into a sentence: a minus for the hyphen, a mean stays with its interval, and a quoted token whole."""
+    """Numbers that the run put into a sentence: a minus for the hyphen; intervals and quoted tokens stay whole."""
     for pasted in doctree.findall(nodes.inline):
         if "pasted-text" not in pasted["classes"]:
             continue
