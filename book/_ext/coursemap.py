@@ -52,7 +52,7 @@ def drawing(grouped: dict[str, list[Chapter]], address: Callable[[Chapter], str]
         for column, chapter in enumerate(inside):
             x, y = LEFT + column * (BOX + GAP), top
             place[chapter.number] = (x, y)
-            lines = textwrap.wrap(f"{chapter.number} {chapter.title}", LETTERS)[:3]
+            lines = textwrap.wrap(f"{chapter.number} {chapter.title}", LETTERS, max_lines=3, placeholder=" …")
             first = y + HIGH / 2 + 5 - 7.5 * (len(lines) - 1)
             said = escape(f"{chapter.number} {chapter.title}", quote=True)  # the words shown, without their line breaks
             boxes.append(

@@ -86,12 +86,12 @@ def copy_assets(app: Sphinx) -> None:
 
 
 def typeset(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Numbers that the run put into a sentence: a minus for the hyphen, and a mean stays with its interval."""
+    """Numbers that the run put into a sentence: a minus for the hyphen; intervals and quoted tokens stay whole."""
     for pasted in doctree.findall(nodes.inline):
         if "pasted-text" not in pasted["classes"]:
             continue
         for text in list(pasted.findall(nodes.Text)):
-            text.parent.replace(text, nodes.Text(report.SIGN.sub("−", text)))
+            text.parent.replace(text, nodes.Text(report.SIGN.sub("−", text).replace("“ ", "“\u00a0")))
         if report.SPAN.fullmatch(pasted.astext()):
             pasted["classes"].append("lab-whole")
 

@@ -55,15 +55,18 @@ globalThis.labStore = (purpose) => {
   else addEventListener("load", name);
 })();
 
-// Boxes that scroll are reached by keyboard: all are asked before any is changed, which takes one layout of the page.
+// Boxes that scroll are reached by keyboard, and one that goes on to the right says so by a class: all are asked before any is changed, which takes one layout of the page.
 // What is folded or not yet drawn is asked when it comes to be seen: each such box would take a layout of its own.
 (() => {
   const BOXES = "pre, .cell_output > .output, .pst-scrollable-table-container, .lab-diagram, .lab-formula";
+  const more = (box) => box.scrollWidth - box.clientWidth - box.scrollLeft > 2;
   const tell = () => {
     const boxes = [...document.querySelectorAll(BOXES)].filter((box) => !box.closest("details:not([open])"));
     const scroll = boxes.map((box) => box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight);
+    const goesOn = boxes.map(more);
     boxes.forEach((box, i) => {
       if (scroll[i] !== (box.tabIndex === 0)) box.tabIndex = scroll[i] ? 0 : -1;
+      if (goesOn[i] !== box.classList.contains("lab-more")) box.classList.toggle("lab-more");
     });
   };
   let waiting = null;
@@ -74,6 +77,9 @@ globalThis.labStore = (purpose) => {
   const begin = () => {
     tell();
     addEventListener("resize", soon);
+    document.addEventListener("scroll", ({ target }) => {
+      if (target.classList && target.matches(BOXES)) target.classList.toggle("lab-more", more(target));
+    }, { capture: true, passive: true });
     document.addEventListener("toggle", soon, { capture: true });
     document.addEventListener("contentvisibilityautostatechange", soon);
     new MutationObserver(soon).observe(document.getElementById("main-content") ?? document.body, { subtree: true, childList: true });
