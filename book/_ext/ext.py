@@ -6,6 +6,7 @@ Add `labbook._ext.ext` to the extensions in `_config.yml`.
 from __future__ import annotations
 
 import gc
+import re
 import shutil
 from html import escape
 from pathlib import Path
@@ -51,6 +52,9 @@ MENDS = {
     TOGGLE: '<summary aria-label="Show the pages inside"><span class="toctree-toggle"',
     'id="pst-primary-sidebar" class=': 'id="pst-primary-sidebar" role="complementary" aria-label="All pages" class=',
 }
+PER_CENT = re.compile(r"(?:(?<=[\d\]])|^) %")  # also behind a number that the run put there
+POWER = re.compile(r"(\d)e([+-]?)0*(\d+)")  # 1e-05
+RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "+")
 TEMPLATES = Path(__file__).with_name("templates")
 PARTS = (
     addresses,
@@ -86,12 +90,16 @@ def copy_assets(app: Sphinx) -> None:
 
 
 def typeset(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Numbers that the run put into a sentence: a minus for the hyphen; intervals and quoted tokens stay whole."""
+    """Numbers in sentences: minus signs and powers of ten as they are printed; what belongs together isn't parted."""
+    for text in list(doctree.findall(nodes.Text)):
+        if not isinstance(text.parent, nodes.literal | nodes.literal_block | nodes.raw | nodes.math):
+            text.parent.replace(text, nodes.Text(PER_CENT.sub("\u00a0%", text)))
     for pasted in doctree.findall(nodes.inline):
         if "pasted-text" not in pasted["classes"]:
             continue
         for text in list(pasted.findall(nodes.Text)):
-            text.parent.replace(text, nodes.Text(report.SIGN.sub("−", text).replace("“ ", "“\u00a0")))
+            typed = POWER.sub(lambda found: f"{found[1]} × 10{(found[2] + found[3]).translate(RAISED)}", text)
+            text.parent.replace(text, nodes.Text(report.SIGN.sub("−", typed).replace("“ ", "“\u00a0")))
         if report.SPAN.fullmatch(pasted.astext()):
             pasted["classes"].append("lab-whole")
 

@@ -15,6 +15,8 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+from docutils import nodes
+from docutils.utils import new_document
 from math_core import LatexError
 from sphinx.errors import ExtensionError
 
@@ -307,3 +309,14 @@ def test_the_first_page_stands_at_the_root_or_it_is_said_why_not(tmp_path):
     assert (tmp_path / "index.html").read_text() == '<html><head><base href="book/index.html"/><title>'
     with pytest.raises(ExtensionError, match="has no <head>: the theme has changed"):
         head.root(site_of(tmp_path, index='<html><head lang="en"><title>'), None)
+
+
+def test_numbers_in_sentences_are_typeset():
+    page = new_document("page")
+    page += nodes.paragraph("", "", nodes.Text("95 % of "), nodes.literal("", "5 %"), nodes.Text(" are 100 % sure"))
+    put = [nodes.inline("", said, classes=["pasted-text"]) for said in ("12", "1e-05", "-0.5 [-1.0, -0.1]", "“ Mary”")]
+    page += nodes.paragraph("", "", put[0], nodes.Text(" % by chance"), *put[1:])
+    ext.typeset(None, page, "page")
+    assert page[0].astext() == "95\u00a0% of 5 % are 100\u00a0% sure"
+    assert page[1].astext() == "12\u00a0% by chance1 × 10⁻⁵−0.5 [−1.0, −0.1]“\u00a0Mary”"
+    assert ["lab-whole" in one["classes"] for one in put] == [False, False, True, False]
