@@ -101,9 +101,13 @@ def _drawn(data: list[dict[str, Any]], layout: dict[str, Any], width: int) -> st
         height = max(height, 90 + 46 * len(y.ticks))
     top = 10 + LINE * legend.rows + (22 if heat else 0) + (18 if layout.get("annotations") else 0)
     left = 12 if above else 14 + LETTER * max((len(text) for _, text in y.ticks), default=1)
-    left += 20 if y.title else 0
+    side = _lines(y.title, height - top - 60)  # less what may stand under the plot
+    left += 4 + 16 * len(side) if side else 0
     x.first, x.last = left, width - 14.0
     x.ticks, tilt = _spaced(x.ticks, x.last - x.first)
+    if tilt:  # the first of the tilted texts begins at the left of its tick
+        value, text = x.ticks[0]
+        x.first += max(0.0, 0.72 * LETTER * len(text) - x.at(value))
     longest = max((len(text) for _, text in x.ticks), default=1)
     bottom = (10 + 0.72 * LETTER * longest if tilt else 20) + (
         22 * len(_lines(x.title, width - left)) if x.title else 0
@@ -112,7 +116,11 @@ def _drawn(data: list[dict[str, Any]], layout: dict[str, Any], width: int) -> st
     if _falls(layout, "x"):
         x.first, x.last = x.last, x.first
     y.below = above
-    parts = [*_ground(x, y, heat is not None, above, tilt, width, height), *_marks(plot, x, y), *_notes(layout, x, y)]
+    parts = [
+        *_ground(x, y, side, heat is not None, above, tilt, width, height),
+        *_marks(plot, x, y),
+        *_notes(layout, x, y),
+    ]
     parts += [legend.draw(width), *([_scale(heat, width)] if heat else [])]
     return (
         f'<svg class="lab-still" viewBox="0 0 {width} {_n(height)}" width="{width}" height="{_n(height)}" '
@@ -274,7 +282,9 @@ def _spaced(ticks: list[tuple[float, str]], room: float) -> tuple[list[tuple[flo
 # Drawing
 
 
-def _ground(x: Axis, y: Axis, heat: bool, above: bool, tilt: bool, width: int, height: float) -> Iterator[str]:
+def _ground(
+    x: Axis, y: Axis, side: list[str], heat: bool, above: bool, tilt: bool, width: int, height: float
+) -> Iterator[str]:
     left, right = sorted((x.first, x.last))
     top, bottom = sorted((y.first, y.last))
     grid = [f"M{_n(x.at(v))} {_n(top)}V{_n(bottom)}" for v, _ in x.ticks if not heat]
@@ -300,10 +310,9 @@ def _ground(x: Axis, y: Axis, heat: bool, above: bool, tilt: bool, width: int, h
         below = height - 6 - 16 * (len(said) - 1 - number)
         place = f'x="{_n((left + right) / 2)}" y="{_n(below)}"'
         yield f'<text class="lab-axis-title" text-anchor="middle" {place}>{_safe(line)}</text>'
-    if y.title:
-        at = f"translate(13 {_n((top + bottom) / 2)}) rotate(-90)"
-        title = _safe(_short(y.title, bottom - top))
-        yield f'<text class="lab-axis-title" text-anchor="middle" transform="{at}">{title}</text>'
+    for number, line in enumerate(side):
+        at = f"translate({13 + 16 * number} {_n((top + bottom) / 2)}) rotate(-90)"
+        yield f'<text class="lab-axis-title" text-anchor="middle" transform="{at}">{_safe(line)}</text>'
 
 
 def _marks(plot: Plot, x: Axis, y: Axis) -> Iterator[str]:

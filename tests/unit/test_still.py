@@ -101,6 +101,19 @@ def test_names_that_leave_no_room_on_a_phone_stand_above_their_rows():
     assert ends[1][0].get("text-anchor") is None
 
 
+def test_no_word_of_a_title_or_a_tilted_label_is_lost():
+    labels = [f"{number} <|a long token|>" for number in range(16)]
+    title = "worth (logit difference, in nats, over all prompts)"
+    fig = plots.bars(labels, [float(n) for n in range(16)], alt="Bars.", value_title=title).update_layout(height=280)
+    root = picture(fig, still.NARROW)
+    said = [node.text for node in root.iter(TEXT) if node.get("class") == "lab-axis-title"]
+    assert " ".join(said) == title
+    assert len(said) > 1
+    first = next(node for node in root.iter(TEXT) if node.text == labels[0])
+    place = re.fullmatch(r"translate\(([\d.]+) [\d.]+\) rotate\(-45\)", first.get("transform"))
+    assert float(place[1]) > 0.7 * still.LETTER * len(labels[0])
+
+
 @pytest.mark.parametrize("value", ["2.5", "0.25"])
 def test_ticks_are_written_with_the_digits_that_they_need(value):
     step = float(value)
