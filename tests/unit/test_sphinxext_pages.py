@@ -365,6 +365,11 @@ def test_everything_public_that_has_a_docstring_is_found(library):
     assert list(found) == ["lib.high", "lib.low"]
 
 
+def test_every_argument_of_a_docstring_is_an_item_of_its_own():
+    shared = api.markdown("Do it.\n\nArgs:\n    a: one. b, c: two\n        and more. d: [n].\n")
+    assert re.findall(r"^[ :]*(- .*)", shared, re.MULTILINE) == ["- `a`: one.", "- `b, c`: two", "- `d`: [n]."]
+
+
 @pytest.mark.parametrize(
     ("cells", "names"),
     [
