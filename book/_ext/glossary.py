@@ -1,8 +1,8 @@
 """Link the first use of each glossary term in a chapter to the glossary, and let the search know who introduces it.
 
 Chapters carry no markup for it, but for words that plain English needs too: those are linked where a chapter means the
-term, by the role `{term}`. Terms that share a definition count as one. Headings, code, formulas, captions, tables, links
-and numbers that the run put in are left alone.
+term, by the role `{term}`. Terms that share a definition count as one. Headings, code, formulas, captions, tables,
+links and numbers that the run put in are left alone.
 """
 
 from __future__ import annotations
