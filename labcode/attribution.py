@@ -3,8 +3,7 @@
 Two runs are compared that differ in one word: a name at S2 returns in one, and repeats nothing in the other. A *node*
 is a part of what is written to the residual stream at S2 or at END: a latent, an error, a head. An *edge* says how much
 of the difference in the answer goes directly from one node into one input of another, and from there on to the answer:
-
-    what the source writes in the first run less what it writes in the second, times the answer's gradient at the input.
+what the source writes in the first run less what it writes in the second, times the answer's gradient at the input.
 
 As in Ameisen et al. 2025, norms keep their lengths, and the MLPs that no dictionary takes apart are frozen: what they
 write is a node without edges into it, like the error of a dictionary. Attention patterns are *not* frozen. Each head's

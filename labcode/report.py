@@ -145,7 +145,7 @@ def compare(values: Mapping[str, float], same_model: bool) -> None:
         figure = _figure(key)
         verdict = ("agrees" if figure.agrees(float(value)) else "differs") if same_model else "other model"
         said = {"agrees": "✓ agrees", "differs": "✗ differs", "other model": "another model: no verdict"}[verdict]
-        measured, published = signed(float(value)), str(figure)
+        measured, published = figure.written(float(value)), str(figure)
         rows.append([figure.quantity, measured, published, figure.source, said])
         lines.append(f"{figure.quantity}: {measured} here, {published} published ({figure.source}): {said}")
         _record(
@@ -172,7 +172,7 @@ def published(keys: Sequence[str]) -> None:
         ReportError: an unknown key.
     """
     figures = [_figure(key) for key in keys]
-    rows = [[figure.quantity, signed(figure.value), figure.source] for figure in figures]
+    rows = [[figure.quantity, figure.written(figure.value), figure.source] for figure in figures]
     show_table(["quantity, GPT-2 small", "published", "source"], rows)
 
 
@@ -268,6 +268,7 @@ class Figure:
         tolerance: how far off a repetition may be, in the same unit.
         source: where it stands.
         bound: "above" or "below" where the source says only that; then the other side agrees without limit.
+        share: whether it is a share, a probability or a distance, which is written without a plus.
     """
 
     quantity: str
@@ -275,6 +276,7 @@ class Figure:
     tolerance: float
     source: str
     bound: str = ""
+    share: bool = False
 
     def agrees(self, value: float) -> bool:
         """Whether a measured value repeats this one."""
@@ -283,8 +285,12 @@ class Figure:
         return short <= self.tolerance
 
     def __str__(self) -> str:
-        """The value with its tolerance: "+3.56 ± 0.8", "above +0.95 ± 0.05"."""
-        return f"{self.bound} {signed(self.value)} ± {self.tolerance:.2g}".strip()
+        """The value with its tolerance: "+3.56 ± 0.8", "above 0.95 ± 0.05"."""
+        return f"{self.bound} {self.written(self.value)} ± {self.tolerance:.2g}".strip()
+
+    def written(self, value: float) -> str:
+        """A value of this quantity with its sign; a share has at most a minus."""
+        return signed(value).lstrip("+" if self.share else "")
 
 
 def signed(value: float) -> str:
@@ -298,8 +304,8 @@ LAB = "this project's first lab, one prompt"
 
 PUBLISHED: dict[str, Figure] = {
     "wang.logit_difference": Figure("mean logit difference", 3.56, 0.8, f"{WANG}, section 2, 100,000 prompts"),
-    "wang.accuracy": Figure("share of prompts with IO above S", 0.993, 0.02, f"{WANG}, section 2"),
-    "wang.p_io": Figure("mean P(IO)", 0.49, 0.12, f"{WANG}, section 2"),
+    "wang.accuracy": Figure("share of prompts with IO above S", 0.993, 0.02, f"{WANG}, section 2", share=True),
+    "wang.p_io": Figure("mean P(IO)", 0.49, 0.12, f"{WANG}, section 2", share=True),
     "demos.logit_difference": Figure("mean logit difference, eight prompts", 3.5519, 0.01, DEMOS),
     "lab.mary_john": Figure("logit difference, IO Mary, S John", 3.172, 0.02, LAB),
     "lab.john_mary": Figure("logit difference, IO John, S Mary", 2.48, 0.02, LAB),
@@ -336,19 +342,25 @@ PUBLISHED: dict[str, Figure] = {
     "lab.zero.movers": Figure("logit difference with 9.9, 9.6, 10.0, 10.10 zeroed", 2.52, 0.05, LAB),
     "demos.zero.9.9": Figure("mean logit difference with 9.9 zeroed at END", 2.99, 0.02, DEMOS),
     "wang.extra_s.logit_difference": Figure("mean logit difference, S once more", 3.64, 0.8, f"{WANG}, section 4.4"),
-    "wang.extra_s.p_io": Figure("mean P(IO), S once more", 0.59, 0.12, f"{WANG}, section 4.4"),
-    "wang.extra_s.wrong": Figure("share wrong, S once more", 0.004, 0.05, f"{WANG}, section 4.4"),
+    "wang.extra_s.p_io": Figure("mean P(IO), S once more", 0.59, 0.12, f"{WANG}, section 4.4", share=True),
+    "wang.extra_s.wrong": Figure("share wrong, S once more", 0.004, 0.05, f"{WANG}, section 4.4", share=True),
     "wang.extra_io.logit_difference": Figure("mean logit difference, IO once more", 1.23, 0.8, f"{WANG}, section 4.4"),
-    "wang.extra_io.p_io": Figure("mean P(IO), IO once more", 0.36, 0.12, f"{WANG}, section 4.4"),
-    "wang.extra_io.wrong": Figure("share wrong, IO once more", 0.234, 0.15, f"{WANG}, section 4.4"),
-    "wang.attention.name_movers": Figure("name movers' attention END → IO", 0.59, 0.15, f"{WANG}, section 3.1"),
-    "wang.attention.s_inhibition": Figure("S-inhibition heads' attention END → S2", 0.51, 0.15, f"{WANG}, section 3.2"),
-    "wang.faithfulness": Figure("share of the answer that the circuit keeps", 0.87, 0.1, f"{WANG}, section 4"),
-    "wang.naive": Figure("distance |F(M) − F(C)| of the naive circuit", 0.1, 0.5, f"{WANG}, section 4.3"),
-    "wang.movers_out": Figure("share lost without the name movers", 0.05, 0.1, f"{WANG}, section 3.4"),
-    "wang.copy.name_movers": Figure("name movers' copy score", 0.95, 0.05, f"{WANG}, section 3.1", "above"),
-    "wang.copy.negative": Figure("negative movers' negated copy score", 0.98, 0.05, f"{WANG}, section 3.1"),
-    "wang.copy.average": Figure("average head's copy score", 0.20, 0.05, f"{WANG}, section 3.1", "below"),
+    "wang.extra_io.p_io": Figure("mean P(IO), IO once more", 0.36, 0.12, f"{WANG}, section 4.4", share=True),
+    "wang.extra_io.wrong": Figure("share wrong, IO once more", 0.234, 0.15, f"{WANG}, section 4.4", share=True),
+    "wang.attention.name_movers": Figure(
+        "name movers' attention END → IO", 0.59, 0.15, f"{WANG}, section 3.1", share=True
+    ),
+    "wang.attention.s_inhibition": Figure(
+        "S-inhibition heads' attention END → S2", 0.51, 0.15, f"{WANG}, section 3.2", share=True
+    ),
+    "wang.faithfulness": Figure(
+        "share of the answer that the circuit keeps", 0.87, 0.1, f"{WANG}, section 4", share=True
+    ),
+    "wang.naive": Figure("distance |F(M) − F(C)| of the naive circuit", 0.1, 0.5, f"{WANG}, section 4.3", share=True),
+    "wang.movers_out": Figure("share lost without the name movers", 0.05, 0.1, f"{WANG}, section 3.4", share=True),
+    "wang.copy.name_movers": Figure("name movers' copy score", 0.95, 0.05, f"{WANG}, section 3.1", "above", share=True),
+    "wang.copy.negative": Figure("negative movers' negated copy score", 0.98, 0.05, f"{WANG}, section 3.1", share=True),
+    "wang.copy.average": Figure("average head's copy score", 0.20, 0.05, f"{WANG}, section 3.1", "below", share=True),
     "wang.correlation": Figure("attention END → IO against writing IO", 0.81, 0.15, f"{WANG}, section 3.1", "above"),
     "wang.signal.original.original": Figure("token original, position original", 3.55, 0.8, f"{WANG}, appendix A"),
     "wang.signal.original.inverted": Figure("token original, position inverted", -0.99, 0.8, f"{WANG}, appendix A"),

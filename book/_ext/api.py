@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(labcode.__file__).parent
 SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Examples?|Notes?):\n((?: +.*\n|\n)+)", re.MULTILINE)
 ITEM = re.compile(r"^(\*{0,2}\w[\w., ]*): ", re.MULTILINE)
+NEXT = re.compile(r"(?<=\.) (?=[a-z_]\w*(?:, [a-z_]\w*)*: )")  # a short argument may share the line of another
 ROLE = re.compile(r"\{(?=[\w:-]+\}`)")  # a docstring may speak of a role, and means none
 TABLE = re.compile(r"^=+ +=.*\n(?:.+\n)+", re.MULTILINE)
 
@@ -94,7 +95,7 @@ def markdown(doc: str) -> str:
     def section(found: re.Match[str]) -> str:
         body = textwrap.dedent(found[2]).strip()
         if found[1] in ("Args", "Attributes", "Raises"):
-            body = ITEM.sub(r"- `\1`: ", body)
+            body = ITEM.sub(r"- `\1`: ", NEXT.sub("\n", body))
         return f"{found[1]}\n: {textwrap.indent(body, '  ').lstrip()}\n\n"
 
     text = ROLE.sub(r"\\{", TABLE.sub(lambda found: f"```text\n{found[0]}```\n", f"{inspect.cleandoc(doc)}\n"))

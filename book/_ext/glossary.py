@@ -1,6 +1,7 @@
 """Link the first use of each glossary term in a chapter to the glossary, and let the search know who introduces it.
 
-Chapters carry no markup for it. Terms that share a definition count as one. Headings, code, formulas, captions, tables,
+Chapters carry no markup for it, but for words that plain English needs too: those are linked where a chapter means the
+term, by the role `{term}`. Terms that share a definition count as one. Headings, code, formulas, captions, tables,
 links and numbers that the run put in are left alone.
 """
 
@@ -26,6 +27,7 @@ CLOSED = (
     *(nodes.caption, nodes.legend, nodes.figure, nodes.table, nodes.math, nodes.math_block, nodes.raw),
     *(addnodes.pending_xref, addnodes.glossary),
 )
+PLAIN_ENGLISH = {"claim", "key", "value"}
 RUN_MADE = {"pasted-text", "cell", "cell_output", "cell_input"}
 
 
@@ -81,7 +83,7 @@ class Words:
             word: entry
             for entry in known
             for word in entry.words
-            if chapter >= entry.since or not re.fullmatch("[a-z]+", word)
+            if word not in PLAIN_ENGLISH and (chapter >= entry.since or not re.fullmatch("[a-z]+", word))
         }
         longest = sorted(by_word, key=len, reverse=True)
         self.owner = [by_word[word] for word in longest]
@@ -119,17 +121,25 @@ class GlossaryLinks(SphinxPostTransform):
             return
         self.document.insert(0, introduced(self.document, [entry for entry in known if entry.since == chapter]))
         words, done = Words(known, chapter), set[str]()
+        by_target = {entry.target: entry for entry in known}
+        for marked in [one.parent for one in self.document.findall(nodes.inline) if "std-term" in one["classes"]]:
+            if entry := by_target.get(marked.get("refid") or marked.get("refuri", "").partition("#")[2]):
+                done.add(entry.target)
+                marked.replace_self(self._link(entry, marked.astext()))
         for text in [text for text in self.document.findall(nodes.Text) if is_prose(text)]:
             if found := words.find(str(text), done):
                 text.parent.replace(text, self._linked(str(text), found))
+
+    def _link(self, entry: Entry, words: str) -> nodes.reference:
+        to: dict[str, Any] = {"anchor": entry.target, "reftitle": entry.text, "classes": ["lab-term"]}
+        return pages.link(self.app, self.env.docname, entry.docname, words, **to)
 
     def _linked(self, text: str, found: list[tuple[int, int, Entry]]) -> list[nodes.Node]:
         parts: list[nodes.Node] = []
         at = 0
         for begin, end, entry in found:
             parts += [nodes.Text(text[at:begin])] if begin > at else []
-            to: dict[str, Any] = {"anchor": entry.target, "reftitle": entry.text, "classes": ["lab-term"]}
-            parts.append(pages.link(self.app, self.env.docname, entry.docname, text[begin:end], **to))
+            parts.append(self._link(entry, text[begin:end]))
             at = end
         return [*parts, nodes.Text(text[at:])] if at < len(text) else parts
 

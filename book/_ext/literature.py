@@ -11,7 +11,7 @@ from docutils import nodes
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxRole
 
-from labcode.report import PUBLISHED, signed
+from labcode.report import PUBLISHED
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -23,12 +23,12 @@ class PublishedRole(SphinxRole):
     """A published figure of GPT-2 small."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
-        """The figure with its sign; a warning, and the key as it is, where there is none."""
+        """The figure; a warning, and the key as it is, where there is none."""
         figure = PUBLISHED.get(self.text)
         if figure is None:
             logger.warning("no published figure %r in labcode.report", self.text, location=self.get_location())
             return [nodes.literal(self.text, self.text)], []
-        shown = f"{figure.bound} {signed(figure.value)}".strip().replace("-", "−")
+        shown = f"{figure.bound} {figure.written(figure.value)}".strip().replace("-", "−")
         return [nodes.abbreviation("", shown, explanation=f"{figure.quantity}: {figure.source}")], []
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from labbook._ext import api, chapters
+from labbook._ext import api, chapters, glossary
 from labcode import errors
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +122,13 @@ def test_a_definition_is_one_sentence_and_names_its_chapter():
         assert ". " not in sentence[1].replace("vs. ", ""), word
         assert int(sentence[2]) in CHAPTERS
         assert word == word.strip()
+
+
+@pytest.mark.parametrize("word", sorted(glossary.PLAIN_ENGLISH))
+def test_a_word_of_plain_english_is_marked_where_it_is_introduced(word):
+    since = re.search(r"`(\d+)`", terms()[word])
+    assert since
+    assert f"{{term}}`{word}`" in CHAPTERS[int(since[1])].read_text(encoding="utf8")
 
 
 @pytest.mark.parametrize(

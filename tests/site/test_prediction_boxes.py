@@ -67,6 +67,22 @@ def test_an_answer_is_committed_by_keyboard_and_what_came_is_shown_beside_it(tab
     assert tab.evaluate(order, [box.element_handle(), reminder.element_handle()])
 
 
+EVERY_BOX = """() => [...document.querySelectorAll(".admonition.predict")].map((box) => {
+  box.querySelector("textarea").value = "three";
+  box.querySelector("form").requestSubmit();
+  return [...box.querySelectorAll("ul a")].map((found) => found.textContent);
+})"""
+
+
+@pytest.mark.parametrize("name", [name for name in pages() if 'id="predict-' in (SITE / name).read_text("utf8")])
+def test_what_came_is_told_in_few_words_for_every_box(tab, name):
+    tab.goto(name)
+    found = tab.evaluate(EVERY_BOX)
+    assert [one for came in found for one in came if not 0 < len(one) <= 500] == []
+    # What a game gives is the reader's own score.
+    assert sum(not came for came in found) <= tab.locator(".lab-game").count()
+
+
 def test_the_answer_and_the_mark_are_there_after_a_reload(tab):
     tab.goto(page_with(TWO_BOXES_AND_A_CLAIM))
     box = tab.locator(".admonition.predict").first

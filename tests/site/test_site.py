@@ -265,6 +265,28 @@ def test_a_hit_in_the_glossary_shows_what_the_word_means(visit):
     assert len(hit.locator("p.context").inner_text()) > 60
 
 
+@pytest.mark.parametrize("words", ["induction", "induction+head", "superposition"])
+def test_the_search_lists_no_chapter_twice_and_shows_its_text(visit, words):
+    page = visit(f"search.html?q={words}").page
+    hits = page.locator("#search-results ul.search li")
+    hits.first.locator("p.context").wait_for(timeout=10_000)
+    page.wait_for_timeout(1000)
+    found = hits.locator("a").evaluate_all("nodes => nodes.map(node => node.pathname)")
+    chapters = [one for one in found if re.search(r"/\d\d-", one)]
+    assert chapters
+    assert len(chapters) == len(set(chapters))
+    told = " ".join(hits.locator("p.context").all_inner_texts())
+    assert not re.search(r"Contents|solved[A-Z]", told)
+
+
+def test_what_is_typed_stands_beside_the_sign_of_the_search_field(visit):
+    page = visit("search.html?q=induction").page
+    form = page.locator(".bd-search-container form.bd-search")
+    sign, field = (form.locator(one).bounding_box() for one in (".fa-magnifying-glass", "input"))
+    inside = form.locator("input").evaluate("node => parseFloat(getComputedStyle(node).paddingLeft)")
+    assert sign["x"] + sign["width"] <= field["x"] + inside
+
+
 def test_a_search_without_a_hit_gives_advice(visit):
     page = visit("search.html?q=zzyzxq").page
     page.locator(".lab-advice").wait_for(timeout=10_000)

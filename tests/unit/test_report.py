@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 
 import nbformat
 import numpy as np
@@ -83,6 +84,14 @@ def test_a_published_bound_is_open_on_its_own_side(bound, agreeing, off):
     assert all(figure.agrees(value) for value in agreeing)
     assert not any(figure.agrees(value) for value in off)
     assert str(figure) == f"{bound} +0.50 ± 0.1".strip()
+
+
+@pytest.mark.parametrize("key", report.PUBLISHED)
+def test_a_published_share_has_no_sign_and_any_other_figure_has_one(key):
+    figure = report.PUBLISHED[key]
+    share = re.search(r"share|P\(|' attention|copy score|distance", figure.quantity)
+    assert figure.written(figure.value)[0] in ("0" if share else "+-")
+    assert (f"+{figure.value:.2f}"[:4] in str(figure)) is (not share and figure.value > 0)
 
 
 def test_comparisons_give_a_verdict_only_on_the_same_model(glued):

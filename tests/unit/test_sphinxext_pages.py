@@ -42,7 +42,7 @@ TWO = f"""# Two
 
 {ROW.format(20, 40, "[One](01-one.md)")}
 {BOX.format("A box before any heading?")}
-A sender. Two Residual-Streams, two logit differences, one sender.
+A sender. Two Residual-Streams, two logit differences, one sender, five values. A head mixes {{term}}`values <value>`.
 
 :::{{note}}
 A stream in a note, and $stream$.
@@ -60,6 +60,9 @@ sender
 
 logit difference
   One minus the other.
+
+value
+  What is copied. ({chapter}`1`)
 ```
 """
 MAP = """# Map
@@ -200,7 +203,9 @@ def test_each_term_is_linked_once_where_it_is_first_used_in_prose(small):
     one, two = html(folder, "01-one"), html(folder, "02-two")
     # "sender" is a plain word before its own chapter; a heading, code, a link and a formula stay as they are.
     assert linked(one) == ["residual stream"]
-    assert linked(two) == ["sender", "Residual-Streams", "logit differences"]
+    # A word of plain English is linked only where the chapter marks it.
+    assert linked(two) == ["sender", "Residual-Streams", "logit differences", "values"]
+    assert re.search(r'five values\. .*<a[^>]*href="words.html#term-value"[^>]*title="What is copied."', two)
     assert re.search(r'href="words.html#term-residual-stream"[^>]*title="What all add to."', one)
     assert linked(html(folder, "map")) == []
 
@@ -358,6 +363,11 @@ def test_everything_public_that_has_a_docstring_is_found(library):
     assert found["lib.low"][2].signature == "(x: int, *, y: str='a') -> int"
     assert "- `OddError`: it is odd." in api.markdown(found["lib.low"][2].doc)
     assert list(found) == ["lib.high", "lib.low"]
+
+
+def test_every_argument_of_a_docstring_is_an_item_of_its_own():
+    shared = api.markdown("Do it.\n\nArgs:\n    a: one. b, c: two\n        and more. d: [n].\n")
+    assert re.findall(r"^[ :]*(- .*)", shared, re.MULTILINE) == ["- `a`: one.", "- `b, c`: two", "- `d`: [n]."]
 
 
 @pytest.mark.parametrize(

@@ -59,13 +59,14 @@
       if (node.matches("figure") && !node.querySelector("figcaption")) continue;
       found.push(node);
     }
-    return found.slice(0, MOST_FINDINGS);
+    const said = found.filter((node) => !node.matches("figure") || node.querySelector(".caption-text")); // not to be looked at only
+    return (said.length ? said : found).slice(0, MOST_FINDINGS);
   }
   function told(finding) {
     if (finding.matches(".lab-said")) return `${finding.dataset.holds === "true" ? "✓ holds" : "✗ does not hold on this run"}: ${plain(finding)}`;
     const [head, body] = finding.matches("figure") ? [".caption-number", ".caption-text"] : [".lab-verdict", ".lab-text"];
     const parts = [head, body].map((part) => finding.querySelector(part)).filter(Boolean).map(plain);
-    return parts.filter(Boolean).join(": ") || plain(finding);
+    return parts.filter(Boolean).join(": ") || plain(finding.querySelector("figcaption") ?? finding);
   }
 
   function setUp(box) {
