@@ -17,7 +17,7 @@ from labcode import prompts
 from labcode.errors import FamilyError
 from labcode.heads import Head, Node, copy_scores, position_attentions
 from labcode.inputs import guard
-from labcode.metrics import Interval, bootstrap_cells, screen, tossed
+from labcode.metrics import Interval, bootstrap, bootstrap_cells, bounded, screen, tossed
 from labcode.patching import exchanged, path_patch, sweep
 from labcode.residual import Decomposition, decompose
 
@@ -489,7 +489,7 @@ def judge(table: Mapping[str, Tensor], rows: Sequence[int] | None = None) -> Dis
     n_groups = groups.unique().numel()
     if n_groups < 2:
         raise FamilyError(f"{n_groups} group of prompts is too few for an interval: take at least 4 prompts")
-    gap = bootstrap_cells((table["clean"] - table["corrupted"])[index][None], groups)[0]
+    gap = bootstrap((table["clean"] - table["corrupted"])[index], groups)
     found = {}
     for key, values in _cells(table).items():
         if key == "OV":
@@ -555,7 +555,10 @@ def _measurement(
     low, high = torch.full(asked.shape, torch.nan), torch.full(asked.shape, torch.nan)
     sure = torch.full(asked.shape, unit != "share of the gap")
     if asked.any():
-        intervals = bootstrap_cells(values[asked], groups)
+        if unit == "share of the names":
+            intervals = bounded(values[asked], groups, (-1, 1))
+        else:
+            intervals = bootstrap_cells(values[asked], groups, (0, 1) if unit == "attention" else None)
         low[asked], high[asked] = (torch.tensor([getattr(one, end) for one in intervals]) for end in ("low", "high"))
         if unit == "share of the gap":
             chosen = torch.zeros(int(asked.sum()), dtype=torch.bool)
