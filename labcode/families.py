@@ -17,7 +17,7 @@ from labcode import prompts
 from labcode.errors import FamilyError
 from labcode.heads import Head, Node, copy_scores, position_attentions
 from labcode.inputs import guard
-from labcode.metrics import Interval, bootstrap_cells, screen, tossed
+from labcode.metrics import Interval, bootstrap, bootstrap_cells, bounded, screen, tossed
 from labcode.patching import exchanged, path_patch, sweep
 from labcode.residual import Decomposition, decompose
 
@@ -106,9 +106,17 @@ def _moves(measure: str, what: str, sign: int = 1) -> Criterion:
     return Criterion(f"{what} by at least {EFFECT:.0%} of the gap", "acts", measure, sign)
 
 
-_COPIES = Criterion(f"its OV circuit copies at least {COPIES:.0%} of the names", "weights", "OV")
-_RULES_OUT = Criterion(f"its OV circuit suppresses at least {COPIES:.0%} of the names", "weights", "OV", -1)
-_FOR = Criterion(f"its wire to the logits is worth at least {EFFECT:.0%} of the gap", "acts", "direct")
+def _worth(to: str, measure: str) -> Criterion:
+    return Criterion(f"its wire to the {to} is worth at least {EFFECT:.0%} of the gap", "acts", measure)
+
+
+def _does(what: str, other: str, sign: int = 1) -> Criterion:
+    text = f"its OV circuit {what} more names than it {other}, by at least {COPIES:.0%} of them all"
+    return Criterion(text, "weights", "OV", sign)
+
+
+_COPIES, _RULES_OUT = _does("copies", "suppresses"), _does("suppresses", "copies", -1)
+_FOR = _worth("logits", "direct")
 _AGAINST = Criterion(f"its wire to the logits is worth at most −{EFFECT:.0%} of the gap", "acts", "direct", -1)
 
 FAMILIES: dict[str, Family] = {
@@ -148,7 +156,7 @@ FAMILIES: dict[str, Family] = {
             "At END it looks at the second S, and part of the answer is lost when the writers' queries hear it wrong.",
             (
                 _look("END", "S2"),
-                Criterion(f"its wire to the writers' queries is worth {EFFECT:.0%} of the gap", "acts", "query"),
+                _worth("writers' queries", "query"),
             ),
             "query",
             "#56B4E9",
@@ -197,7 +205,7 @@ FAMILIES: dict[str, Family] = {
             (
                 _look("END", "IO"),
                 _moves("for IO, alone", "with the writers out it raises IO"),
-                _moves("for IO, gained", "with the writers out it raises IO more than before"),
+                _moves("for IO, gained", "with the writers out it raises IO more than before,"),
                 _COPIES,
             ),
             "for IO, alone",
@@ -426,13 +434,21 @@ class Discovery:
         place = _family(name).position
         return [(*head, place) for head in self.families[name]]
 
-    def failed(self, name: str, head: Head) -> list[Criterion]:
-        """The criteria of a family that a head does not meet.
+    def failed(self, name: str, head: Head) -> list[str]:
+        """The criteria of a family that a head does not meet, in words.
+
+        An effect that is large enough and may be an accident fails "by the screen over all heads".
 
         Raises:
             FamilyError: an unknown family.
         """
-        return [one for one in _family(name).criteria if not passing(self.evidence, one)[head]]
+        texts = []
+        for one in _family(name).criteria:
+            found = self.evidence[one.measure]
+            if not found.counts(one.sign)[head]:
+                enough = one.sign * float(found.mean[head]) >= found.least
+                texts.append(one.text + (", by the screen over all heads" if enough else ""))
+        return texts
 
     @property
     def near_misses(self) -> list[NearMiss]:
@@ -446,9 +462,8 @@ class Discovery:
         for name, family in FAMILIES.items():
             of_all = torch.stack([met[name, one.text] for one in family.criteria])  # [criterion layer head]
             for layer, head in (of_all.any(0) & ~of_all.all(0)).nonzero().tolist():
-                passed = {one.text: bool(met[name, one.text][layer, head]) for one in family.criteria}
-                met_, missed = (tuple(text for text, yes in passed.items() if yes is want) for want in (True, False))
-                misses.append(NearMiss((layer, head), name, met_, missed))
+                met_ = tuple(one.text for one in family.criteria if met[name, one.text][layer, head])
+                misses.append(NearMiss((layer, head), name, met_, tuple(self.failed(name, (layer, head)))))
         return misses
 
     @property
@@ -489,7 +504,7 @@ def judge(table: Mapping[str, Tensor], rows: Sequence[int] | None = None) -> Dis
     n_groups = groups.unique().numel()
     if n_groups < 2:
         raise FamilyError(f"{n_groups} group of prompts is too few for an interval: take at least 4 prompts")
-    gap = bootstrap_cells((table["clean"] - table["corrupted"])[index][None], groups)[0]
+    gap = bootstrap((table["clean"] - table["corrupted"])[index], groups)
     found = {}
     for key, values in _cells(table).items():
         if key == "OV":
@@ -555,7 +570,10 @@ def _measurement(
     low, high = torch.full(asked.shape, torch.nan), torch.full(asked.shape, torch.nan)
     sure = torch.full(asked.shape, unit != "share of the gap")
     if asked.any():
-        intervals = bootstrap_cells(values[asked], groups)
+        if unit == "share of the names":
+            intervals = bounded(values[asked], groups, (-1, 1))
+        else:
+            intervals = bootstrap_cells(values[asked], groups, (0, 1) if unit == "attention" else None)
         low[asked], high[asked] = (torch.tensor([getattr(one, end) for one in intervals]) for end in ("low", "high"))
         if unit == "share of the gap":
             chosen = torch.zeros(int(asked.sum()), dtype=torch.bool)

@@ -67,10 +67,10 @@ TEST = (
     "Then {A} and {B}, both tired of the {place}, sat down, and {S} handed over the {object} to",
     "If {A} and {B} are in the {place}, {S} usually gives a {object} to",
 )
-"""Frames on which all that is judged: other sentences, of other forms.
+"""Frames on which all that is judged: other sentences, some of other forms.
 
-A discovery frame is one sentence whose first clause joins the names by "and". Here they are also joined by a verb, by
-"or" and "nor", stand apart, or in a sentence of their own.
+A discovery frame is one sentence whose first clause joins the names by "and". So do 14 of these 24, often in a sentence
+of its own; in the others the names stand apart or are joined by a verb, by "or" or by "nor".
 """
 
 

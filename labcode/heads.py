@@ -75,7 +75,7 @@ class RandomScores:
 
     def intervals(self, kind: str) -> list[Interval]:
         """The bootstrap interval of each head's mean over the sequences, in the order of (layer, head)."""
-        return bootstrap_cells(self.values[kind].flatten(0, 1))
+        return bootstrap_cells(self.values[kind].flatten(0, 1), span=(0, 1))
 
 
 def random_token_scores(
@@ -126,7 +126,7 @@ def position_attention(
         target: where it looks to, the key.
 
     Returns:
-        Attention from 0 to 1; `metrics.bootstrap_cells` with `pop.draws` gives its intervals.
+        Attention from 0 to 1; `metrics.bootstrap` with `pop.draws` and a `span` of (0, 1) gives the interval of a head.
 
     Raises:
         HeadError: an unknown position; a prompt in which the target comes after the source; a pattern with NaN.

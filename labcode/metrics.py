@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -125,7 +125,11 @@ RESAMPLES, LEVEL = 2000, 0.95
 """Of a bootstrap: how often it draws, and what its intervals are to cover."""
 
 
-def bootstrap(values: Float[Tensor, " batch"], groups: Int[Tensor, " batch"] | None = None) -> Interval:
+def bootstrap(
+    values: Float[Tensor, " batch"],
+    groups: Int[Tensor, " batch"] | None = None,
+    span: tuple[float, float] | None = None,
+) -> Interval:
     """Studentised bootstrap of the mean over prompts (Efron and Tibshirani 1993, section 12.5).
 
     With `groups` (for instance `Population.draws`) whole groups are resampled, since prompts that share their names are
@@ -133,17 +137,71 @@ def bootstrap(values: Float[Tensor, " batch"], groups: Int[Tensor, " batch"] | N
     of the means themselves are too narrow where groups are few (six groups: 82 to 87 % instead of 95 %, simulated in
     `tests/unit/test_metrics.py`, where this interval covers about 93 % or more).
 
+    Args:
+        span: what the values cannot leave, such as (0, 1) for attention. Where one group holds nearly all of the mean,
+            resamples without it have almost no error, and the studentised interval has no end: so no end lies beyond
+            that of `bounded`.
+
     Raises:
-        MetricError: no values, NaN or infinite ones, groups of another length, or one group alone.
+        MetricError: no values, NaN or infinite ones, groups of another length, one group alone, or values outside the
+            span.
+
+    Limits: what no prompt shows, the interval does not know of. Values that are often all alike, such as 0 or 1, have
+    `share_of` or `bounded`.
     """
-    return bootstrap_cells(values[None], groups)[0]
+    return bootstrap_cells(values[None], groups, span)[0]
 
 
 def bootstrap_cells(
-    values: Float[Tensor, "cell batch"], groups: Int[Tensor, " batch"] | None = None, n_resamples: int = RESAMPLES
+    values: Float[Tensor, "cell batch"],
+    groups: Int[Tensor, " batch"] | None = None,
+    span: tuple[float, float] | None = None,
+    n_resamples: int = RESAMPLES,
 ) -> list[Interval]:
     """`bootstrap` for each row of a table. The values of one prompt stay together over all cells."""
-    return bootstrap_ratios(values, torch.ones(values.shape[-1]), groups, n_resamples=n_resamples)
+    found = bootstrap_ratios(values, torch.ones(values.shape[-1]), groups, n_resamples=n_resamples)
+    if span is None:
+        return found
+    widest = bounded(values, groups, span, n_resamples)
+    return [
+        replace(one, low=max(one.low, most.low), high=min(one.high, most.high))
+        for one, most in zip(found, widest, strict=True)
+    ]
+
+
+def bounded(
+    values: Float[Tensor, "cell batch"],
+    groups: Int[Tensor, " batch"] | None = None,
+    span: tuple[float, float] = (0.0, 1.0),
+    n_resamples: int = RESAMPLES,
+) -> list[Interval]:
+    """For each row, the mean of values that cannot leave `span`, with an interval that needs to know no more of them.
+
+    All groups have random weights, and so has one that nobody saw, at the lower end of the span for the lower bound and
+    at the upper end for the upper one (Gaffke 2005; Learned-Miller and Thomas 2020, arXiv 1905.06208). Of zeros and
+    ones this is the interval of Clopper and Pearson: it has a width also where all values are alike.
+
+    Raises:
+        MetricError: no values, NaN or infinite ones, groups of another length, or values outside the span.
+
+    Limits: it covers more than it says where the values lie close together and far from both ends.
+    """
+    table = values.detach().cpu().double().numpy()  # [cell batch]
+    if table.size == 0 or not np.isfinite(table).all():
+        raise MetricError("no values, or NaN or infinite ones among them: look for them in the run that made them")
+    least, most = float(table.min()), float(table.max())
+    if least < span[0] - 1e-4 or most > span[1] + 1e-4:
+        raise MetricError(f"values from {least:.3g} to {most:.3g} leave the span {span}: give one that holds them all")
+    table, member = table.clip(*span), _member(groups, table.shape[-1])
+    sums, size = np.stack([np.bincount(member, weights=row) for row in table]), np.bincount(member)
+    weights = np.random.default_rng(0).dirichlet(np.ones(len(size) + 1), size=n_resamples)  # [resample group+1]
+    seen, unseen = weights[:, :-1], weights[:, -1] * size.mean()
+    low, high = (
+        np.quantile((sums @ seen.T + unseen * end) / (seen @ size + unseen), level, axis=-1)
+        for end, level in zip(span, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), strict=True)
+    )
+    ends = zip(table.mean(-1), low, high, strict=True)
+    return [Interval(float(mean), float(lo), float(hi), len(member)) for mean, lo, hi in ends]
 
 
 def bootstrap_ratios(

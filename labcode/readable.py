@@ -28,7 +28,7 @@ from labcode.corpus import DATA, masked
 from labcode.errors import MetricError
 from labcode.inputs import guard
 from labcode.latents import Codes, repeated
-from labcode.metrics import LEVEL, RESAMPLES, Interval
+from labcode.metrics import LEVEL, RESAMPLES, Interval, share
 from labcode.models import weights_key
 from labcode.prompts import NAMES
 
@@ -439,7 +439,8 @@ def interval(scores: Scores, less: Scores | None = None, passing: bool = False) 
     """The mean F1 with a bootstrap interval over contexts *and* rules: other text, and other latents.
 
     Tokens of a context are not independent, and all rules are scored on the same contexts: so whole contexts are drawn
-    anew, for all rules together, and rules too. Percentiles of such draws, which errs to the wide side.
+    anew, for all rules together, and rules too. Percentiles of such draws, which errs to the wide side; of a share, at
+    least as wide as `metrics.share`, since draws have no width where all rules pass or none.
 
     Args:
         less: other rules, one for each, scored on the same contexts: then of the difference.
@@ -468,6 +469,9 @@ def interval(scores: Scores, less: Scores | None = None, passing: bool = False) 
     if less is not None:
         draws, mean = draws - means(less), mean - float(counted(less.f1).mean())
     low, high = draws.quantile(torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2])).tolist()
+    if passing and less is None:
+        alone = share(int(counted(scores.f1).sum()), size)
+        low, high = min(low, alone.low), max(high, alone.high)
     return Interval(mean, low, high, size)
 
 

@@ -228,15 +228,15 @@ def told(drawn: Sequence[Questions]) -> Told:
     def share(of: Tensor) -> metrics.Interval:  # of [latent context]
         some = of.any(1)
         rates = (said & of).sum(1)[some] / of.sum(1)[some]
-        return metrics.bootstrap(rates) if some.any() else nothing
+        return metrics.bounded(rates[None])[0] if some.any() else nothing
 
     missed, invented = (fires & ~said).sum(1), (said & ~fires).sum(1)  # [latent] each
     return Told(
-        right=metrics.bootstrap((fires == said).float().mean(1)),
+        right=metrics.bounded((fires == said).float().mean(1)[None])[0],
         firing=share(fires),
         near=share(near),
         other=share(~fires & ~near),
-        silence=metrics.bootstrap((missed - invented).float()),
+        silence=metrics.bounded((missed - invented).float()[None], span=(-FIRING, FIRING))[0],
     )
 
 

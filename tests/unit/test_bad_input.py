@@ -448,6 +448,12 @@ BAD += [
         MetricError,
         "for 8 prompts",
     ),
+    (
+        "no share",
+        lambda lab: metrics.bootstrap(lab.values, lab.groups, (0, 1)),
+        MetricError,
+        "leave the span",
+    ),
     ("a share of nothing", lambda lab: metrics.share(0, 0), MetricError, "1 or more"),
     (
         "a share of no prompts",
@@ -990,9 +996,10 @@ def calls(lab, tmp_path):
         (metrics.restoration, {"patched": lab.values, "clean": lab.values, "corrupted": -lab.values}),
         (
             metrics.bootstrap,
-            {"values": lab.values, "groups": lab.groups},
+            {"values": lab.values, "groups": lab.groups, "span": (-50.0, 50.0)},
         ),
-        (metrics.bootstrap_cells, {"values": lab.values[None], "groups": lab.groups}),
+        (metrics.bootstrap_cells, {"values": lab.values[None], "groups": lab.groups, "span": (-50.0, 50.0)}),
+        (metrics.bounded, {"values": lab.values[None], "groups": lab.groups, "span": (-50.0, 50.0)}),
         (
             metrics.bootstrap_ratios,
             {"parts": lab.values[None], "whole": lab.values, "groups": lab.groups, "level": 0.9, "n_resamples": 20},

@@ -103,6 +103,48 @@ def test_the_interval_covers_as_often_as_it_says(n_groups, shape):
     assert 0.93 - 0.006 <= covered <= 0.97  # 0.006 is one standard error of this simulation
 
 
+ONE_SPIKE = [1.6e-12, 3.1e-11, 5.1e-13, 4.3e-13, 8.3e-11, 4.8e-13, 1.4e-12, 1.2e-12, 4.4e-13, 5.9e-11, 2.2e-4, 1.0e-12]
+"""The induction score of SmolLM2's head 16.0 on twelve sequences; one resample in three is without its spike."""
+
+
+def test_no_interval_of_a_share_leaves_0_to_1():
+    rng = np.random.default_rng(10)
+    skewed = np.concatenate([rng.beta(0.05, 1.0, (300, 12)), rng.beta(1.0, 0.05, (300, 12)), [ONE_SPIKE]])
+    table = torch.from_numpy(skewed)
+    groups = torch.arange(4).repeat_interleave(3)
+    for found in (metrics.bootstrap_cells(table, span=(0, 1)), metrics.bootstrap_cells(table, groups, (0, 1))):
+        assert all(0 <= one.low <= one.mean <= one.high <= 1 for one in found)
+    plain, most = metrics.bootstrap(table[-1]), metrics.bounded(table[-1:])[0]
+    assert plain.high > 90
+    assert metrics.bootstrap(table[-1], span=(0, 1)).high == most.high < 0.3
+
+
+SKEWED_SHARES = {(0.1, 5): 0.90, (0.3, 3): 0.93, (0.5, 5): 0.93, (2, 8): 0.93, (9, 1): 0.93, (80, 20): 0.93}
+"""Of a beta distribution of twelve shares: how often the interval of its mean covers it, at the least."""
+
+
+@pytest.mark.parametrize("shape", SKEWED_SHARES)
+def test_the_interval_of_a_skewed_share_covers_as_often_as_it_says(shape):
+    a, b = shape
+    table = torch.from_numpy(np.random.default_rng(12).beta(a, b, (2000, 12)))
+    for found, least in (
+        (metrics.bootstrap_cells(table, span=(0, 1), n_resamples=1000), SKEWED_SHARES[shape]),
+        (metrics.bounded(table, n_resamples=1000), 0.95),
+    ):
+        assert np.mean([one.low <= a / (a + b) <= one.high for one in found]) >= least - 0.006
+
+
+@pytest.mark.parametrize("passed", [0, 3, 12])
+def test_of_zeros_and_ones_the_bounded_interval_is_clopper_and_pearsons(passed):
+    values = (torch.arange(12) < passed).double()
+    for groups, copies in ((None, 1), (torch.arange(12).repeat_interleave(2), 2)):
+        (found,) = metrics.bounded(values.repeat_interleave(copies)[None], groups, n_resamples=40_000)
+        exact = stats.binomtest(passed, 12).proportion_ci()
+        assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=0.01)
+    (turned,) = metrics.bounded(-values[None], span=(-1, 0), n_resamples=40_000)
+    assert (turned.low, turned.high) == pytest.approx((-exact.high, -exact.low), abs=0.01)
+
+
 def test_percentiles_of_means_would_cover_too_little():
     rng = np.random.default_rng(0)
     samples = rng.gamma(2.0, 0.5, (2000, 6))

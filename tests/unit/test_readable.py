@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from labcode import readable, sealed
+from labcode import metrics, readable, sealed
 from labcode.errors import EvidenceError, MetricError
 from labcode.latents import Codes, repeated
 from labcode.sae import Activations, shipped
@@ -264,7 +264,8 @@ def test_a_direction_stands_in_for_a_latent(tokens, text):
 def test_the_share_that_passes_has_an_interval_too():
     scores = drawn_scores(40, 30, 2, 0.5)
     perfect = readable.Scores(scores.true, scores.true, scores.true)
-    assert readable.interval(perfect, passing=True).low == 1
+    all_pass = readable.interval(perfect, passing=True)
+    assert (all_pass.low, all_pass.high) == pytest.approx((metrics.share(30, 30).low, 1))
     share = readable.interval(scores, passing=True)
     assert share.mean == pytest.approx(float((scores.f1 >= readable.PASS).float().mean()))
 
