@@ -90,3 +90,11 @@ def test_a_first_figure_compiles_no_grammar_of_web_addresses():
     found = "import sys; from labcode import plots; import plotly.io._renderers; print('lark' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True)
     assert told.stdout == "False\n"
+
+
+def test_no_series_has_a_colour_close_to_that_of_a_position_beside_it():
+    for name, close in plots.CLOSE.items():
+        assert close in plots.SERIES
+        assert plots._colours([name, "wire"])[0] == plots.POSITION_COLOURS[name]
+        assert close not in plots._colours([name, *"abcde"])
+    assert plots._colours([*"abcdef"]) == [*plots.SERIES]
