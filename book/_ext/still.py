@@ -340,18 +340,23 @@ def _seen(trace: dict[str, Any], x: Axis, y: Axis) -> list[tuple[float, float, i
 def _labels(traces: list[dict[str, Any]], x: Axis, y: Axis) -> Iterator[str]:
     """The names of points, each above its point or where there is room around it; one without room is in its title."""
     left, right = sorted((x.first, x.last))
-    taken: list[tuple[float, float, float]] = []  # middle, baseline and width of each label
-    for trace in traces:
-        names = trace.get("text") if "text" in str(trace.get("mode")) else None
-        for a, b, i in _seen(trace, x, y) if names else ():
-            text = _plain(names[i])
-            w = len(text) * LETTER
-            for dx, dy in ((0, -8), (w / 2 + 7, 5), (-w / 2 - 7, 5), (0, 18)):
-                at, line = min(max(a + dx, left + w / 2), right - w / 2), b + dy
-                if text and all(abs(line - d) >= LINE - 3 or abs(at - c) >= (w + v) / 2 for c, d, v in taken):
-                    taken.append((at, line, w))
-                    yield f'<text text-anchor="middle" x="{_n(at)}" y="{_n(line)}">{_safe(text)}</text>'
-                    break
+    named = [trace for trace in traces if "text" in str(trace.get("mode")) and trace.get("text")]
+    points = [(a, b, _plain(trace["text"][i])) for trace in named for a, b, i in _seen(trace, x, y)]
+    taken: list[tuple[float, float, float]] = []  # middle, baseline and width of each name
+
+    def free(at: float, line: float, w: float, marks: bool) -> bool:
+        if marks and any(b - 6 < line < b + 13 and abs(at - a) < w / 2 + 4 for a, b, _ in points):
+            return False
+        return all(abs(line - d) >= LINE - 3 or abs(at - c) >= (w + v) / 2 for c, d, v in taken)
+
+    for a, b, text in points:
+        w = len(text) * LETTER
+        around = [(a, b - 8), (a + w / 2 + 7, b + 5), (a - w / 2 - 7, b + 5), (a, b + 18)]
+        places = [(min(max(at, left + w / 2), right - w / 2), line, w) for at, line in around if text]
+        place = next((one for marks in (True, False) for one in places if free(*one, marks)), None)
+        if place:  # off the marks too, if it can be
+            taken.append(place)
+            yield f'<text text-anchor="middle" x="{_n(place[0])}" y="{_n(place[1])}">{_safe(text)}</text>'
 
 
 def _traced(trace: dict[str, Any], x: Axis, y: Axis) -> Iterator[str]:

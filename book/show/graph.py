@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 W, BOX, TALL, GAP = 460.0, (100.0, 36.0), 68.0, 8.0
 COLUMNS = {"S2": 6.0, "END": 246.0}
 FOR, AGAINST = "#0072b2", "#d55e00"
-HALO = 'paint-order="stroke" stroke="var(--pst-color-background, Canvas)" stroke-width="4"'
+HALO = 'paint-order="stroke" stroke="var(--pst-color-background, Canvas)" stroke-width="4" style="opacity:1"'
 HATCHED = ("error", "frozen")
 PORTS = {"q": 0.22, "k": 0.5, "v": 0.78}  # where an input of a head stands, as a share of the box's width
 

@@ -133,7 +133,7 @@ def test_no_name_of_a_point_lies_on_another():
     fig = plots.scatter(near, near, labels, groups=list("ababa"), alt="Five.", x_title="v", y_title="w")
     for width in (still.WIDE, still.NARROW):
         named = [node for node in picture(fig, width).iter(TEXT) if node.text in labels]
-        assert {"19.2", "19.4", "5.6"} <= {node.text for node in named}
+        assert len(named) >= 4, "one without room is left out"
         for one, other in itertools.combinations(named, 2):
             across, down = (abs(float(one.get(key)) - float(other.get(key))) for key in "xy")
             assert across >= 4 * still.LETTER or down >= 12, (one.text, other.text)
