@@ -139,13 +139,13 @@ def test_no_name_of_a_point_lies_on_another():
             assert across >= 4 * still.LETTER or down >= 12, (one.text, other.text)
 
 
-@pytest.mark.parametrize("title", ["share of firings covered (mean)", "attention", "a title that is " + "long " * 12])
+@pytest.mark.parametrize("length", range(10, 130, 3))
 @pytest.mark.parametrize("width", [still.WIDE, still.NARROW])
-def test_the_title_of_an_axis_lies_below_its_ticks(title, width):
-    fig = plots.points(
-        ["strongest tenth", "weaker half"], {"s": [interval(0.1), interval(0.9)]}, alt="Two.", value_title=title
-    )
+def test_the_title_of_an_axis_lies_below_its_ticks(length, width):
+    title = ("of it " * 30)[:length]
+    rows = ["strongest tenth", "weaker half"]
+    fig = plots.points(rows, {"s": [interval(0.1), interval(0.9)]}, alt="Two.", value_title=title)
     texts = [node for node in picture(fig, width).iter(TEXT) if node.get("y")]
     titles = [float(node.get("y")) for node in texts if node.get("class") == "lab-axis-title"]
-    ticks = [float(node.get("y")) for node in texts if re.fullmatch(r"[\d.]+", node.text)]
+    ticks = [float(node.get("y")) for node in texts if re.fullmatch(r"[−\d.]+", node.text)]
     assert min(titles) - max(ticks) >= 13
