@@ -26,6 +26,13 @@ SEQUENTIAL = [[0, _CLEAR], [1, _BLUE]]
 POSITION_COLOURS = {"IO": "#009E73", "S1": "#E69F00", "S2": "#CC79A7", "END": "#56B4E9"}
 # Lines and groups that are no effects: the lighter half of Paul Tol's "muted" scheme, apart from all colours above.
 SERIES = ("#44AA99", "#CC6677", "#999933", "#AA4499", "#DDCC77", "#88CCEE")
+# Those that stand apart from a position's colour, also for the colour-blind.
+APART = {
+    "IO": ("#999933", "#AA4499", "#DDCC77", "#88CCEE"),
+    "S1": ("#44AA99", "#AA4499", "#DDCC77", "#88CCEE"),
+    "S2": ("#999933", "#DDCC77", "#88CCEE"),
+    "END": ("#CC6677", "#999933", "#AA4499", "#DDCC77"),
+}
 
 
 def bars(
@@ -380,7 +387,8 @@ def _text(label: str) -> str:
 
 def _colours(names: Mapping[str, Any]) -> list[str]:
     # A named position keeps its colour through the whole book.
-    free = iter(SERIES)
+    near = [name for name in names if name in APART]
+    free = iter(sorted(SERIES, key=lambda colour: sum(colour not in APART[name] for name in near)))
     if len(set(names) - set(POSITION_COLOURS)) > len(SERIES):
         raise ReportError(f"{len(names)} series, and {len(SERIES)} colours that can be told apart: draw fewer")
     return [POSITION_COLOURS[name] if name in POSITION_COLOURS else next(free) for name in names]

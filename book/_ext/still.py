@@ -110,7 +110,7 @@ def _drawn(data: list[dict[str, Any]], layout: dict[str, Any], width: int) -> st
         x.first += max(0.0, 0.72 * LETTER * len(text) - x.at(value))
     longest = max((len(text) for _, text in x.ticks), default=1)
     bottom = (10 + 0.72 * LETTER * longest if tilt else 20) + (
-        22 * len(_lines(x.title, width - left)) if x.title else 0
+        22 * len(_lines(x.title, x.last - x.first)) if x.title else 0
     )
     y.first, y.last = (top, height - bottom) if _falls(layout, "y") else (height - bottom, top)
     if _falls(layout, "x"):
@@ -334,14 +334,42 @@ def _marks(plot: Plot, x: Axis, y: Axis) -> Iterator[str]:
         yield f'<path fill="none" stroke-width="1.6" {look} d="M{_n(a)} {_n(b)}L{_n(c)} {_n(d)}{cap}"/>'
     for trace in plot.traces:
         yield from _traced(trace, x, y)
+    yield from _labels(plot.traces, x, y)
 
 
-def _traced(trace: dict[str, Any], x: Axis, y: Axis) -> Iterator[str]:
-    points = [
+def _seen(trace: dict[str, Any], x: Axis, y: Axis) -> list[tuple[float, float, int]]:
+    """The points of a trace that can be drawn, in pixels, each with its number."""
+    return [
         (x.at(a), y.at(b), i)
         for i, (a, b) in enumerate(zip(trace["x"], trace["y"], strict=True))
         if a is not None and b is not None and math.isfinite(a) and math.isfinite(b)
     ]
+
+
+def _labels(traces: list[dict[str, Any]], x: Axis, y: Axis) -> Iterator[str]:
+    """The names of points, each above its point or where there is room around it; one without room is in its title."""
+    left, right = sorted((x.first, x.last))
+    named = [trace for trace in traces if "text" in str(trace.get("mode")) and trace.get("text")]
+    points = [(a, b, _plain(trace["text"][i])) for trace in named for a, b, i in _seen(trace, x, y)]
+    taken: list[tuple[float, float, float]] = []  # middle, baseline and width of each name
+
+    def free(at: float, line: float, w: float, marks: bool) -> bool:
+        if marks and any(b - 6 < line < b + 13 and abs(at - a) < w / 2 + 4 for a, b, _ in points):
+            return False
+        return all(abs(line - d) >= LINE - 3 or abs(at - c) >= (w + v) / 2 for c, d, v in taken)
+
+    for a, b, text in points:
+        w = len(text) * LETTER
+        around = [(a, b - 8), (a + w / 2 + 7, b + 5), (a - w / 2 - 7, b + 5), (a, b + 18)]
+        places = [(min(max(at, left + w / 2), right - w / 2), line, w) for at, line in around if text]
+        place = next((one for marks in (True, False) for one in places if free(*one, marks)), None)
+        if place:  # off the marks too, if it can be
+            taken.append(place)
+            yield f'<text text-anchor="middle" x="{_n(place[0])}" y="{_n(place[1])}">{_safe(text)}</text>'
+
+
+def _traced(trace: dict[str, Any], x: Axis, y: Axis) -> Iterator[str]:
+    points = _seen(trace, x, y)
     mode, line = str(trace.get("mode", "lines")), trace.get("line", {})
     path = "M" + "L".join(f"{_n(a)} {_n(b)}" for a, b, _ in points)
     if trace.get("fill") == "toself":
@@ -360,12 +388,6 @@ def _traced(trace: dict[str, Any], x: Axis, y: Axis) -> Iterator[str]:
         fill = colour[i] if isinstance(colour, list) else colour
         title = _title(hover[i] if isinstance(hover, list) else "")
         yield f'<path fill="{_safe(fill)}" d="{_symbol(marker.get("symbol", 0), a, b, size)}">{title}</path>'
-    if "text" in mode and trace.get("text"):
-        for a, b, i in points:
-            if text := _plain(trace["text"][i]):
-                half = len(text) * LETTER / 2
-                a = min(max(a, min(x.first, x.last) + half), max(x.first, x.last) - half)
-                yield f'<text text-anchor="middle" x="{_n(a)}" y="{_n(b - 7)}">{_safe(text)}</text>'
 
 
 # Plotly's symbols by number, as corners for a radius of 1; a circle has none.

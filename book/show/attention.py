@@ -266,7 +266,8 @@ def _figure(look: Look, tokens: Sequence[Token], names: tuple[str, str], largest
     place = look.place
     says = f"from {place}, {_shares(look, tokens, NAMED)}"
     full = f"Head {look.title} looks from {tokens[len(look.share) - 1].words}: {_shares(look, tokens, len(tokens))}"
-    right = len(look.share) > len(tokens) / 2
+    heaviest = int(look.share.argmax())  # what the arc lands on has to be in sight
+    right = min(heaviest, len(look.share) - 1) > len(tokens) / 2
     return (
         f'<figure class="lab-attention"><figcaption><b class="lab-head">{look.title}</b> {html.escape(says)}'
         f"</figcaption>{_scroll(_sentence(look, tokens, full), f'{look.title} from {place}', right)}"
@@ -477,7 +478,7 @@ def _together(titles: Sequence[str], figures: Sequence[str], note: str, kind: st
 
 
 def _scroll(svg: str, label: str, right: bool = False) -> str:
-    """A box that scrolls by itself where the page is too narrow, and begins at its right end where the head looks."""
+    """A box that scrolls by itself where the page is too narrow, and begins at its right if the main arc lies there."""
     side = " lab-from-right" if right else ""
     return (
         f'<div class="lab-wide{side}" style="overflow-x:auto" tabindex="0" role="group" '

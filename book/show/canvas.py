@@ -169,8 +169,12 @@ def _rows(known: Known, chapter: int) -> tuple[dict[Row, list[Box]], str]:
 
 def _broad(known: Known, chapter: int) -> Scene:
     """The sentence in one line at the bottom, the circuit above it, from left to right and upwards to the answer."""
-    scene = Scene(760, 12.5)
-    columns = {"S1+1": Rect(12, 0, 102, 0), "S2": Rect(138, 0, 146, 0), "END": Rect(364, 0, 386, 0)}
+    scene = Scene(776, 12.5)
+    columns = {
+        "S1+1": Rect(12, 0, 102, 0),
+        "S2": Rect(138, 0, 146, 0),
+        "END": Rect(380, 0, 386, 0),
+    }  # arrows and labels between
     rows, missing = _rows(known, chapter)
     by_key = {box.key: box for row in rows.values() for box in row}
     arrows = [one for one in wires(known, chapter) if one.sender in by_key]
@@ -195,12 +199,12 @@ def _broad(known: Known, chapter: int) -> Scene:
     roof = y - 64 - writers
     for box in rows["writers"]:
         scene.places[box.key] = scene.places[box.key]._replace(y=roof, h=writers)
-    top = min(roof - 24, top - (66 if missing else 34), -200.0)
+    top = min(roof - 46, top - (66 if missing else 34), -200.0)
     answer = 44 if known.lead is not None else 30
     shift = answer + 10 + 40 - top
     scene.places = {key: place._replace(y=place.y + shift) for key, place in scene.places.items()}
     bottom = shift - 6
-    frame = Rect(4, top + shift, 752, bottom - top - shift)
+    frame = Rect(4, top + shift, 768, bottom - top - shift)
     scene.places["logits"] = Rect(columns["END"].cx - 110, 8, 220, answer)
     _answer(scene, known)
     _frame(scene, frame, known, closed=chapter == 1)
@@ -245,9 +249,9 @@ def _tall(known: Known, chapter: int) -> Scene:
     rows, missing = _rows(known, chapter)
     by_key = {box.key: box for row in rows.values() for box in row}
     arrows = [one for one in wires(known, chapter) if one.sender in by_key]
-    passing_by = any(by_key[one.sender].row == "S2" and one.receiver in by_key
-                     and by_key[one.receiver].row == "writers" for one in arrows)  # fmt: skip
-    lanes = 22 if passing_by else 0
+    passing_by = sum(by_key[one.sender].row == "S2" and _row(by_key, one.receiver) in ("END", "writers")
+                     for one in arrows)  # fmt: skip
+    lanes = 7 * passing_by + 4 if passing_by else 0
     y = 0.0
     for row in ("S1+1", "S2", "END", "writers"):
         column = Rect(6 + (lanes if row == "END" else 0), 0, 328 - (lanes if row == "END" else 0), 0)
@@ -266,18 +270,20 @@ def _tall(known: Known, chapter: int) -> Scene:
         if row == "writers":
             y += 34 if chapter > BOXES["at END"][1] else 8
         else:
-            y += 22 if told else 8  # the labels of arrows stand above the boxes
+            y += 28 if told else 8  # the labels of arrows stand above the boxes
         h = _side_by_side(scene, rows[row], known, column, wide)
         for box in rows[row]:
             scene.places[box.key] = scene.places[box.key]._replace(y=y, h=h)
-        y += h + (0 if row == "writers" else 34 if arrows and chapter >= BOXES["at S2"][1] else 14)
+        y += h + (
+            0 if row == "writers" else max(34, 16 + 5 * passing_by) if arrows and chapter >= BOXES["at S2"][1] else 14
+        )
     if chapter == 1:
         frame = Rect(6, y + 24, 328, 90)
         _frame(scene, frame, known, closed=True)
         scene.back += [_path([(170, y - 4), (170, frame.y)], 2, 0.8)]
         scene.back += [_path([(170, frame.bottom), (170, frame.bottom + 40)], 2, 0.8)]
         y = frame.bottom - 6
-    scene.places["logits"] = Rect(50, y + 46, 240, 44 if known.lead is not None else 30)
+    scene.places["logits"] = Rect(50, y + 60, 240, 44 if known.lead is not None else 30)
     _answer(scene, known)
     for box in by_key.values():
         _family(scene, box)
@@ -407,7 +413,7 @@ def _segment(scene: Scene, known: Known, row: Row, x: float, y: float) -> float:
     start = max([at + 1 for at in ends if at < stop], default=0)
     lines: list[list[tuple[str, str]]] = [[]]
     for word in known.words[start : stop + 1]:
-        if lines[-1] and sum(_wide(text, 15) + 10 for text, _ in [*lines[-1], word]) > 330 - x:
+        if lines[-1] and sum(_wide(text, 15) + 10 for text, _ in [*lines[-1], word]) > 320 - x:
             lines.append([])
         lines[-1].append(word)
     for line in lines:
@@ -544,11 +550,13 @@ def _row(by_key: Mapping[str, Box], key: str) -> Row:
 def _past(scene: Scene, by_key: Mapping[str, Box], arrows: Sequence[Wire], rows: Sequence[Row]) -> list[Wire]:
     """The arrows from S2 that need a lane of their own to one of these rows, those that go furthest first."""
     crossing = [one for one in arrows if _row(by_key, one.sender) == "S2" and _row(by_key, one.receiver) in rows]
-    return sorted(crossing, key=lambda one: (*_corner(scene, one.receiver), scene.places[one.sender].y))
+    upwards = scene.width > 500
 
+    def order(one: Wire) -> tuple[float, ...]:
+        a, b = scene.places[one.sender], scene.places[one.receiver]
+        return b.y if upwards else -b.y, b.x, a.y, a.x
 
-def _corner(scene: Scene, key: str) -> Point:
-    return scene.places[key].y, scene.places[key].x
+    return sorted(crossing, key=order)
 
 
 def _rise(start: Point, end: Point, label: Point, anchor: str = "start") -> Route:
@@ -575,7 +583,7 @@ def _route_broad(scene: Scene, by_key: Mapping[str, Box], arrows: Sequence[Wire]
         lane = a.right + 7 + min(9.0, 30 / len(lanes)) * at  # the labels stand between them and the boxes
         out = a.cy + _spread(scene, arrows, one, "sender", 10, a.h - 16)
         if b.x == min(scene.places[key].x for key, box in by_key.items() if box.row == there):  # nothing is in the way
-            into = b.cy + min(16.0, (b.h - 14) / len(same)) * (nth - (len(same) - 1) / 2)
+            into = b.cy + min(20.0, (b.h - 14) / len(same)) * (nth - (len(same) - 1) / 2)
             return Route([(a.right, out), (lane, out), (lane, into), (b.x, into)], False, (b.x - 11, into - 5), "end")
         x, channel = b.x + 14 + 12 * nth, b.bottom + 18 + 5 * at
         points = [(a.right, out), (lane, out), (lane, channel), (x, channel), (x, b.bottom)]
@@ -589,7 +597,7 @@ def _route_broad(scene: Scene, by_key: Mapping[str, Box], arrows: Sequence[Wire]
         if there == "logits":
             return _rise((out, a.y), (into, b.bottom), *_beside(one, out, into, a.y - 6))
         return _rise((out, a.y), (into, b.bottom), (into + 8, b.bottom + 17))
-    return _over(a, b, -22)
+    return _over(a, b, -34)
 
 
 def _route_tall(scene: Scene, by_key: Mapping[str, Box], arrows: Sequence[Wire], one: Wire) -> Route:
@@ -599,24 +607,34 @@ def _route_tall(scene: Scene, by_key: Mapping[str, Box], arrows: Sequence[Wire],
     out = a.cx + _spread(scene, arrows, one, "sender", 20, a.w - 16)
     apart = 26 if _row(by_key, one.receiver) in ("writers", "logits") else 60
     into = b.cx + _spread(scene, arrows, one, "receiver", apart, b.w - 16)
-    lanes = _past(scene, by_key, arrows, ("writers",))
-    if one in lanes:
+    lanes = _past(scene, by_key, arrows, ("END", "writers"))
+    if one in lanes:  # at the left of the sentence
+        there = _row(by_key, one.receiver)
         at, nth = lanes.index(one), [other for other in lanes if other.receiver == one.receiver].index(one)
-        lane, below, above, x = (
-            5 + 7 * at,
-            a.bottom + 10 + 5 * at,
-            b.y - 14 - 6 * (len(lanes) - at),
-            b.x + 10 + 18 * nth,
-        )
+        turn = [other for other in lanes if _row(by_key, other.receiver) == there].index(one)
+        lane, below, above = 5 + 7 * at, a.bottom + 10 + 5 * at, b.y - 18 - 6 * turn
+        x = b.x + 10 + (60 if there == "END" else 18) * nth
         points = [(out, a.bottom), (out, below), (lane, below), (lane, above), (x, above), (x, b.y)]
         return Route(points, False, (x + 6, b.y - 5), "start")
+    if _row(by_key, one.sender) == "S1+1" and _row(by_key, one.receiver) == "S2":  # at its right
+        beside = sorted(
+            (other for other in arrows if other.sender == one.sender), key=lambda o: scene.places[o.receiver].x
+        )
+        at = beside.index(one)
+        lane, above, leaves = 334 - 6 * at, b.y - 18 - 5 * (len(beside) - 1 - at), a.cy - 6 * at
+        return Route(
+            [(a.right, leaves), (lane, leaves), (lane, above), (into, above), (into, b.y)],
+            False,
+            (into + 7, b.y - 5),
+            "start",
+        )
     if b.y > a.bottom:
         if one.receiver == "logits":
             return _rise((out, a.bottom), (into, b.y), *_beside(one, out, into, a.bottom + 13))
-        beside = sum(other.receiver == one.receiver for other in lanes)  # the lanes end at the left
-        into = max(into, b.x + 14 + 18 * beside) if beside else into
+        ended = sum(other.receiver == one.receiver for other in lanes)  # the lanes end at the left
+        into = max(into, b.x + 14 + 18 * ended) if ended else into
         return _rise((out, a.bottom), (into, b.y), (into + 7, b.y - 5))
-    return _over(a, b, 22)
+    return _over(a, b, 34)
 
 
 def _over(a: Rect, b: Rect, by: float) -> Route:

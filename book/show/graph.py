@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 W, BOX, TALL, GAP = 460.0, (100.0, 36.0), 68.0, 8.0
 COLUMNS = {"S2": 6.0, "END": 246.0}
 FOR, AGAINST = "#0072b2", "#d55e00"
+HALO = 'paint-order="stroke" stroke="var(--pst-color-background, Canvas)" stroke-width="4" style="opacity:1"'
 HATCHED = ("error", "frozen")
 PORTS = {"q": 0.22, "k": 0.5, "v": 0.78}  # where an input of a head stands, as a share of the box's width
 
@@ -50,16 +51,16 @@ def draw(
     places, height, levels = _places(nodes)
     top = max(abs(value) for value in values.values())
     back = "".join(_edge(edge, values[edge], top, places, number) for edge in reversed(edges))
-    front = "".join(_node(node, places[node], number[node], values, names or {}) for node in nodes)
+    front = "".join(
+        f'<text x="{W - 2:g}" y="{y - 3:.0f}" class="lab-graph-layer" {HALO}>{html.escape(words)}</text>'
+        for words, y in levels
+    )  # in front of the edges
+    front += "".join(_node(node, places[node], number[node], values, names or {}) for node in nodes)
     heads = "".join(
         f'<text x="{x + 105:g}" y="{height - 4:.0f}" class="lab-graph-place">{name}</text>'
         for name, x in COLUMNS.items()
     )
-    rules = "".join(
-        f'<path class="lab-graph-rule" d="M0 {y:.0f}H{W:g}"/><text x="{W - 2:g}" y="{y - 3:.0f}" '
-        f'class="lab-graph-layer">{html.escape(words)}</text>'
-        for words, y in levels
-    )
+    rules = "".join(f'<path class="lab-graph-rule" d="M0 {y:.0f}H{W:g}"/>' for _, y in levels)
     says = (
         f"Attribution graph of {len(nodes)} nodes and {len(edges)} edges, layers upwards, two columns: S2 and END. "
         "Each node is a button that tells its edges; the table below has them all."
@@ -151,9 +152,16 @@ def _node(
         f'<g class="lab-graph-node {html.escape(node.kind)}" role="img" '
         f'data-node="{number}" aria-label="{html.escape(says, quote=True)}"><rect x="{x:.0f}" y="{y:.0f}" '
         f'width="{w:g}" height="{h:g}" rx="{16 if node.kind in ("head", "answer") else 5}"/>{hatch}'
-        f'<text x="{x + w / 2:.0f}" y="{y + 15:.0f}">{html.escape(node.title)} </text>'
-        f'<text class="lab-graph-second" x="{x + w / 2:.0f}" y="{y + 29:.0f}">{html.escape(second)} </text>{ports}</g>'
+        f'<text x="{x + w / 2:.0f}" y="{y + 15:.0f}"{_fitting(node.title, 13)}>{html.escape(node.title)} </text>'
+        f'<text class="lab-graph-second" x="{x + w / 2:.0f}" y="{y + 29:.0f}"{_fitting(second, 11)}>'
+        f"{html.escape(second)} </text>{ports}</g>"
     )
+
+
+def _fitting(text: str, size: float) -> str:
+    """Smaller letters for a text that would leave its box, as an attribute."""
+    room = (BOX[0] - 10) / (0.64 * max(len(text), 1))
+    return f' style="font-size:{room:.1f}px"' if room < size else ""
 
 
 def _second(node: Node) -> str:

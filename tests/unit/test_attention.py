@@ -262,6 +262,15 @@ def test_drawings_stay_in_their_frame(tiny, pop):
                     assert top <= float(text.get("y")) <= top + height
 
 
+def test_a_view_begins_at_its_right_only_if_the_main_arc_lands_there(tiny, pop):
+    look, tokens = attention.looks(tiny, pop, HEADS)[0], attention.sentence(pop)
+    for at in range(len(tokens)):
+        share = torch.zeros(len(look.share))
+        share[min(at, len(share) - 1)] = 1.0
+        page = attention._figure(replace(look, share=share), tokens, ("Mary", "John"), 1.0)
+        assert ("lab-from-right" in page) is (min(at, len(share) - 1) > len(tokens) / 2)
+
+
 def test_one_head_is_a_small_figure(smollm2):
     pop = prompts.canonical(smollm2)
     assert len(attention.arcs(smollm2, pop, [(23, 3)])) < 6000

@@ -69,3 +69,16 @@ def test_the_table_has_every_edge_and_no_edges_is_a_sentence():
     assert page.count("<tr>") >= 5
     assert "−0.25" in page  # the mean of the error's edge
     assert graph.draw(FOUND, []).startswith("<p>No edges")
+
+
+def test_no_text_leaves_its_box():
+    for title in ("IO", "earlier heads", "earlier MLPs", "other words", "a title that is long"):
+        made = ET.fromstring(graph._node(Node("frozen", title, "S2", 1.0), (0.0, 0.0), 0, {}, {}))
+        text = next(node for node in made.iter("text") if node.text.strip() == title)
+        size = float(re.sub(r"[^\d.]", "", text.get("style") or "13"))
+        assert 0.62 * size * len(title) < graph.BOX[0] - 8
+
+
+def test_edges_pass_behind_the_names_of_layers():
+    page = graph.draw(FOUND, FOUND.strongest(9))
+    assert "data-from" not in page[page.index("lab-graph-layer") :]

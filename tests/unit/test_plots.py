@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -90,3 +91,31 @@ def test_a_first_figure_compiles_no_grammar_of_web_addresses():
     found = "import sys; from labcode import plots; import plotly.io._renderers; print('lark' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True)
     assert told.stdout == "False\n"
+
+
+# What the eye makes of linear red, green and blue: all of it, and without one kind of cone (Machado et al. 2009).
+EYES = (
+    [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+)
+
+
+def lab(colour, eye):
+    """A colour in CIELAB, as an eye sees it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    parts = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
+    r, g, b = (min(max(sum(w * v for w, v in zip(row, parts, strict=True)), 0), 1) for row in eye)
+    xyz = (0.4339 * r + 0.3762 * g + 0.1899 * b, 0.2126 * r + 0.7152 * g + 0.0722 * b,
+           0.0177 * r + 0.1095 * g + 0.8730 * b)  # fmt: skip
+    x, y, z = (t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116 for t in xyz)
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+
+def test_a_series_beside_a_position_has_a_colour_apart_from_it_for_every_eye():
+    for names in (["IO"], ["S1"], ["S2"], ["END"], ["IO", "S1"], ["S1", "S2"], list(plots.POSITION_COLOURS)):
+        *known, other = plots._colours([*names, "wire"])
+        for colour in known:
+            assert min(math.dist(lab(colour, eye), lab(other, eye)) for eye in EYES) > 20, (names, other)
+    assert plots._colours([*"abcdef"]) == [*plots.SERIES]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from xml.etree import ElementTree
@@ -137,3 +138,27 @@ def test_a_figure_that_is_more_than_we_draw_is_told_in_words():
     assert '<p class="lab-alt">A &lt;pie&gt;.</p>' in figures.element(figure)
     with pytest.raises(still.Unknown):
         still.both(json.loads(go.Figure(go.Scatter(x=["2020-01-01"], y=[1])).to_json()))
+
+
+def test_no_name_of_a_point_lies_on_another():
+    near = [0.90, 0.905, 0.91, 0.90, 0.2]
+    labels = ["19.2", "19.4", "16.0", "11.1", "5.6"]
+    fig = plots.scatter(near, near, labels, groups=list("ababa"), alt="Five.", x_title="v", y_title="w")
+    for width in (still.WIDE, still.NARROW):
+        named = [node for node in picture(fig, width).iter(TEXT) if node.text in labels]
+        assert len(named) >= 4, "one without room is left out"
+        for one, other in itertools.combinations(named, 2):
+            across, down = (abs(float(one.get(key)) - float(other.get(key))) for key in "xy")
+            assert across >= 4 * still.LETTER or down >= 12, (one.text, other.text)
+
+
+@pytest.mark.parametrize("length", range(10, 130, 3))
+@pytest.mark.parametrize("width", [still.WIDE, still.NARROW])
+def test_the_title_of_an_axis_lies_below_its_ticks(length, width):
+    title = ("of it " * 30)[:length]
+    rows = ["strongest tenth", "weaker half"]
+    fig = plots.points(rows, {"s": [interval(0.1), interval(0.9)]}, alt="Two.", value_title=title)
+    texts = [node for node in picture(fig, width).iter(TEXT) if node.get("y")]
+    titles = [float(node.get("y")) for node in texts if node.get("class") == "lab-axis-title"]
+    ticks = [float(node.get("y")) for node in texts if re.fullmatch(r"[−\d.]+", node.text)]
+    assert min(titles) - max(ticks) >= 13
