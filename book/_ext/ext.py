@@ -91,8 +91,9 @@ def copy_assets(app: Sphinx) -> None:
 
 def typeset(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Numbers in sentences: minus signs and powers of ten as they are printed; what belongs together isn't parted."""
+    code = nodes.literal, nodes.literal_block, nodes.raw, nodes.math
     for text in list(doctree.findall(nodes.Text)):
-        if not isinstance(text.parent, nodes.literal | nodes.literal_block | nodes.raw | nodes.math):
+        if PER_CENT.search(text) and not isinstance(text.parent, code):
             text.parent.replace(text, nodes.Text(PER_CENT.sub("\u00a0%", text)))
     for pasted in doctree.findall(nodes.inline):
         if "pasted-text" not in pasted["classes"]:
