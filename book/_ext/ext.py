@@ -105,6 +105,16 @@ def typeset(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             pasted["classes"].append("lab-whole")
 
 
+def print_as_html(app: Sphinx, config: object) -> None:
+    """Let the one page that is printed write all nodes as the site's pages do.
+
+    Sphinx takes what is registered for a builder's own name *instead* of what is for HTML: an extension that names
+    `singlehtml` takes from it every node of all others.
+    """
+    registered = app.registry.translation_handlers
+    registered["singlehtml"] = registered["html"] | registered.get("singlehtml", {})
+
+
 def visit_fold(translator: Any, node: nodes.Element) -> None:
     """Begin a cell or an output that is folded: as MyST-NB does, without a name that hides the words shown."""
     classes = " ".join(["admonition", "hide", *node["classes"]])
@@ -180,6 +190,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         app.add_css_file(f"{name}.css")
     for part in PARTS:
         part.setup(app)
+    app.connect("config-inited", print_as_html)
     app.connect("builder-inited", copy_assets)
     app.connect("doctree-resolved", typeset)
     app.add_node(HideCodeCellNode, override=True, html=(visit_fold, depart_HideCellInput))

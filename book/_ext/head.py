@@ -74,8 +74,10 @@ def root(app: Sphinx, error: Exception | None) -> None:
         before, head, after = (out / f"{first}.html").read_text(encoding="utf8").partition("<head>")
         if not head:
             raise ExtensionError(f"{first}.html has no <head>: the theme has changed, look at it anew")
-        # Its links are those of a page one folder down; this makes them lead to the same places from here.
-        (out / "index.html").write_text(f'{before}{head}<base href="{first}.html"/>{after}', encoding="utf8")
+        # Its links are those of a page one folder down; this makes them lead to the same places from here. Those of the
+        # one page that is printed lead there as they are, wherever Sphinx writes it.
+        base = "" if app.builder.name == "singlehtml" else f'<base href="{first}.html"/>'
+        (out / "index.html").write_text(f"{before}{head}{base}{after}", encoding="utf8")
     if base := app.config.html_baseurl:
         start = (out / f"{first}.html").read_text(encoding="utf8")
         about = re.split(r"(?<=[?.]) ", pages.collected(app.env, "descriptions").get(first, ""))[0]

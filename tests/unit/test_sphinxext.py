@@ -307,6 +307,10 @@ def test_a_book_without_pages_inside_pages_has_nothing_to_fold(tmp_path):
 def test_the_first_page_stands_at_the_root_or_it_is_said_why_not(tmp_path):
     head.root(site_of(tmp_path, index="<html><head><title>"), None)
     assert (tmp_path / "index.html").read_text() == '<html><head><base href="book/index.html"/><title>'
+    printed = site_of(tmp_path, index="<html><head><title>")
+    printed.builder.name = "singlehtml"
+    head.root(printed, None)
+    assert (tmp_path / "index.html").read_text() == "<html><head><title>", "its links count from the root"
     with pytest.raises(ExtensionError, match="has no <head>: the theme has changed"):
         head.root(site_of(tmp_path, index='<html><head lang="en"><title>'), None)
 

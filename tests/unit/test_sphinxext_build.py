@@ -79,9 +79,15 @@ def environment(**variables: str) -> dict[str, str]:
     return {**kept, **variables, "NO_COLOR": "1"}
 
 
-def build(folder: Path, **variables: str) -> tuple[int, str]:
+def build(folder: Path, *options: str, **variables: str) -> tuple[int, str]:
     done = subprocess.run(
-        BUILD, cwd=folder, env=environment(**variables), capture_output=True, text=True, timeout=120, check=False
+        [*BUILD, *options],
+        cwd=folder,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     return done.returncode, done.stdout + done.stderr
 
@@ -240,6 +246,19 @@ def test_every_failing_chapter_is_reported_and_the_others_are_kept(tmp_path):
         page.write_text(page.read_text().replace(chapters[name], "x = 2"))
     status, output = build(folder)
     assert (status, ran(output)) == (0, ["a", "c", "d"])
+
+
+def test_the_page_that_is_printed_has_what_the_site_has(tmp_path):
+    """Links in cards, folded cells, exercises: each is a node of another extension."""
+    index = "# Start\n\n::::{grid} 2\n:::{grid-item-card} Go on\n:link: two\n:link-type: doc\nWords.\n:::\n::::\n"
+    two = "# Two\n\n```{exercise}\n:label: one\nAdd.\n```\n\n"
+    two += "```{code-cell} python3\n:tags: [hide-cell]\nprint(1 + 1)\n```\n"
+    folder = book(tmp_path, index=index, two=two)
+    code, output = build(folder, "--builder", "singlehtml")
+    assert code == 0, output
+    page = (folder / "_build" / "singlehtml" / "index.html").read_text()
+    for part in ('class="sd-card', "Words.", 'class="exercise', '<details class="admonition hide'):
+        assert part in page
 
 
 def test_an_interrupted_build_leaves_no_kernel_behind(tmp_path):
