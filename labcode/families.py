@@ -444,8 +444,8 @@ class Discovery:
         """
         texts = []
         for one in _family(name).criteria:
-            found = self.evidence[one.measure]
-            if not found.counts(one.sign)[head]:
+            if not passing(self.evidence, one)[head]:
+                found = self.evidence[one.measure]
                 enough = one.sign * float(found.mean[head]) >= found.least
                 texts.append(one.text + (", by the screen over all heads" if enough else ""))
         return texts

@@ -266,8 +266,7 @@ def _figure(look: Look, tokens: Sequence[Token], names: tuple[str, str], largest
     place = look.place
     says = f"from {place}, {_shares(look, tokens, NAMED)}"
     full = f"Head {look.title} looks from {tokens[len(look.share) - 1].words}: {_shares(look, tokens, len(tokens))}"
-    heaviest = int(look.share.argmax())  # what the arc lands on has to be in sight
-    right = min(heaviest, len(look.share) - 1) > len(tokens) / 2
+    right = int(look.share.argmax()) > len(tokens) / 2  # what the main arc lands on has to be in sight
     return (
         f'<figure class="lab-attention"><figcaption><b class="lab-head">{look.title}</b> {html.escape(says)}'
         f"</figcaption>{_scroll(_sentence(look, tokens, full), f'{look.title} from {place}', right)}"
